@@ -1,0 +1,146 @@
+"""The tier spec: what a tier is to be on its host, as one file that unit, readiness and verification read.
+
+`/etc/llama-tiers/tiers/<tier>.json`, schema `llama-tiers/tier/1` (docs/schemas/tier.schema.json). Written by the
+role `tiers` from the plan, never by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+SCHEMA = "llama-tiers/tier/1"
+DIRECTORY = Path("/etc/llama-tiers/tiers")
+
+
+class TierSpecError(Exception):
+    """A tier spec that is absent, unreadable or of another schema."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model that the tier serves: catalogue name, file on the host, sha256 of the file."""
+
+    name: str
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The engine of the tier: full upstream commit, and the release (one build of it) on this host."""
+
+    commit: str
+    release: str
+
+
+@dataclass(frozen=True)
+class Device:
+    """One llama.cpp device of the placement, in device order.
+
+    `name` is llama.cpp's word (CUDA0, RPC1), `uuid` the physical card, `layers` the whole layers it holds (the output
+    layer counts as one), `weights_mib` what those weigh by the model's header, None when the header is not known.
+    """
+
+    name: str
+    uuid: str
+    gpu: str
+    layers: int
+    weights_mib: float | None
+    rpc_endpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How the model lies on the devices; the words are llama.cpp's (`llama-server --help`)."""
+
+    split_mode: str
+    tensor_split: tuple[int, ...]
+    n_gpu_layers: int
+    ctx_size: int
+    cache_type_k: str
+    cache_type_v: str
+    ubatch_size: int
+    flash_attn: str
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """What the tier has to reach. Tokens per second of one request, seconds from process start to ready."""
+
+    min_generation_tokens_per_second: float
+    max_load_s: float
+
+
+@dataclass(frozen=True)
+class TierSpec:
+    """Everything about one tier on one host. `argv` excludes nothing: it is the unit's whole command line."""
+
+    name: str
+    bind: str
+    port: int
+    key_file: str
+    model: Model
+    engine: Engine
+    placement: Placement
+    devices: tuple[Device, ...]
+    host_weights_mib: float | None
+    criteria: Criteria
+    argv: tuple[str, ...]
+    environment: dict[str, str]
+
+    @property
+    def base_url(self) -> str:
+        """URL of the tier's HTTP API, without a path."""
+        return f"http://{self.bind}:{self.port}"
+
+    @property
+    def unit(self) -> str:
+        """Name of the systemd unit that serves the tier."""
+        return f"llama-tier-{self.name}.service"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document of the tier spec file."""
+        return {"schema": SCHEMA, **json.loads(json.dumps(asdict(self)))}
+
+
+def from_json(document: dict[str, Any]) -> TierSpec:
+    """Build a spec from the document of a tier spec file; TierSpecError when it is of another schema."""
+    if document.get("schema") != SCHEMA:
+        raise TierSpecError(f"tier spec has schema {document.get('schema')!r}, this checker reads {SCHEMA!r}")
+    fields = {key: value for key, value in document.items() if key != "schema"}
+    try:
+        return TierSpec(
+            **{
+                **fields,
+                "model": Model(**fields["model"]),
+                "engine": Engine(**fields["engine"]),
+                "placement": Placement(
+                    **{**fields["placement"], "tensor_split": tuple(fields["placement"]["tensor_split"])}
+                ),
+                "devices": tuple(Device(**device) for device in fields["devices"]),
+                "criteria": Criteria(**fields["criteria"]),
+                "argv": tuple(fields["argv"]),
+            }
+        )
+    except (KeyError, TypeError) as error:
+        raise TierSpecError(f"tier spec does not fit schema {SCHEMA!r}: {error}") from error
+
+
+def load(name: str, directory: Path = DIRECTORY) -> TierSpec:
+    """Read the spec of one tier; TierSpecError names the tiers that are there when it is not."""
+    path = directory / f"{name}.json"
+    try:
+        return from_json(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.stem for p in directory.glob("*.json"))) or "none"
+        raise TierSpecError(f"no tier {name!r} on this host ({path} is absent); tiers here: {known}") from None
+    except json.JSONDecodeError as error:
+        raise TierSpecError(f"{path} is not JSON ({error}); run site.yml again to write it anew") from error
+
+
+def load_all(directory: Path = DIRECTORY) -> tuple[TierSpec, ...]:
+    """Read the specs of all tiers of this host, by name."""
+    return tuple(load(path.stem, directory) for path in sorted(directory.glob("*.json")))
