@@ -1,0 +1,200 @@
+"""GPUs of this host through NVML: the only module that imports `pynvml` (distribution nvidia-ml-py).
+
+Every public function opens NVML, reads and closes it again, so that a long-lived process sees a card
+that comes back. Nothing here judges what it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+MIB = 1024 * 1024
+_LOST = (
+    "the GPU is lost (the driver lists it and cannot reach it); look for 'Xid' in the kernel log, power the "
+    "host off and on, and reseat the card and its power connectors if that does not bring it back"
+)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One card as NVML reads it now.
+
+    `pci_bus_id` is NVML's form (00000000:01:00.0), `compute_capability` "major.minor", memory in MiB.
+    `used_mib` of an idle card is not 0: it counts what the driver reserves. `bandwidth_gb_s` (10^9 bytes a second) and
+    `minor_number` (N of /dev/nvidiaN) are None where the driver does not tell them.
+    """
+
+    name: str
+    uuid: str
+    pci_bus_id: str
+    compute_capability: str
+    total_mib: int
+    used_mib: int
+    bandwidth_gb_s: float | None
+    minor_number: int | None
+
+
+@dataclass(frozen=True)
+class Driver:
+    """Version of the NVIDIA driver ("580.126.09") and the newest CUDA that it serves ("13.0")."""
+
+    version: str
+    cuda_version: str
+
+
+@dataclass(frozen=True)
+class GpuProcess:
+    """A process of this host and the memory that it holds on one card, in MiB."""
+
+    pid: int
+    used_mib: float
+
+
+class HardwareError(Exception):
+    """NVML cannot answer; the message says why and what to do about it."""
+
+
+class GpuLostError(HardwareError):
+    """Cards that the driver lists and cannot reach: `lost` names them, `found` are the cards that answer."""
+
+    def __init__(self, lost: tuple[str, ...], found: tuple[Gpu, ...]) -> None:
+        self.lost = lost
+        self.found = found
+        answering = ", ".join(f"{gpu.uuid} ({gpu.name})" for gpu in found) or "none"
+        super().__init__(f"{', '.join(lost)}: {_LOST}. GPUs that answer: {answering}")
+
+
+def read_driver() -> Driver:
+    """Read the driver's version and CUDA version; HardwareError when NVML cannot be opened."""
+    with _nvml() as nvml:
+        cuda = int(nvml.nvmlSystemGetCudaDriverVersion())
+        return Driver(nvml.nvmlSystemGetDriverVersion(), f"{cuda // 1000}.{cuda % 1000 // 10}")
+
+
+def read_gpus() -> tuple[Gpu, ...]:
+    """Read every card, in NVML's order (which is not an identity: use the UUID).
+
+    GpuLostError when a card is lost, after all the others were read (its `found`); HardwareError when NVML
+    cannot be opened or a card does not tell who it is.
+    """
+    with _nvml() as nvml:
+        cards = [_read_card(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
+    found = tuple(card for card in cards if isinstance(card, Gpu))
+    lost = tuple(card for card in cards if isinstance(card, str))
+    if lost:
+        raise GpuLostError(lost, found)
+    return found
+
+
+def processes(uuid: str) -> tuple[GpuProcess, ...]:
+    """Read the compute processes on one card, by pid; one whose memory the driver does not tell is left out.
+
+    HardwareError when there is no such card, naming those that are there, or when it is lost.
+    """
+    with _nvml() as nvml:
+        try:
+            handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+            running = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        except nvml.NVMLError_GpuIsLost:
+            raise HardwareError(f"{uuid}: {_LOST}") from None
+        except (nvml.NVMLError_NotFound, nvml.NVMLError_InvalidArgument):
+            present = ", ".join(gpu.uuid for gpu in read_gpus()) or "none"
+            raise HardwareError(f"GPU {uuid} is not on this host; found: {present}") from None
+    held = sorted((p.pid, p.usedGpuMemory) for p in running if p.usedGpuMemory is not None)
+    return tuple(GpuProcess(pid, used / MIB) for pid, used in held)
+
+
+def _read_card(nvml: Any, index: int) -> Gpu | str:
+    """Return the card, or what to call it when it is lost."""
+    try:
+        return _read_gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(index))
+    except nvml.NVMLError_GpuIsLost:
+        pass
+    try:
+        return str(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByIndex(index)))
+    except nvml.NVMLError:
+        return f"the card at NVML index {index}"
+
+
+def _read_gpu(nvml: Any, handle: Any) -> Gpu:
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    bus_width_bit = _if_told(nvml, nvml.nvmlDeviceGetMemoryBusWidth, handle)
+    clock_mhz = _if_told(nvml, nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_MEM)
+    # Two transfers a clock: gives the datasheet's figure for GDDR5, GDDR6 and HBM alike.
+    bandwidth_gb_s = round(bus_width_bit / 8 * clock_mhz * 2 / 1000, 1) if bus_width_bit and clock_mhz else None
+    return Gpu(
+        name=nvml.nvmlDeviceGetName(handle),
+        uuid=nvml.nvmlDeviceGetUUID(handle),
+        pci_bus_id=nvml.nvmlDeviceGetPciInfo(handle).busId,
+        compute_capability=f"{major}.{minor}",
+        total_mib=int(memory.total) // MIB,
+        used_mib=int(memory.used) // MIB,
+        bandwidth_gb_s=bandwidth_gb_s,
+        minor_number=_if_told(nvml, nvml.nvmlDeviceGetMinorNumber, handle),
+    )
+
+
+def _if_told(nvml: Any, read: Callable[..., int], *arguments: Any) -> int | None:
+    try:
+        return int(read(*arguments))
+    except (nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NoPermission):
+        return None
+
+
+def _import_pynvml() -> Any:
+    try:
+        import pynvml
+    except ImportError:
+        raise HardwareError(
+            "Python package nvidia-ml-py is absent: run this with the checker's own interpreter, or install "
+            "nvidia-ml-py beside it"
+        ) from None
+    # nvidia-ml-py is one file; the abandoned distribution `pynvml` puts a package of the same name over it.
+    if hasattr(pynvml, "__path__"):
+        raise HardwareError(
+            f"{next(iter(pynvml.__path__))} belongs to the distribution 'pynvml', which hides NVIDIA's own: "
+            "pip uninstall pynvml, then pip install --force-reinstall nvidia-ml-py"
+        )
+    return pynvml
+
+
+@contextmanager
+def _nvml() -> Iterator[Any]:
+    """Open NVML for the block; every NVMLError that leaves it becomes a HardwareError that names the fix."""
+    nvml: Any = _import_pynvml()
+    try:
+        nvml.nvmlInit()
+        try:
+            yield nvml
+        finally:
+            nvml.nvmlShutdown()
+    except nvml.NVMLError as error:
+        raise HardwareError(_explain(nvml, error)) from error
+
+
+def _explain(nvml: Any, error: Any) -> str:
+    fixes = {
+        nvml.NVML_ERROR_LIBRARY_NOT_FOUND: (
+            "the NVIDIA driver is not installed (libnvidia-ml.so.1 is absent): install the driver"
+        ),
+        nvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
+            "driver/library version mismatch: the driver's libraries were upgraded while the older kernel "
+            "module stayed loaded; reboot the host, or stop what uses the GPUs and reload the nvidia modules"
+        ),
+        nvml.NVML_ERROR_DRIVER_NOT_LOADED: (
+            "the NVIDIA kernel module is not loaded: modprobe nvidia; when that fails the kernel log says "
+            "why (no headers for this kernel, Secure Boot, a card that this driver branch no longer serves)"
+        ),
+        nvml.NVML_ERROR_NO_PERMISSION: (
+            "no permission to use the NVIDIA driver: run as root, or as a user that may open /dev/nvidiactl "
+            "and /dev/nvidia0, /dev/nvidia1, ..."
+        ),
+        nvml.NVML_ERROR_FUNCTION_NOT_FOUND: (
+            "the NVIDIA driver is too old for a reading that is needed: install driver 535 or later"
+        ),
+    }
+    return fixes.get(error.value, f"NVML says: {error}")
