@@ -1,0 +1,329 @@
+"""What people write: the inventory's `gpus` and `tiers`, and the catalogues of models and engines.
+
+Everything is validated here, before anything is fetched or built; every problem names the place, the value and what
+would be right, and all of them are reported at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+Backend = Literal["cpu", "cuda"]
+SplitMode = Literal["none", "layer", "row", "tensor"]
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
+
+UUID_PATTERN = r"^GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+SHA256_PATTERN = r"^[0-9a-f]{64}$"
+
+
+class InventoryError(Exception):
+    """The inventory or a catalogue cannot be used; `problems` holds one sentence for each reason."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+
+class _Written(BaseModel):
+    """Base of everything that people write: an unknown key is an error, never ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GpuEntry(_Written):
+    """One card of the inventory; `rpc_endpoint` when a ggml-rpc-server gives access to it."""
+
+    name: str = Field(min_length=1)
+    uuid: str = Field(pattern=UUID_PATTERN)
+    rpc_endpoint: str | None = Field(default=None, pattern=r"^[^:\s,]+:\d{1,5}$")
+
+
+class Api(_Written):
+    """Where a tier listens. Without a key one is made on the host; a tier is never served without one."""
+
+    bind: str = "127.0.0.1"
+    key: SecretStr | None = Field(default=None, min_length=16)
+
+
+class PlacementEntry(_Written):
+    """A placement as written; what is absent has the field's default, `n_gpu_layers` is all layers."""
+
+    split_mode: SplitMode = "layer"
+    tensor_split: list[Annotated[int, Field(gt=0)]] = Field(min_length=1)
+    n_gpu_layers: int | None = Field(default=None, ge=1)
+    cache_type_k: CacheType = "f16"
+    cache_type_v: CacheType = "f16"
+    ubatch_size: int = Field(default=512, ge=32)
+    flash_attn: Literal["on", "off"] = "on"
+
+
+class Candidate(_Written):
+    """A model and a placement that could serve a tier."""
+
+    model: str
+    placement: PlacementEntry
+
+
+class CriteriaEntry(_Written):
+    """What a tier has to reach to pass verification."""
+
+    min_generation_tokens_per_second: float = Field(default=1.0, ge=0)
+    max_load_s: float = Field(default=300.0, gt=0)
+
+
+class TierEntry(_Written):
+    """One tier of the inventory; the first candidate is the one that is served."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")
+    port: int = Field(ge=1, le=65535)
+    context: int = Field(ge=256)
+    parallel: int = Field(default=1, ge=1)
+    cache_ram_mib: int = Field(default=0, ge=0)
+    api: Api = Api()
+    gpus: list[str] = Field(min_length=1)
+    candidates: list[Candidate] = Field(min_length=1)
+    criteria: CriteriaEntry = CriteriaEntry()
+
+
+class HeaderEntry(_Written):
+    """Header summary of a model; the byte counts are absent until the file's tensor table was read."""
+
+    architecture: str
+    n_layer: int = Field(ge=1)
+    layer_bytes: list[int] | None = None
+    output_bytes: int | None = None
+    token_embd_bytes: int | None = None
+
+
+class HuggingFaceEntry(_Written):
+    """Repository on the hub that holds a model's file."""
+
+    repository: str = Field(pattern=r"^[^/\s]+/[^/\s]+$")
+    revision: str = "main"
+
+
+class PartEntry(_Written):
+    """One file of a split GGUF."""
+
+    file: str
+    sha256: str = Field(pattern=SHA256_PATTERN)
+    bytes: int = Field(gt=0)
+
+
+class ModelEntry(_Written):
+    """One model of the catalogue. Without `sha256` (or parts) it can be planned for but not fetched."""
+
+    file: str = Field(min_length=1)
+    sha256: str | None = Field(default=None, pattern=SHA256_PATTERN)
+    bytes: int | None = Field(default=None, gt=0)
+    huggingface: HuggingFaceEntry | None = None
+    url: str | None = Field(default=None, pattern=r"^https?://")
+    parts: list[PartEntry] | None = Field(default=None, min_length=1)
+    header: HeaderEntry
+    note: str | None = None
+
+
+class EngineFlags(_Written):
+    """How one engine spells what differs between engines; each value is the argv fragment to use."""
+
+    load_mode_mmap: list[str]
+    log: list[str]
+    no_ui: list[str]
+
+
+def _problems(where: str, error: ValidationError) -> Iterable[str]:
+    for item in error.errors(include_url=False):
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).lstrip(".")
+        value = item.get("input")
+        shown = "" if item["type"] == "missing" or "key" in item["loc"] else f" {value!r}"
+        hint = ""
+        if item["type"] == "missing":
+            reason = "is missing"
+        elif item["type"] == "extra_forbidden":
+            reason = "is not a known key"
+            shown = ""
+        elif item["type"] == "string_pattern_mismatch" and item["loc"][-1] == "uuid":
+            reason = "is not the UUID of a card"
+            hint = "; `nvidia-smi -L` on the host prints it"
+        else:
+            reason = f"is wrong: {item['msg']}"
+        yield f"{where}: {path}{shown} {reason}{hint}"
+
+
+def _parse_each(what: str, entries: Sequence[Any], model: type[_Written], problems: list[str]) -> list[Any]:
+    parsed = []
+    for index, entry in enumerate(entries):
+        name = entry.get("name") if isinstance(entry, Mapping) else None
+        where = f"{what} {name}" if isinstance(name, str) else f"{what}s[{index}]"
+        try:
+            parsed.append(model.model_validate(entry))
+        except ValidationError as error:
+            problems.extend(_problems(where, error))
+    return parsed
+
+
+def resolve_gpus(tier: TierEntry, gpus: Sequence[GpuEntry]) -> list[GpuEntry] | str:
+    """Return the cards that a tier names (by UUID, or by a name that is unique), in device order, or the problem."""
+    by_uuid = {gpu.uuid: gpu for gpu in gpus}
+    names = Counter(gpu.name for gpu in gpus)
+    by_name = {gpu.name: gpu for gpu in gpus}
+    found = []
+    for wanted in tier.gpus:
+        if wanted in by_uuid:
+            found.append(by_uuid[wanted])
+        elif names[wanted] == 1:
+            found.append(by_name[wanted])
+        elif names[wanted] > 1:
+            return (
+                f"tier {tier.name}: gpus {wanted!r} names {names[wanted]} cards of the inventory; "
+                f"name one by UUID: {', '.join(gpu.uuid for gpu in gpus if gpu.name == wanted)}"
+            )
+        else:
+            known = ", ".join(f"{gpu.name} ({gpu.uuid})" for gpu in gpus) or "none"
+            return f"tier {tier.name}: gpus {wanted!r} is not in the inventory's gpus; they are: {known}"
+    return found
+
+
+def _check_candidate(
+    tier: TierEntry,
+    place: str,
+    candidate: Candidate,
+    models: Mapping[str, ModelEntry],
+    split_modes: Sequence[str],
+    engines_with: Mapping[str, Sequence[str]],
+    engine: str,
+) -> Iterable[str]:
+    where = f"tier {tier.name}: {place}"
+    placement = candidate.placement
+    if len(placement.tensor_split) != len(tier.gpus):
+        yield (
+            f"{where}.placement.tensor_split {placement.tensor_split} has {len(placement.tensor_split)} entries, "
+            f"but the tier has {len(tier.gpus)} gpus ({', '.join(tier.gpus)}): "
+            "give one entry of whole layers for each, in this order"
+        )
+    if placement.split_mode == "none" and len(tier.gpus) != 1:
+        yield (
+            f"{where}.placement.split_mode 'none' uses one card, but the tier has {len(tier.gpus)} gpus; "
+            "use 'layer', or name one card"
+        )
+    if placement.split_mode not in split_modes:
+        having = ", ".join(engines_with.get(placement.split_mode, [])) or "no engine of the table"
+        yield (
+            f"{where}.placement.split_mode {placement.split_mode!r}: engine {engine} has "
+            f"{', '.join(split_modes)} here; engines that have it: {having}"
+        )
+    if placement.flash_attn == "off" and placement.cache_type_v not in ("f32", "f16", "bf16"):
+        yield (
+            f"{where}.placement.cache_type_v {placement.cache_type_v!r} needs flash attention; "
+            "set flash_attn: 'on' or cache_type_v: f16"
+        )
+    if candidate.model not in models:
+        yield f"{where}.model {candidate.model!r} is not in the catalogue; known models: {', '.join(sorted(models))}"
+        return
+    layers = models[candidate.model].header.n_layer + 1
+    wanted = placement.n_gpu_layers or layers
+    if wanted > layers:
+        yield (
+            f"{where}.placement.n_gpu_layers {wanted}: {candidate.model} has {layers - 1} layers "
+            f"+ 1 output = {layers}; use {layers} or less"
+        )
+    elif sum(placement.tensor_split) != wanted:
+        meant = "n_layer + 1" if wanted == layers else "n_gpu_layers"
+        yield (
+            f"{where}.placement.tensor_split {placement.tensor_split} adds up to {sum(placement.tensor_split)}, not to "
+            f"{meant} = {wanted} ({candidate.model} has {layers - 1} layers and the output layer)"
+        )
+
+
+def _parse_named(what: str, entries: Mapping[str, Any], problems: list[str]) -> dict[str, ModelEntry]:
+    parsed = {}
+    for name, entry in entries.items():
+        try:
+            parsed[name] = ModelEntry.model_validate(entry)
+        except ValidationError as error:
+            problems.extend(_problems(f"{what} {name}", error))
+    return parsed
+
+
+def split_modes_of(engine: Mapping[str, Any], backend: str, gpus: Sequence[GpuEntry]) -> list[str]:
+    """Return the split modes that an engine has for these cards: those of the weakest kind of device among them."""
+    kinds = {"rpc" if gpu.rpc_endpoint else backend for gpu in gpus}
+    modes = [engine["split_modes"].get(kind, []) for kind in sorted(kinds)]
+    return [mode for mode in modes[0] if all(mode in other for other in modes)]
+
+
+def parse_inventory(
+    gpus: Sequence[Any], tiers: Sequence[Any], models: Mapping[str, Any]
+) -> tuple[list[GpuEntry], list[TierEntry], dict[str, ModelEntry], list[str]]:
+    """Parse what the inventory and the catalogue say; the last element lists what is wrong with their form."""
+    problems: list[str] = []
+    parsed_gpus = _parse_each("gpu", gpus, GpuEntry, problems)
+    parsed_tiers = _parse_each("tier", tiers, TierEntry, problems)
+    parsed_models = _parse_named("model", models, problems)
+    return parsed_gpus, parsed_tiers, parsed_models, problems
+
+
+def _duplicates(values: Iterable[Any]) -> list[Any]:
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
+def check_inventory(
+    gpus: Sequence[Any],
+    tiers: Sequence[Any],
+    models: Mapping[str, Any],
+    engines: Mapping[str, Any],
+    engine: str,
+    backend: str,
+) -> list[str]:
+    """Check everything that needs no host: return one sentence for each problem, none when all is well.
+
+    Arguments are the inventory's words as Ansible hands them over (plain lists and dicts).
+    """
+    parsed_gpus, parsed_tiers, parsed_models, problems = parse_inventory(gpus, tiers, models)
+    if not gpus:
+        problems.append("gpus is empty: list the cards of the host, each with name and uuid (`nvidia-smi -L`)")
+    if not tiers:
+        problems.append("tiers is empty: name at least one tier")
+    if backend not in ("cpu", "cuda"):
+        problems.append(f"llama_cpp_backend {backend!r} is not a back end; use cuda or cpu")
+    if engine not in engines:
+        problems.append(f"llama_cpp_engine {engine!r} is not in the engine table; known engines: {', '.join(engines)}")
+    problems += [f"gpus: uuid {uuid} stands there twice" for uuid in _duplicates(g.uuid for g in parsed_gpus)]
+    problems += [f"tiers: name {name!r} stands there twice" for name in _duplicates(t.name for t in parsed_tiers)]
+    for port in _duplicates(tier.port for tier in parsed_tiers):
+        names = " and ".join(tier.name for tier in parsed_tiers if tier.port == port)
+        problems.append(f"tiers {names}: port {port} is used twice; give each tier a port of its own")
+
+    for tier in parsed_tiers:
+        resolved = resolve_gpus(tier, parsed_gpus)
+        if isinstance(resolved, str):
+            problems.append(resolved)
+            continue
+        for uuid in _duplicates(gpu.uuid for gpu in resolved):
+            problems.append(f"tier {tier.name}: gpus names {uuid} twice")
+        local = [gpu.name for gpu in resolved if not gpu.rpc_endpoint]
+        if backend == "cpu" and local:
+            problems.append(
+                f"tier {tier.name}: gpus {', '.join(local)} cannot be used by llama_cpp_backend 'cpu'; "
+                "use cuda, or give the card an rpc_endpoint"
+            )
+        if engine not in engines:
+            continue
+        modes = split_modes_of(engines[engine], backend, resolved)
+        having: dict[str, list[str]] = {}
+        for name, entry in engines.items():
+            for mode in split_modes_of(entry, backend, resolved):
+                having.setdefault(mode, []).append(name)
+        for index, candidate in enumerate(tier.candidates):
+            problems += _check_candidate(tier, f"candidates[{index}]", candidate, parsed_models, modes, having, engine)
+    return problems
+
+
+def is_loopback(bind: str) -> bool:
+    """Whether an address is reachable from the host alone."""
+    return bool(re.match(r"^(127\.|::1$|localhost$)", bind))
