@@ -6,12 +6,11 @@ would be right, and all of them are reported at once.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Backend = Literal["cpu", "cuda"]
 SplitMode = Literal["none", "layer", "row", "tensor"]
@@ -44,10 +43,9 @@ class GpuEntry(_Written):
 
 
 class Api(_Written):
-    """Where a tier listens. Without a key one is made on the host; a tier is never served without one."""
+    """Where a tier listens. Its key is no part of this: see `tiers_api_keys` of the role tiers."""
 
     bind: str = "127.0.0.1"
-    key: SecretStr | None = Field(default=None, min_length=16)
 
 
 class PlacementEntry(_Written):
@@ -194,7 +192,7 @@ def _check_candidate(
     place: str,
     candidate: Candidate,
     models: Mapping[str, ModelEntry],
-    split_modes: Sequence[str],
+    split_modes: Sequence[str] | None,
     engines_with: Mapping[str, Sequence[str]],
     engine: str,
 ) -> Iterable[str]:
@@ -211,7 +209,7 @@ def _check_candidate(
             f"{where}.placement.split_mode 'none' uses one card, but the tier has {len(tier.gpus)} gpus; "
             "use 'layer', or name one card"
         )
-    if placement.split_mode not in split_modes:
+    if split_modes is not None and placement.split_mode not in split_modes:
         having = ", ".join(engines_with.get(placement.split_mode, [])) or "no engine of the table"
         yield (
             f"{where}.placement.split_mode {placement.split_mode!r}: engine {engine} has "
@@ -312,9 +310,7 @@ def check_inventory(
                 f"tier {tier.name}: gpus {', '.join(local)} cannot be used by llama_cpp_backend 'cpu'; "
                 "use cuda, or give the card an rpc_endpoint"
             )
-        if engine not in engines:
-            continue
-        modes = split_modes_of(engines[engine], backend, resolved)
+        modes = split_modes_of(engines[engine], backend, resolved) if engine in engines else None
         having: dict[str, list[str]] = {}
         for name, entry in engines.items():
             for mode in split_modes_of(entry, backend, resolved):
@@ -322,8 +318,3 @@ def check_inventory(
         for index, candidate in enumerate(tier.candidates):
             problems += _check_candidate(tier, f"candidates[{index}]", candidate, parsed_models, modes, having, engine)
     return problems
-
-
-def is_loopback(bind: str) -> bool:
-    """Whether an address is reachable from the host alone."""
-    return bool(re.match(r"^(127\.|::1$|localhost$)", bind))

@@ -38,7 +38,7 @@ def model_path(model: ModelEntry, directory: str) -> str:
 
 
 def _devices(gpus: Sequence[GpuEntry], split: Sequence[int], weights: memory.Weights | None) -> tuple[tier.Device, ...]:
-    """Name the cards as llama.cpp will: CUDA devices in the order of CUDA_VISIBLE_DEVICES, RPC devices in that of --rpc."""
+    """Name the cards as llama.cpp will: CUDA in the order of CUDA_VISIBLE_DEVICES, RPC in that of --rpc."""
     devices = []
     counts = {"CUDA": 0, "RPC": 0}
     for index, gpu in enumerate(gpus):
@@ -137,7 +137,8 @@ def overfull(specs: Sequence[tier.TierSpec], total_mib: Mapping[str, int]) -> li
         if needed > total:
             shares = " + ".join(f"{name} {device.weights_mib:,.0f}" for name, device in held)
             problems.append(
-                f"{held[0][1].gpu} ({uuid}) has {total:,} MiB, but the weights alone need {needed:,.0f} MiB ({shares}): "
+                f"{held[0][1].gpu} ({uuid}) has {total:,} MiB, "
+                f"but the weights alone need {needed:,.0f} MiB ({shares}): "
                 "give the card fewer layers in tensor_split, or take a smaller quantisation"
             )
     return problems
@@ -167,3 +168,12 @@ def plan(
     if problems:
         raise InventoryError(problems)
     return specs
+
+
+def describe(spec: tier.TierSpec) -> str:
+    """Say in one line what a tier is planned to be."""
+    devices = " + ".join(
+        f"{device.gpu} {device.layers} layers" + (f" ({device.weights_mib:,.0f} MiB)" if device.weights_mib else "")
+        for device in spec.devices
+    )
+    return f"{spec.name}: {spec.model.name}, context {spec.placement.ctx_size}, port {spec.port}: {devices}"

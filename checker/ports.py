@@ -1,0 +1,49 @@
+"""Who listens on a TCP port of this host: process name and systemd unit, from /proc alone."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_LISTEN = "0A"
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A process that listens on a port; `unit` is empty when it belongs to none."""
+
+    pid: int
+    name: str
+    unit: str
+
+
+def _inodes(port: int, proc: Path) -> set[str]:
+    found = set()
+    for table in ("net/tcp", "net/tcp6"):
+        path = proc / table
+        if not path.exists():
+            continue
+        for line in path.read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == _LISTEN and int(fields[1].rsplit(":", 1)[1], 16) == port:
+                found.add(fields[9])
+    return found
+
+
+def _unit(process: Path) -> str:
+    match = re.search(r"/([^/\n]+\.(?:service|scope|socket))", (process / "cgroup").read_text())
+    return match.group(1) if match else ""
+
+
+def listeners(port: int, proc: Path = Path("/proc")) -> tuple[Listener, ...]:
+    """Return the processes that listen on a port, on any address; needs root to see those of other users."""
+    wanted = {f"socket:[{inode}]" for inode in _inodes(port, proc)}
+    found = []
+    for process in proc.glob("[0-9]*") if wanted else ():
+        try:
+            if any(str(fd.readlink()) in wanted for fd in (process / "fd").iterdir()):
+                found.append(Listener(int(process.name), (process / "comm").read_text().strip(), _unit(process)))
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended while we looked
+    return tuple(found)

@@ -1,0 +1,93 @@
+#!/usr/bin/python
+"""Plan the tiers of a host on the controller."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: tier_plan
+short_description: Plan every tier of a host
+description:
+  - Turns the inventory's words and the catalogue into one tier spec for each tier, or fails with every reason why not.
+  - Runs on the controller, with the Python that holds the package C(checker).
+options:
+  gpus: {description: The cards of the host, type: list, elements: dict, required: true}
+  tiers: {description: The tiers of the host, type: list, elements: dict, required: true}
+  models: {description: Catalogue of models, type: dict, required: true}
+  engines: {description: Engine table, type: dict, required: true}
+  engine: {description: Name of the engine, type: str, required: true}
+  backend: {description: Back end of the release, type: str, required: true}
+  release: {description: Folder of the release on the host, type: str, required: true}
+  models_directory: {description: Folder of the models on the host, type: str, required: true}
+  keys_directory: {description: Folder of the tiers' API keys on the host, type: str, required: true}
+  total_mib: {description: Memory of each card in MiB by UUID, type: dict, default: {}}
+attributes:
+  check_mode: {support: full}
+author: [llama-tiers]
+"""
+
+EXAMPLES = r"""
+- name: Plan the tiers
+  tier_plan:
+    gpus: "{{ gpus }}"
+    tiers: "{{ tiers }}"
+    models: "{{ models }}"
+    engines: "{{ engines }}"
+    engine: "0c1e57098"
+    backend: cuda
+    release: /opt/llama-tiers/current
+    models_directory: /var/lib/llama-tiers/models
+    keys_directory: /etc/llama-tiers/keys
+  delegate_to: localhost
+"""
+
+RETURN = r"""
+specs: {description: One tier spec document (schema llama-tiers/tier/1) for each tier, type: list, returned: success}
+summary: {description: One readable line for each tier, type: list, returned: success}
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "gpus": {"type": "list", "elements": "dict", "required": True},
+            "tiers": {"type": "list", "elements": "dict", "required": True},
+            "models": {"type": "dict", "required": True},
+            "engines": {"type": "dict", "required": True},
+            "engine": {"type": "str", "required": True},
+            "backend": {"type": "str", "required": True},
+            "release": {"type": "str", "required": True},
+            "models_directory": {"type": "str", "required": True},
+            "keys_directory": {"type": "str", "required": True, "no_log": False},
+            "total_mib": {"type": "dict", "default": {}},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        from checker import plan
+        from checker.catalogue import InventoryError
+    except ImportError as error:
+        module.fail_json(msg=f"the controller's Python has no checker ({error}); run `make setup`")
+    args = module.params
+    try:
+        specs = plan.plan(
+            args["gpus"],
+            args["tiers"],
+            args["models"],
+            args["engines"],
+            args["engine"],
+            args["backend"],
+            plan.Places(release=args["release"], models=args["models_directory"], keys=args["keys_directory"]),
+            {uuid: int(total) for uuid, total in args["total_mib"].items()},
+        )
+    except InventoryError as error:
+        module.fail_json(msg=str(error), problems=error.problems)
+    module.exit_json(
+        changed=False, specs=[spec.to_json() for spec in specs], summary=[plan.describe(spec) for spec in specs]
+    )
+
+
+if __name__ == "__main__":
+    main()

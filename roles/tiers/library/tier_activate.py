@@ -1,0 +1,66 @@
+#!/usr/bin/python
+"""Bring the tiers of a host to what their files say."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: tier_activate
+short_description: Start what is new or changed, one tier at a time, and roll back what fails
+description:
+  - Restarts a tier only when its unit, spec or key differ from what was last proven ready, or when it is not active.
+  - A tier that does not become ready gets back the unit and spec that served before, and the module fails.
+  - Tiers of the host that are not named are stopped and removed.
+options:
+  tiers: {description: Names of the tiers, type: list, elements: str, required: true}
+  progress: {description: File whose last line says how far it is, type: path, required: true}
+attributes:
+  check_mode: {support: none}
+author: [llama-tiers]
+"""
+
+EXAMPLES = r"""
+- name: Activate what is new or changed
+  tier_activate:
+    tiers: [fast, deep]
+    progress: /run/llama-tiers/progress/tiers
+"""
+
+RETURN = r"""
+started: {description: Tiers that were started or restarted, type: list, returned: success}
+retired: {description: Tiers that were stopped and removed, type: list, returned: success}
+"""
+
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "tiers": {"type": "list", "elements": "str", "required": True},
+            "progress": {"type": "path", "required": True},
+        },
+    )
+    from checker import activation
+
+    progress = Path(module.params["progress"])
+    progress.parent.mkdir(parents=True, exist_ok=True)
+
+    def report(line: str) -> None:
+        progress.write_text(line + "\n")
+
+    try:
+        outcome = activation.activate(module.params["tiers"], report)
+    except activation.ActivationError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(
+        changed=bool(outcome.started or outcome.retired),
+        started=list(outcome.started),
+        retired=list(outcome.retired),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+#!/usr/bin/python
+"""Have one API key file for each tier."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: tier_keys
+short_description: Have one API key file for each tier
+description:
+  - Writes the given keys, makes a random one for every tier that has none yet, and sets owner and mode.
+options:
+  tiers: {description: Names of the tiers, type: list, elements: str, required: true}
+  keys: {description: Keys by tier name, type: dict, default: {}}
+  directory: {description: Folder of the key files, type: path, required: true}
+  group: {description: The group that may read them, type: str, required: true}
+attributes:
+  check_mode: {support: full}
+author: [llama-tiers]
+"""
+
+EXAMPLES = r"""
+- name: Write the API keys
+  tier_keys:
+    tiers: [fast, deep]
+    directory: /etc/llama-tiers/keys
+    group: llama-tiers
+"""
+
+RETURN = r"""
+written: {description: Tiers whose key file was made or changed, type: list, returned: always}
+"""
+
+import secrets
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "tiers": {"type": "list", "elements": "str", "required": True},
+            "keys": {"type": "dict", "default": {}, "no_log": True},
+            "directory": {"type": "path", "required": True},
+            "group": {"type": "str", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    keys = module.params["keys"]
+    short = [name for name, key in keys.items() if len(str(key)) < 16]
+    if short:
+        module.fail_json(msg=f"tiers_api_keys: the key of {', '.join(short)} is shorter than 16 characters")
+    unknown = sorted(set(keys) - set(module.params["tiers"]))
+    if unknown:
+        module.fail_json(msg=f"tiers_api_keys names {', '.join(unknown)}, but the tiers are {module.params['tiers']}")
+    written = []
+    for name in module.params["tiers"]:
+        path = Path(module.params["directory"]) / name
+        wanted = str(keys[name]) if name in keys else None
+        current = path.read_text().strip() if path.exists() else None
+        if current is None or (wanted is not None and wanted != current):
+            written.append(name)
+            if not module.check_mode:
+                temporary = path.with_suffix(".new")
+                temporary.touch(mode=0o600)
+                temporary.write_text((wanted or secrets.token_urlsafe(32)) + "\n")
+                temporary.replace(path)
+        if not module.check_mode:
+            owned = module.set_owner_if_different(str(path), "root", False)
+            owned = module.set_group_if_different(str(path), module.params["group"], owned)
+            owned = module.set_mode_if_different(str(path), 0o640, owned)
+            if owned and name not in written:
+                written.append(name)
+    module.exit_json(changed=bool(written), written=written)
+
+
+if __name__ == "__main__":
+    main()

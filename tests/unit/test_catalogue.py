@@ -1,0 +1,82 @@
+"""What is wrong with an inventory is said before anything is done: place, value, and what would be right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from checker.catalogue import check_inventory
+from inventories import BIG, SMALL, inventory
+
+
+def set_at(tree: Any, path: tuple[Any, ...], value: Any) -> None:
+    """Set, or with value None delete, what is at a path of keys and indexes."""
+    for step in path[:-1]:
+        tree = tree[step]
+    if value is None:
+        del tree[path[-1]]
+    else:
+        tree[path[-1]] = value
+
+
+def test_a_right_inventory_has_no_problems() -> None:
+    assert check_inventory(**inventory()) == []
+
+
+DEEP = ("tiers", 1)
+CANDIDATE = (*DEEP, "candidates", 0)
+PLACEMENT = (*CANDIDATE, "placement")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ((*CANDIDATE, "model"), None, ["tier deep", "candidates[0].model", "missing"]),
+        ((*CANDIDATE, "model"), "nope", ["tier deep", "candidates[0].model 'nope'", "known models: tiny"]),
+        ((*DEEP, "port"), 8080, ["tiers fast and deep", "port 8080 is used twice"]),
+        ((*DEEP, "port"), 0, ["tier deep", "port 0"]),
+        ((*PLACEMENT, "tensor_split"), [5], ["tier deep", "tensor_split [5]", "1 entries", "2 gpus"]),
+        ((*PLACEMENT, "tensor_split"), [3, 3], ["tier deep", "tensor_split [3, 3]", "adds up to 6", "n_layer + 1 = 5"]),
+        ((*PLACEMENT, "tensor_split"), [5, 0], ["tier deep", "tensor_split[1] 0"]),
+        ((*PLACEMENT, "n_gpu_layers"), 9, ["tier deep", "n_gpu_layers 9", "use 5 or less"]),
+        ((*PLACEMENT, "n_gpu_layers"), 4, ["tier deep", "adds up to 5", "n_gpu_layers = 4"]),
+        ((*PLACEMENT, "split_mode"), "row", ["tier deep", "'row'", "engine new has", "engines that have it: old"]),
+        ((*PLACEMENT, "split_mode"), "none", ["tier deep", "'none' uses one card", "2 gpus"]),
+        ((*PLACEMENT, "tensor_splitt"), [1], ["tier deep", "tensor_splitt is not a known key"]),
+        ((*DEEP, "gpus"), ["RTX 9090"], ["tier deep", "'RTX 9090'", BIG["uuid"]]),
+        ((*DEEP, "gpus"), [BIG["name"], BIG["uuid"]], ["tier deep", "twice", BIG["uuid"]]),
+        ((*DEEP, "name"), "fast", ["name 'fast' stands there twice"]),
+        ((*DEEP, "name"), "../etc", ["name '../etc'"]),
+        (("gpus", 1, "uuid"), "1", ["gpu NVIDIA GeForce GTX 1060 3GB", "uuid '1'", "nvidia-smi -L"]),
+        (("gpus", 1, "uuid"), BIG["uuid"], [BIG["uuid"], "twice"]),
+        (("engine",), "b1", ["llama_cpp_engine 'b1'", "known engines: new, old"]),
+        (("backend",), "vulkan", ["llama_cpp_backend 'vulkan'"]),
+        (("backend",), "cpu", ["tier deep", "'cpu'", "rpc_endpoint"]),
+        (("tiers",), [], ["tiers is empty"]),
+        (("gpus",), [], ["gpus is empty"]),
+        (("models", "tiny", "sha256"), "XY", ["model tiny", "sha256 'XY'"]),
+    ],
+)
+def test_a_problem_is_named(path: tuple[Any, ...], value: Any, said: list[str]) -> None:
+    given = inventory()
+    set_at(given, path, value)
+    problems = check_inventory(**given)
+    assert any(all(part in problem for part in said) for problem in problems), problems
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    given = inventory(engine="b1")
+    given["tiers"][0]["port"] = 0
+    given["tiers"][1]["candidates"][0]["model"] = "nope"
+    problems = "\n".join(check_inventory(**given))
+    assert all(said in problems for said in ("b1", "port", "nope"))
+
+
+def test_two_cards_of_one_name_must_be_named_by_uuid() -> None:
+    given = inventory(gpus=[BIG, SMALL | {"name": BIG["name"]}])
+    problems = check_inventory(**given)
+    assert any("names 2 cards" in problem and BIG["uuid"] in problem for problem in problems)
+    given["tiers"][0]["gpus"] = [BIG["uuid"]]
+    given["tiers"][1]["gpus"] = [BIG["uuid"], SMALL["uuid"]]
+    assert check_inventory(**given) == []

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# The main job on the lab host, then what is running where, how fast, and where the report is.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PWD/.venv/bin:$PATH" ANSIBLE_CONFIG="$PWD/ansible.cfg"
+ansible-playbook -i inventories/lab site.yml
+checker verify -i inventories/lab
+cat <<END
+
+The lab host serves both tiers. Look at it:
+  report      .lab/report/STATUS.md
+  clients     .lab/report/config/models/gpuhost.yml
+  unit        ssh -F .lab/ssh_config gpuhost systemctl cat llama-tier-deep
+  ask it      ssh -F .lab/ssh_config gpuhost 'curl -s -H "Authorization: Bearer \$(cat /etc/llama-tiers/keys/deep)" \\
+                http://127.0.0.1:8081/v1/completions -d "{\"prompt\": \"A GPU is\", \"max_tokens\": 32}"'
+  again       make demo      (changes nothing)
+  away        make lab-down
+END
