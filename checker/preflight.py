@@ -1,0 +1,170 @@
+"""Is this host the one that the inventory describes, and is there room on it? Pure: judges what `gpu_facts` read.
+
+Every function returns sentences, one for each problem, that name the thing, the value and the fix.
+"""
+
+from __future__ import annotations
+
+import glob
+import ipaddress
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from checker.catalogue import ModelEntry, PartEntry
+from checker.hardware import MIB, Driver, Gpu
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Where something is to lie: `filesystem` is its mount point, `done` says that it lies there already.
+
+    `present_mib` is what an interrupted fetch has left there and the next one goes on with.
+    """
+
+    path: str
+    filesystem: str
+    free_mib: int
+    present_mib: int
+    done: bool
+
+
+@dataclass(frozen=True)
+class HostProfile:
+    """What was read on a host. `problem` says why NVML could not tell everything, None when it did.
+
+    `driver` is None and `gpus` is empty when NVML could not be opened; with a lost card `gpus` holds the others.
+    """
+
+    driver: Driver | None
+    gpus: tuple[Gpu, ...]
+    problem: str | None
+    ram_mib: int
+    disks: tuple[Disk, ...]
+
+
+@dataclass(frozen=True)
+class Need:
+    """Something that takes room on the host: `mib` at `path`, unless a file that matches the glob `done` is there."""
+
+    what: str
+    path: str
+    mib: int
+    done: str
+
+
+def from_json(document: Mapping[str, Any]) -> HostProfile:
+    """Build a profile from the document that the module `gpu_facts` returns."""
+    return HostProfile(
+        driver=Driver(**document["driver"]) if document["driver"] else None,
+        gpus=tuple(Gpu(**gpu) for gpu in document["gpus"]),
+        problem=document["problem"],
+        ram_mib=document["ram_mib"],
+        disks=tuple(Disk(**disk) for disk in document["disks"]),
+    )
+
+
+def model_needs(tiers: Sequence[Mapping[str, Any]], models: Mapping[str, Any], directory: str) -> list[Need]:
+    """List every file of the models that the tiers serve, below the host's `directory` of models.
+
+    The inventory has passed `catalogue.check_inventory`. A model whose size nobody knows yet is left out.
+    """
+    served = {tier["candidates"][0]["model"]: None for tier in tiers}
+    needs = []
+    for name in served:
+        model = ModelEntry.model_validate(models[name])
+        parts: Sequence[PartEntry | ModelEntry] = model.parts or [model]
+        place = f"{directory}/{(parts[0].sha256 or '')[:12]}"
+        needs += [
+            Need(f"model {name}", f"{place}/{part.file}", -(-part.bytes // MIB), glob.escape(f"{place}/{part.file}"))
+            for part in parts
+            if part.bytes is not None
+        ]
+    return needs
+
+
+def judge(
+    profile: HostProfile, expected: Sequence[Mapping[str, Any]], needs: Sequence[Need], min_ram_mib: int
+) -> list[str]:
+    """Return every reason why the host cannot be provisioned; none when all is well.
+
+    `expected` are the inventory's `gpus`; `needs` belong to `profile.disks` by path.
+    """
+    return [
+        *gpu_problems(profile, expected),
+        *ram_problems(profile.ram_mib, min_ram_mib),
+        *disk_problems(profile.disks, needs),
+    ]
+
+
+def gpu_problems(profile: HostProfile, expected: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Hold the cards of the inventory against those of the host."""
+    problems = [profile.problem] if profile.problem else []
+    here = [gpu for gpu in expected if _is_here(gpu)]
+    problems += [
+        f"gpus of the inventory has {uuid} {count} times: list each card once"
+        for uuid, count in Counter(gpu["uuid"] for gpu in here).items()
+        if count > 1
+    ]
+    if profile.problem and not profile.gpus:
+        return problems
+    found = {gpu.uuid: gpu for gpu in profile.gpus}
+    listed = ", ".join(f"{gpu.uuid} ({gpu.name})" for gpu in profile.gpus) or "no GPU at all"
+    for gpu in {gpu["uuid"]: gpu for gpu in here}.values():
+        uuid, name = gpu["uuid"], gpu["name"]
+        if uuid not in found and uuid not in (profile.problem or ""):
+            problems.append(
+                f"{uuid} ({name}) is not on this host; found {listed}; "
+                "put the card back, or edit gpus in the inventory and plan again"
+            )
+        elif uuid in found and found[uuid].name != name:
+            problems.append(
+                f"{uuid} is called {name!r} in the inventory, NVML calls it {found[uuid].name!r}; "
+                "correct the name, or the UUID if another card was meant"
+            )
+    return problems
+
+
+def ram_problems(ram_mib: int, min_ram_mib: int) -> list[str]:
+    """Hold the host's memory against what is needed."""
+    if ram_mib >= min_ram_mib:
+        return []
+    return [
+        f"this host has {ram_mib:,} MiB of RAM, gpu_host_min_ram_mib asks for {min_ram_mib:,} MiB; "
+        "add memory, or lower gpu_host_min_ram_mib if the tiers need less"
+    ]
+
+
+def disk_problems(disks: Sequence[Disk], needs: Sequence[Need]) -> list[str]:
+    """Hold free disk against what is still to come, file system by file system."""
+    at = {disk.path: disk for disk in disks}
+    missing: dict[str, list[tuple[Need, int]]] = {}
+    for need in needs:
+        disk = at[need.path]
+        rest = need.mib - disk.present_mib
+        if not disk.done and rest > 0:
+            missing.setdefault(disk.filesystem, []).append((need, rest))
+    free = {disk.filesystem: disk.free_mib for disk in disks}
+    problems = []
+    for filesystem, wanted in missing.items():
+        total = sum(rest for _, rest in wanted)
+        if total > free[filesystem]:
+            shares = " + ".join(f"{need.what} {rest:,}" for need, rest in wanted)
+            problems.append(
+                f"file system {filesystem}: {total:,} MiB are needed ({shares}), {free[filesystem]:,} MiB are free; "
+                f"make {total - free[filesystem]:,} MiB free, or mount a larger file system there"
+            )
+    return problems
+
+
+def _is_here(gpu: Mapping[str, Any]) -> bool:
+    """Whether a card of the inventory is in this host: a card behind another host's RPC server is not."""
+    endpoint = gpu.get("rpc_endpoint")
+    if not endpoint:
+        return True
+    address = endpoint.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return bool(address == "localhost")

@@ -1,0 +1,100 @@
+#!/usr/bin/python
+"""Read what a host has: GPUs, driver, memory, room on disk."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: gpu_facts
+short_description: Read GPUs, driver, RAM and free disk of a host
+description:
+  - Reads and does not judge. Where NVML cannot answer, RV(profile.problem) says why and how to mend it.
+  - Runs on the host with the interpreter of the checker's environment.
+options:
+  needs:
+    description:
+      - What is to lie on the host, as checker.preflight.Need holds it. C(path) is the file or folder to be, which need
+        not exist; C(done) is a glob that matches a file once the thing is there. Other keys are left alone.
+    type: list
+    elements: dict
+    default: []
+attributes:
+  check_mode: {support: full}
+author: [llama-tiers]
+"""
+
+EXAMPLES = r"""
+- name: Read the host
+  gpu_facts:
+    needs:
+      - path: /var/lib/llama-tiers/models/0123456789ab/model.gguf
+        done: /var/lib/llama-tiers/models/0123456789ab/model.gguf
+  vars:
+    ansible_python_interpreter: /opt/llama-tiers/checker/bin/python
+"""
+
+RETURN = r"""
+profile:
+  description: What was read, as checker.preflight.HostProfile holds it.
+  type: dict
+  returned: success
+  contains:
+    driver: {description: Version and cuda_version; null when NVML cannot be opened, type: dict}
+    gpus: {description: The cards that answer, in NVML's order, type: list, elements: dict}
+    problem: {description: Why NVML could not tell everything; null when it could, type: str}
+    ram_mib: {description: Memory of the host, type: int}
+    disks: {description: For each need its file system with free_mib and what is there, type: list, elements: dict}
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+
+def read_disk(path: str, done: str, mounts: dict[int, str]) -> dict[str, object]:
+    """Return the file system that a path is on, or will be on, and what is there of it.
+
+    `mounts` remembers the name of each file system, so that one that is mounted twice is known as one.
+    """
+    existing = next(parent for parent in (Path(path), *Path(path).parents) if parent.exists()).resolve()
+    statistics = os.statvfs(existing)
+    mount = next(parent for parent in (existing, *existing.parents) if parent.is_mount())
+    partial = Path(f"{path}.part")
+    return {
+        "path": path,
+        "filesystem": mounts.setdefault(existing.stat().st_dev, str(mount)),
+        "free_mib": statistics.f_bavail * statistics.f_frsize // 2**20,
+        "present_mib": partial.stat().st_size // 2**20 if partial.is_file() else 0,
+        "done": any(Path("/").glob(done.lstrip("/"))),
+    }
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={"needs": {"type": "list", "elements": "dict", "default": []}}, supports_check_mode=True
+    )
+    from checker import hardware
+
+    driver, gpus, problem = None, (), None
+    mounts: dict[int, str] = {}
+    try:
+        driver = hardware.read_driver()
+        gpus = hardware.read_gpus()
+    except hardware.GpuLostError as error:
+        gpus, problem = error.found, str(error)
+    except hardware.HardwareError as error:
+        problem = str(error)
+    profile = {
+        "driver": dataclasses.asdict(driver) if driver else None,
+        "gpus": [dataclasses.asdict(gpu) for gpu in gpus],
+        "problem": problem,
+        "ram_mib": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20,
+        "disks": [read_disk(need["path"], need["done"], mounts) for need in module.params["needs"]],
+    }
+    module.exit_json(changed=False, profile=profile)
+
+
+if __name__ == "__main__":
+    main()

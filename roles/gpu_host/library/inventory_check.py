@@ -1,0 +1,82 @@
+#!/usr/bin/python
+"""Check the inventory's words on the controller, without a host."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: inventory_check
+short_description: Check gpus, tiers and catalogues of the inventory
+description:
+  - Fails with every problem at once, one on a line; each names the tier, the key, the value and the fix.
+  - Runs on the controller with the Python that has the controller's requirements. Reads nothing from a host.
+options:
+  gpus: {description: The cards of the host, type: list, elements: dict, required: true}
+  tiers: {description: The tiers of the host, type: list, elements: dict, required: true}
+  models: {description: Catalogue of models, type: dict, required: true}
+  engines: {description: Engine table, type: dict, required: true}
+  engine: {description: Name of the engine, type: str, required: true}
+  backend: {description: Back end of the release, type: str, required: true}
+  models_directory: {description: Folder of the models on the host, type: str, required: true}
+attributes:
+  check_mode: {support: full}
+author: [llama-tiers]
+"""
+
+EXAMPLES = r"""
+- name: Check the inventory
+  inventory_check:
+    gpus: "{{ gpus }}"
+    tiers: "{{ tiers }}"
+    models: "{{ models }}"
+    engines: "{{ engines }}"
+    engine: "0c1e57098"
+    backend: cuda
+    models_directory: /var/lib/llama-tiers/models
+  delegate_to: localhost
+"""
+
+RETURN = r"""
+needs:
+  description: Every file of the models that the tiers serve, as checker.preflight.Need holds it.
+  type: list
+  elements: dict
+  returned: success
+problems: {description: One sentence for each problem, type: list, elements: str, returned: failure}
+"""
+
+from dataclasses import asdict
+
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "gpus": {"type": "list", "elements": "dict", "required": True},
+            "tiers": {"type": "list", "elements": "dict", "required": True},
+            "models": {"type": "dict", "required": True},
+            "engines": {"type": "dict", "required": True},
+            "engine": {"type": "str", "required": True},
+            "backend": {"type": "str", "required": True},
+            "models_directory": {"type": "str", "required": True},
+        },
+        supports_check_mode=True,
+        # A tier may hold its API key: keep the arguments out of the controller's system log.
+        no_log=True,
+    )
+    try:
+        from checker.catalogue import check_inventory
+        from checker.preflight import model_needs
+    except ImportError as error:
+        module.fail_json(msg=missing_required_lib(error.name or "checker"), invocation={})
+    directory = module.params.pop("models_directory")
+    problems = check_inventory(**module.params)
+    if problems:
+        module.fail_json(msg="the inventory cannot be used:\n" + "\n".join(problems), problems=problems, invocation={})
+    needs = model_needs(module.params["tiers"], module.params["models"], directory)
+    module.exit_json(changed=False, needs=[asdict(need) for need in needs], invocation={})
+
+
+if __name__ == "__main__":
+    main()
