@@ -1,0 +1,140 @@
+"""The preflight's sentences: what is wrong, with which value, and what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from checker import preflight
+from checker.hardware import Driver, Gpu
+from checker.preflight import Disk, HostProfile, Need
+
+FAST = Gpu("RTX 3060 Ti", "GPU-a", "00000000:01:00.0", "8.6", 8192, 300, 448.1, 0)
+SMALL = Gpu("GTX 1060", "GPU-b", "00000000:02:00.0", "6.1", 3072, 100, 192.2, 1)
+HOST = HostProfile(Driver("580.126.09", "13.0"), (FAST, SMALL), None, 16000, ())
+EXPECTED = [{"name": "RTX 3060 Ti", "uuid": "GPU-a"}, {"name": "GTX 1060", "uuid": "GPU-b"}]
+
+
+def replaced(**changes: Any) -> HostProfile:
+    return dataclasses.replace(HOST, **changes)
+
+
+def test_the_expected_host_passes_in_any_order_of_slots() -> None:
+    assert preflight.judge(HOST, EXPECTED, [], 8000) == []
+    assert preflight.judge(replaced(gpus=(SMALL, FAST)), EXPECTED, [], 8000) == []
+
+
+def test_an_absent_card_names_uuid_and_what_was_found() -> None:
+    (problem,) = preflight.gpu_problems(replaced(gpus=(FAST,)), EXPECTED)
+    assert problem == (
+        "GPU-b (GTX 1060) is not on this host; found GPU-a (RTX 3060 Ti); "
+        "put the card back, or edit gpus in the inventory and plan again"
+    )
+    (problem, _) = preflight.gpu_problems(replaced(gpus=()), EXPECTED)
+    assert "found no GPU at all" in problem
+
+
+def test_a_lost_card_is_said_once_and_the_missing_one_too() -> None:
+    lost = "GPU-b: the GPU is lost"
+    assert preflight.gpu_problems(replaced(gpus=(FAST,), problem=lost), EXPECTED) == [lost]
+    third = [*EXPECTED, {"name": "GTX 980", "uuid": "GPU-c"}]
+    said = preflight.gpu_problems(replaced(gpus=(FAST,), problem=lost), third)
+    assert said[0] == lost
+    assert said[1].startswith("GPU-c (GTX 980) is not on this host")
+
+
+def test_an_unreadable_driver_is_the_only_problem_said_about_cards() -> None:
+    unreadable = replaced(driver=None, gpus=(), problem="the NVIDIA kernel module is not loaded")
+    assert preflight.gpu_problems(unreadable, EXPECTED) == ["the NVIDIA kernel module is not loaded"]
+
+
+def test_a_card_of_another_name_says_both_names() -> None:
+    (problem,) = preflight.gpu_problems(HOST, [EXPECTED[0], {"name": "GTX 1080", "uuid": "GPU-b"}])
+    assert "'GTX 1080'" in problem
+    assert "'GTX 1060'" in problem
+
+
+def test_a_card_that_is_listed_twice_is_said_once() -> None:
+    (problem,) = preflight.gpu_problems(HOST, [*EXPECTED, EXPECTED[0]])
+    assert problem == "gpus of the inventory has GPU-a 2 times: list each card once"
+
+
+def test_only_cards_behind_another_hosts_rpc_server_may_be_elsewhere() -> None:
+    def remote(endpoint: str) -> list[str]:
+        return preflight.gpu_problems(HOST, [{"name": "GTX 980", "uuid": "GPU-c", "rpc_endpoint": endpoint}])
+
+    assert remote("192.0.2.7:50052") == []
+    assert remote("gpu-two.example:50052") == []
+    assert len(remote("127.0.0.1:50052")) == len(remote("localhost:50052")) == len(remote("[::1]:50052")) == 1
+
+
+def test_too_little_memory_has_both_figures() -> None:
+    assert preflight.ram_problems(4096, 4096) == []
+    (problem,) = preflight.ram_problems(3900, 4096)
+    assert "3,900 MiB" in problem
+    assert "4,096 MiB" in problem
+
+
+def test_needs_of_one_file_system_are_added_up() -> None:
+    needs = [Need("build", "/var/cache/b", 4096, "/b"), Need("model g", "/var/lib/m", 300, "/m")]
+    disks = [Disk("/var/cache/b", "/", 4300, 0, False), Disk("/var/lib/m", "/", 4300, 0, False)]
+    assert preflight.disk_problems(disks, needs) == [
+        "file system /: 4,396 MiB are needed (build 4,096 + model g 300), 4,300 MiB are free; "
+        "make 96 MiB free, or mount a larger file system there"
+    ]
+    apart = [disks[0], dataclasses.replace(disks[1], filesystem="/var/lib")]
+    assert preflight.disk_problems(apart, needs) == []
+
+
+def test_what_is_there_already_needs_no_room() -> None:
+    needs = [Need("build", "/b", 4096, "/b"), Need("model g", "/m", 300, "/m")]
+    disks = [Disk("/b", "/", 150, 0, True), Disk("/m", "/", 150, 160, False)]
+    assert preflight.disk_problems(disks, needs) == []
+
+
+def test_the_files_of_the_served_models_are_needed_once_each() -> None:
+    header = {"architecture": "llama", "n_layer": 2}
+    models = {
+        "one": {"file": "one.gguf", "sha256": "a" * 64, "bytes": 2**20 + 1, "header": header},
+        "two": {
+            "file": "two-1.gguf",
+            "parts": [
+                {"file": "two-1.gguf", "sha256": "b" * 64, "bytes": 2**20},
+                {"file": "two-2.gguf", "sha256": "c" * 64, "bytes": 2**20},
+            ],
+            "header": header,
+        },
+        "unserved": {"file": "x.gguf", "sha256": "d" * 64, "bytes": 9, "header": header},
+        "unsized": {"file": "x.gguf", "header": header},
+    }
+    tiers = [{"candidates": [{"model": name}, {"model": "unserved"}]} for name in ("one", "two", "one", "unsized")]
+    needs = preflight.model_needs(tiers, models, "/m")
+    assert [(need.path, need.mib) for need in needs] == [
+        ("/m/aaaaaaaaaaaa/one.gguf", 2),
+        ("/m/bbbbbbbbbbbb/two-1.gguf", 1),
+        ("/m/bbbbbbbbbbbb/two-2.gguf", 1),
+    ]
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 100), st.integers(0, 100), st.booleans())), st.data())
+def test_disk_is_refused_exactly_when_a_file_system_is_too_small(
+    wanted: list[tuple[str, int, int, bool]], data: st.DataObject
+) -> None:
+    free = {name: data.draw(st.integers(0, 500)) for name in "ab"}
+    needs = [Need("thing", f"/{i}", mib, f"/{i}") for i, (_, mib, _, _) in enumerate(wanted)]
+    disks = [Disk(f"/{i}", name, free[name], has, done) for i, (name, _, has, done) in enumerate(wanted)]
+    rest = {name: sum(max(mib - has, 0) for on, mib, has, done in wanted if on == name and not done) for name in "ab"}
+    refused = [name for name in "ab" if rest[name] > free[name]]
+    said = preflight.disk_problems(disks, needs)
+    assert sorted(problem.split(":")[0] for problem in said) == [f"file system {name}" for name in refused]
+
+
+@given(st.sets(st.sampled_from("abcdef")), st.sets(st.sampled_from("abcdef")))
+def test_every_absent_card_is_said_and_no_other(present: set[str], wanted: set[str]) -> None:
+    gpus = tuple(dataclasses.replace(FAST, uuid=f"GPU-{name}") for name in sorted(present))
+    expected = [{"name": FAST.name, "uuid": f"GPU-{name}"} for name in sorted(wanted)]
+    said = preflight.gpu_problems(replaced(gpus=gpus), expected)
+    assert [problem.split()[0] for problem in said] == [f"GPU-{name}" for name in sorted(wanted - present)]
