@@ -300,7 +300,9 @@ def check_inventory(
     for tier in parsed_tiers:
         resolved = resolve_gpus(tier, parsed_gpus)
         if isinstance(resolved, str):
-            problems.append(resolved)
+            # A card whose own entry is wrong was reported already; that it cannot be found follows from that.
+            if len(parsed_gpus) == len(gpus):
+                problems.append(resolved)
             continue
         for uuid in _duplicates(gpu.uuid for gpu in resolved):
             problems.append(f"tier {tier.name}: gpus names {uuid} twice")

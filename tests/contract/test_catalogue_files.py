@@ -1,0 +1,53 @@
+"""The catalogues and inventories that ship are right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from checker.catalogue import EngineFlags, ModelEntry, check_inventory
+
+ROOT = Path(__file__).parents[2]
+
+
+def load(path: str) -> Any:
+    return yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+
+
+MODELS = load("catalogue/models.yml")["models"]
+ENGINES = load("catalogue/engines.yml")["engines"]
+
+
+def test_every_model_is_well_formed() -> None:
+    for entry in MODELS.values():
+        model = ModelEntry.model_validate(entry)
+        if model.header.layer_bytes is not None:
+            assert len(model.header.layer_bytes) == model.header.n_layer
+
+
+def test_every_engine_says_how_it_spells_its_flags() -> None:
+    for name, entry in ENGINES.items():
+        EngineFlags.model_validate(entry["flags"])
+        assert entry["commit"].startswith(name)
+
+
+def problems_of(*files: str) -> list[str]:
+    words: dict[str, Any] = {}
+    for file in files:
+        words.update(load(file))
+    return check_inventory(
+        words["gpus"], words["tiers"], MODELS, ENGINES, words["llama_cpp_engine"], words["llama_cpp_backend"]
+    )
+
+
+def test_the_lab_inventory_is_right() -> None:
+    assert problems_of("inventories/lab/group_vars/gpu_hosts/main.yml") == []
+
+
+def test_the_production_inventory_wants_nothing_but_the_uuids() -> None:
+    common = "inventories/production/group_vars/gpu_hosts/main.yml"
+    for host in ("tower", "workbench"):
+        for problem in problems_of(common, f"inventories/production/host_vars/{host}/main.yml"):
+            assert "edit-me" in problem, problem

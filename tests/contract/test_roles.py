@@ -1,0 +1,43 @@
+"""Every role says what it takes: defaults and argument_specs name the same variables with the same defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+ROLES = sorted(path for path in (ROOT / "roles").iterdir() if path.is_dir())
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_defaults_are_the_specified_ones(role: Path) -> None:
+    options = load(role / "meta" / "argument_specs.yml")["argument_specs"]["main"]["options"]
+    defaults_file = role / "defaults" / "main.yml"
+    defaults = load(defaults_file) if defaults_file.exists() else {}
+    required = {name for name, option in options.items() if option.get("required")}
+    assert set(options) - required == set(defaults)
+    assert {name: option.get("default") for name, option in options.items() if name not in required} == defaults
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_variables_carry_the_roles_name_and_a_description(role: Path) -> None:
+    options = load(role / "meta" / "argument_specs.yml")["argument_specs"]["main"]["options"]
+    for name, option in options.items():
+        assert name.startswith(f"{role.name}_")
+        assert option["description"]
+        assert option["type"]
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_the_main_task_file_is_a_table_of_contents(role: Path) -> None:
+    tasks = load(role / "tasks" / "main.yml")
+    if len(tasks) > 2:
+        for task in tasks:
+            assert set(task) & {"ansible.builtin.include_tasks", "ansible.builtin.include_role"}, task["name"]
