@@ -62,20 +62,18 @@ def main() -> None:
             "models_directory": {"type": "str", "required": True},
         },
         supports_check_mode=True,
-        # A tier may hold its API key: keep the arguments out of the controller's system log.
-        no_log=True,
     )
     try:
         from checker.catalogue import check_inventory
         from checker.preflight import model_needs
     except ImportError as error:
-        module.fail_json(msg=missing_required_lib(error.name or "checker"), invocation={})
+        module.fail_json(msg=missing_required_lib(error.name or "checker"))
     directory = module.params.pop("models_directory")
     problems = check_inventory(**module.params)
     if problems:
-        module.fail_json(msg="the inventory cannot be used:\n" + "\n".join(problems), problems=problems, invocation={})
+        module.fail_json(msg="the inventory cannot be used:\n" + "\n".join(problems), problems=problems)
     needs = model_needs(module.params["tiers"], module.params["models"], directory)
-    module.exit_json(changed=False, needs=[asdict(need) for need in needs], invocation={})
+    module.exit_json(changed=False, needs=[asdict(need) for need in needs])
 
 
 if __name__ == "__main__":
