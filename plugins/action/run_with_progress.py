@@ -1,7 +1,8 @@
 """Run any module in the background on the host and show how far it is.
 
-A build or a download of many minutes says nothing through an ordinary task. This action starts the module with Ansible's
-own async wrapper, reads the last line of a progress file that the job writes, and returns the module's own result.
+A build or a download of many minutes says nothing through an ordinary task. This action starts the module with
+Ansible's own async wrapper, reads the last line of a progress file that the job writes, and returns the module's own
+result.
 Options, examples and result: plugins/modules/run_with_progress.py.
 The name can not begin with "with_": Ansible reads such a task key as an old-style loop.
 """
@@ -26,7 +27,7 @@ POLL_DELAYS_S = (0.1, 0.2, 0.3, 0.5, 1.0)
 POLL_DELAY_MAX_S = 2.0
 FIRST_LINE_AFTER_S = 2.0
 LINE_EVERY_S = 10.0
-# The wrapper on the host ends the job at the timeout, looking every 5 s; after this much more the host is not answering.
+# The wrapper on the host ends the job at the timeout, looking every 5 s; after this much more it must be dead.
 TIMEOUT_GRACE_S = 30.0
 SEPARATOR = "\x1e"
 JOB_KEYS = ("ansible_job_id", "started", "finished", "results_file")
@@ -78,9 +79,7 @@ class ActionModule(ActionBase):
         results_file = self._start(options, task_vars)
         if not isinstance(results_file, str):
             return results_file
-        self._follow(
-            options, results_file, f"[{task_vars.get('inventory_hostname', '?')}] {options['title']}"
-        )
+        self._follow(options, results_file, f"[{task_vars.get('inventory_hostname', '?')}] {options['title']}")
         result = self._finish(results_file, task_vars)
         if result.get("failed") and result.get("msg") == "Timeout exceeded":
             result["msg"] = f"{options['title']}: not done after {options['timeout']} s, ended"

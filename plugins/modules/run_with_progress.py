@@ -1,10 +1,11 @@
-# The action plugin of the same name does the work; this file holds its documentation (ansible-doc, ansible-lint).
+"""Documentation of run_with_progress (ansible-doc, ansible-lint); the action plugin of that name does the work."""
+
 DOCUMENTATION = r"""
 module: run_with_progress
 short_description: Run a module in the background and show how far it is
 description:
-  - Starts a module with Ansible's own async wrapper on the host, and shows the last line of a progress file after 2 seconds
-    and then every 10 seconds, until the module ends.
+  - Starts a module with Ansible's own async wrapper on the host, and shows the last line of a progress file after
+    2 seconds and then every 10 seconds, until the module ends.
   - Returns the module's own result, a failure included. In check mode the module runs directly.
   - A module whose work is in an action plugin (copy, template, ...) can not be run this way.
 options:
