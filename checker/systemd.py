@@ -1,0 +1,131 @@
+"""Units of this host through systemctl and journalctl."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from dataclasses import dataclass
+
+_TIMEOUT_S = 120
+_POLL_S = 0.05
+
+
+class SystemdError(Exception):
+    """A command of systemd that failed; the message holds the command and what it printed on stderr."""
+
+
+@dataclass(frozen=True)
+class UnitState:
+    """State of one unit, in the words of `systemctl show`.
+
+    `main_pid` is None when no main process runs. The two times are of the last start, in microseconds of the monotonic
+    clock, and 0 when there was none: start of the main process, and entry into "active".
+    """
+
+    active_state: str
+    sub_state: str
+    main_pid: int | None
+    invocation_id: str
+    result: str
+    started_monotonic_us: int
+    active_monotonic_us: int
+
+
+def unit_state(unit: str) -> UnitState:
+    """Read the state of a unit; one that does not exist is "inactive", as systemd says."""
+    shown = _show(
+        unit,
+        "ActiveState",
+        "SubState",
+        "MainPID",
+        "InvocationID",
+        "Result",
+        "ExecMainStartTimestampMonotonic",
+        "ActiveEnterTimestampMonotonic",
+    )
+    return UnitState(
+        active_state=shown.get("ActiveState", "unknown"),
+        sub_state=shown.get("SubState", "unknown"),
+        main_pid=int(shown.get("MainPID") or 0) or None,
+        invocation_id=shown.get("InvocationID", ""),
+        result=shown.get("Result", "unknown"),
+        started_monotonic_us=int(shown.get("ExecMainStartTimestampMonotonic") or 0),
+        active_monotonic_us=int(shown.get("ActiveEnterTimestampMonotonic") or 0),
+    )
+
+
+def journal(unit: str, invocation_id: str) -> list[str]:
+    """Return what one invocation of a unit printed, and what systemd said about it, oldest line first."""
+    if not invocation_id:
+        return []
+    _run("journalctl", "--sync")
+    printed = f"_SYSTEMD_INVOCATION_ID={invocation_id}"
+    about = (f"UNIT={unit}", f"INVOCATION_ID={invocation_id}")
+    return _run("journalctl", "--no-pager", "--quiet", "--all", "--output=cat", printed, "+", *about).splitlines()
+
+
+def restart(unit: str) -> None:
+    """Start a unit anew and return as soon as the new start is under way, which is long before it is active.
+
+    `--no-block` alone returns while the unit still shows the state of its last run.
+    """
+    before = unit_state(unit).invocation_id
+    _run("systemctl", "restart", "--no-block", unit)
+    deadline = time.monotonic() + _TIMEOUT_S
+    while time.monotonic() < deadline:
+        shown = _show(unit, "Job", "InvocationID")
+        if shown.get("InvocationID", "") != before or shown.get("Job", "0") in ("", "0"):
+            return
+        time.sleep(_POLL_S)
+    raise SystemdError(f"systemctl restart {unit}: its job still waits after {_TIMEOUT_S} s; see systemctl list-jobs")
+
+
+def stop(unit: str) -> None:
+    """Stop a unit and wait until it is down."""
+    _run("systemctl", "stop", unit)
+
+
+def reset_failed(unit: str) -> None:
+    """Forget past failures of a unit, its restart counter included; one that is not loaded has none."""
+    if _show(unit, "ActiveState").get("ActiveState") == "failed":
+        _run("systemctl", "reset-failed", unit)
+
+
+def enable(unit: str) -> None:
+    """Have a unit started at boot."""
+    _run("systemctl", "enable", unit)
+
+
+def disable_now(unit: str) -> None:
+    """Stop a unit and have it started at boot no longer."""
+    _run("systemctl", "disable", "--now", unit)
+
+
+def daemon_reload() -> None:
+    """Have systemd read all unit files again."""
+    _run("systemctl", "daemon-reload")
+
+
+def needs_daemon_reload(unit: str) -> bool:
+    """Tell whether the unit file on disk differs from what systemd has read of it."""
+    return _show(unit, "NeedDaemonReload").get("NeedDaemonReload") == "yes"
+
+
+def _show(unit: str, *properties: str) -> dict[str, str]:
+    shown = _run("systemctl", "show", f"--property={','.join(properties)}", unit)
+    return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+
+
+def _run(*command: str) -> str:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S, check=False
+        )
+    except FileNotFoundError:
+        raise SystemdError(f"{command[0]} is not on this host: a tier needs systemd as its init") from None
+    except subprocess.TimeoutExpired:
+        raise SystemdError(f"{' '.join(command)}: no answer within {_TIMEOUT_S} s") from None
+    if done.returncode:
+        said = done.stderr.strip() or done.stdout.strip() or "nothing printed"
+        raise SystemdError(f"{' '.join(command)} failed (exit {done.returncode}): {said}")
+    return done.stdout
