@@ -1,0 +1,284 @@
+"""One llama-server: its HTTP API, and the buffers that its log tells of."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from checker.tier import Device
+
+_CONNECT_S = 5
+_ANSWER_S = 30
+
+# The template that the engine falls back to when the model has none (common/chat.cpp, CHATML_TEMPLATE_SRC).
+_FALLBACK_MARKER = "<|im_start|>"
+
+
+class ServerError(Exception):
+    """A llama-server that does not answer as it should; the message names the URL and says what to do."""
+
+
+class UnreachableError(ServerError):
+    """Nothing answers at the address."""
+
+
+class LoadingError(ServerError):
+    """The server is up and still loads its model (503)."""
+
+
+class UnauthorizedError(ServerError):
+    """The server refuses the key, or the key file cannot be read."""
+
+
+class BrokenError(ServerError):
+    """The server answers with an error, or with something that is not its API."""
+
+
+@dataclass(frozen=True)
+class Props:
+    """What a server says it serves; `ctx_size` is the context of one slot, `build` as "b1-0c1e57098"."""
+
+    model_path: str
+    alias: str
+    ctx_size: int
+    build: str
+    chat_template: str
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One completion: its text, the server's own counts and milliseconds, and the seconds the caller waited."""
+
+    text: str
+    prompt_tokens: int
+    generated_tokens: int
+    prompt_ms: float
+    generation_ms: float
+    wall_s: float
+
+
+class LlamaServer:
+    """HTTP client of one server. Every method raises a ServerError of the kind that fits."""
+
+    def __init__(self, base_url: str, key_file: str) -> None:
+        self._base_url = base_url
+        self._key_file = Path(key_file)
+        self._session = requests.Session()
+        # A proxy of the environment has no way to this host's loopback.
+        self._session.trust_env = False
+
+    def health(self) -> None:
+        """Return when the server has loaded its model, which does not prove yet that it can compute."""
+        self._call("GET", "/health", authorized=False)
+
+    def props(self) -> Props:
+        """Read what is served."""
+        answer = self._call("GET", "/props")
+        try:
+            return Props(
+                model_path=str(answer["model_path"]),
+                alias=str(answer.get("model_alias") or self._alias()),
+                ctx_size=int(answer["default_generation_settings"]["n_ctx"]),
+                build=str(answer["build_info"]),
+                chat_template=str(answer.get("chat_template") or ""),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._strange("/props", error) from error
+
+    def as_prompt(self, question: str, chat_template: str) -> str:
+        """Return a question as the model expects it: in its own template, or plain when it has none.
+
+        A model without a template is shown with the engine's fallback, whose markers are no tokens of that model: in
+        them it produces nothing but markers.
+        """
+        if not chat_template:
+            return question
+        if _FALLBACK_MARKER in chat_template:
+            answer = self._call("POST", "/tokenize", {"content": _FALLBACK_MARKER, "parse_special": True})
+            if len(answer.get("tokens") or []) != 1:
+                return question
+        answer = self._call("POST", "/apply-template", {"messages": [{"role": "user", "content": question}]})
+        return str(answer.get("prompt") or question)
+
+    def complete(
+        self, prompt: str, max_tokens: int, temperature: float, seed: int, timeout_s: float = _ANSWER_S
+    ) -> Generation:
+        """Let the model go on from a prompt, computed from its first token on (no prompt cache)."""
+        body = {
+            "prompt": prompt,
+            "n_predict": max_tokens,
+            "temperature": temperature,
+            "seed": seed,
+            "cache_prompt": False,
+        }
+        began = time.monotonic()
+        answer = self._call("POST", "/completion", body, timeout_s)
+        wall_s = time.monotonic() - began
+        try:
+            timings = answer["timings"]
+            return Generation(
+                text=str(answer["content"]),
+                prompt_tokens=int(timings["prompt_n"]),
+                generated_tokens=int(timings["predicted_n"]),
+                prompt_ms=float(timings["prompt_ms"]),
+                generation_ms=float(timings["predicted_ms"]),
+                wall_s=wall_s,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._strange("/completion", error) from error
+
+    def _alias(self) -> str:
+        models = self._call("GET", "/v1/models").get("data") or [{}]
+        return str(models[0].get("id", ""))
+
+    def _key(self) -> str:
+        try:
+            lines = self._key_file.read_text(encoding="utf-8").split()
+        except OSError as error:
+            raise UnauthorizedError(
+                f"key file {self._key_file} cannot be read ({error.strerror}): run this as root or as llama-tiers"
+            ) from None
+        if not lines:
+            raise UnauthorizedError(f"key file {self._key_file} is empty: remove it and run site.yml again")
+        return lines[0]
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        timeout_s: float = _ANSWER_S,
+        *,
+        authorized: bool = True,
+    ) -> dict[str, Any]:
+        url = self._base_url + path
+        headers = {"Authorization": f"Bearer {self._key()}"} if authorized else {}
+        try:
+            response = self._session.request(
+                method, url, json=body, headers=headers, timeout=(_CONNECT_S, timeout_s), allow_redirects=False
+            )
+        except requests.ReadTimeout:
+            raise BrokenError(f"{url} accepted the request and gave no answer within {timeout_s:g} s") from None
+        except requests.Timeout:
+            raise UnreachableError(f"{url} does not accept connections within {_CONNECT_S} s") from None
+        except requests.ConnectionError as error:
+            if "RemoteDisconnected" in str(error) or "Connection reset" in str(error):
+                raise BrokenError(f"{url} closed the connection without an answer: the server crashed") from None
+            raise UnreachableError(f"nothing answers at {self._base_url} (connection refused)") from None
+        except requests.RequestException as error:
+            raise BrokenError(f"{url}: {error}") from None
+        return self._answer(url, response)
+
+    def _answer(self, url: str, response: requests.Response) -> dict[str, Any]:
+        if response.status_code == 503:
+            raise LoadingError(f"{url} still loads its model (503)")
+        if response.status_code in (401, 403):
+            raise UnauthorizedError(
+                f"{url} refuses the key of {self._key_file} ({response.status_code}): "
+                "the server was started with another key; restart the tier"
+            )
+        if response.status_code != 200:
+            raise BrokenError(f"{url} answers {response.status_code}: {response.text[:200].strip()}")
+        try:
+            answer = response.json()
+        except requests.JSONDecodeError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise BrokenError(f"{url} does not answer as llama-server does: {response.text[:200].strip()!r}")
+        return answer
+
+    def _strange(self, path: str, error: Exception) -> BrokenError:
+        return BrokenError(f"{self._base_url}{path} lacks what llama-server tells there: {error!r}")
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """What llama.cpp allocated in one place, in MiB as its log tells."""
+
+    weights_mib: float = 0.0
+    kv_mib: float = 0.0
+    compute_mib: float = 0.0
+
+
+@dataclass(frozen=True)
+class LoggedBuffers:
+    """Buffers by place: `devices` in the order asked for, `host` the memory of the host, `others` by llama.cpp's name.
+
+    `found` is false when no line tells of any model buffer.
+    """
+
+    devices: tuple[Buffers, ...]
+    host: Buffers
+    others: dict[str, Buffers]
+    found: bool
+
+
+# "load_tensors: RPC0[127.0.0.1:50052] model buffer size =    50.30 MiB"; a recurrent state (RS) is a model's KV.
+_BUFFER = re.compile(r"(?:^|\s)\w+:\s+(\S+)\s+(model|KV|RS|compute|output) buffer size =\s*([0-9.]+) MiB\s*$")
+_HOST = re.compile(r"CPU(_\w+)?|AMX|\w+_Host")
+_RPC = re.compile(r"RPC\d*\[(.+)\]")
+
+
+def buffers(lines: Iterable[str], devices: Sequence[Device]) -> LoggedBuffers:
+    """Read the buffers of one run from its log, as JSON lines or plain text, whatever else stands between.
+
+    Several model and KV buffers of a place add up (two caches with sliding window attention); a compute buffer is
+    reserved again and again, the last counts. The buffers of every ggml-rpc-server are called RPC0: the endpoint tells
+    them apart. The output buffer is reckoned among the compute buffers.
+    """
+    places: dict[str, Buffers] = {}
+    reserved: dict[str, dict[str, float]] = {}
+    found = False
+    for line in lines:
+        match = _BUFFER.search(_message(line).rstrip())
+        if match is None:
+            continue
+        place, kind, mib = _place(match[1]), match[2], float(match[3])
+        held = places.setdefault(place, Buffers())
+        if kind == "model":
+            found = True
+            places[place] = replace(held, weights_mib=held.weights_mib + mib)
+        elif kind in ("KV", "RS"):
+            places[place] = replace(held, kv_mib=held.kv_mib + mib)
+        else:
+            # By name within the place: CPU and CUDA_Host are both host memory.
+            reserved.setdefault(place, {})[f"{match[1]} {kind}"] = mib
+    for place, parts in reserved.items():
+        places[place] = replace(places[place], compute_mib=sum(parts.values()))
+    rounded = {
+        place: Buffers(round(held.weights_mib, 2), round(held.kv_mib, 2), round(held.compute_mib, 2))
+        for place, held in places.items()
+    }
+    expected = [device.rpc_endpoint or device.name for device in devices]
+    return LoggedBuffers(
+        devices=tuple(rounded.get(place, Buffers()) for place in expected),
+        host=rounded.get(_HOST_PLACE, Buffers()),
+        others={place: held for place, held in rounded.items() if place not in (*expected, _HOST_PLACE)},
+        found=found,
+    )
+
+
+_HOST_PLACE = "host"
+
+
+def _place(name: str) -> str:
+    if _HOST.fullmatch(name):
+        return _HOST_PLACE
+    endpoint = _RPC.fullmatch(name)
+    return endpoint[1] if endpoint else name
+
+
+def _message(line: str) -> str:
+    if not line.startswith("{"):
+        return line
+    try:
+        return str(json.loads(line)["msg"])
+    except (ValueError, KeyError, TypeError):
+        return line
