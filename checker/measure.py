@@ -1,0 +1,167 @@
+"""Measure one tier as it runs on this host. Nothing here judges what it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from checker import hardware, llama_server, systemd
+from checker.evidence import (
+    Completion,
+    DeviceEvidence,
+    EngineId,
+    Evidence,
+    HostEvidence,
+    ModelId,
+    Served,
+    UnitEvidence,
+)
+from checker.llama_server import LlamaServer, LoggedBuffers, ServerError
+from checker.tier import TierSpec
+
+PROMPT = "Explain quantum computing in simple terms."
+MAX_TOKENS = 200
+TEMPERATURE = 0.7
+# Fixed, so that the same tier measured twice says the same; other backends still round differently.
+SEED = 1
+
+# Long enough for a tier that reaches a quarter of what it promises.
+_SLOWEST = 4
+_SPARE_S = 60
+
+
+def measure(spec: TierSpec) -> Evidence:
+    """Measure everything about a tier; what cannot be measured becomes a sentence in `problems`, never an error."""
+    problems: list[str] = []
+    state, unit = _unit(spec, problems)
+    logged = _logged(spec, state, problems)
+    server = LlamaServer(spec.base_url, spec.key_file)
+    served, completion = _ask(spec, server, problems)
+    # After the completion: a backend may allocate with the first one.
+    held = _held(unit.main_pid, problems)
+    return Evidence(
+        tier=spec.name,
+        base_url=spec.base_url,
+        model=ModelId(spec.model.name, spec.model.sha256),
+        engine=EngineId(spec.engine.commit, spec.engine.release),
+        placement=spec.placement,
+        unit=unit,
+        served=served,
+        devices=_devices(spec, logged, held),
+        host=_host(logged),
+        completion=completion,
+        problems=tuple(problems),
+    )
+
+
+def _unit(spec: TierSpec, problems: list[str]) -> tuple[systemd.UnitState | None, UnitEvidence]:
+    try:
+        state = systemd.unit_state(spec.unit)
+    except systemd.SystemdError as error:
+        problems.append(str(error))
+        return None, UnitEvidence(active_state="unknown", main_pid=None, load_s=None)
+    load_s = None
+    if state.active_state == "active" and 0 < state.started_monotonic_us <= state.active_monotonic_us:
+        load_s = round((state.active_monotonic_us - state.started_monotonic_us) / 1e6, 3)
+    return state, UnitEvidence(active_state=state.active_state, main_pid=state.main_pid, load_s=load_s)
+
+
+def _logged(spec: TierSpec, state: systemd.UnitState | None, problems: list[str]) -> LoggedBuffers | None:
+    if state is None or not state.invocation_id:
+        return None
+    try:
+        lines = systemd.journal(spec.unit, state.invocation_id)
+    except systemd.SystemdError as error:
+        problems.append(str(error))
+        return None
+    logged = llama_server.buffers(lines, spec.devices)
+    if logged.found:
+        return logged
+    problems.append(
+        f"the journal of {spec.unit} does not tell where this run put the weights (not loaded yet, or vacuumed since): "
+        f"systemctl restart {spec.unit} has them logged anew"
+    )
+    return None
+
+
+def _ask(spec: TierSpec, server: LlamaServer, problems: list[str]) -> tuple[Served | None, Completion | None]:
+    served = None
+    try:
+        server.health()
+        props = server.props()
+        served = Served(props.model_path, props.alias, props.ctx_size, props.build)
+        prompt = server.as_prompt(PROMPT, props.chat_template)
+        timeout_s = _SPARE_S + _SLOWEST * MAX_TOKENS / spec.criteria.min_generation_tokens_per_second
+        generation = server.complete(prompt, MAX_TOKENS, TEMPERATURE, SEED, timeout_s)
+    except ServerError as error:
+        problems.append(str(error))
+        return served, None
+    return served, Completion(
+        prompt=PROMPT,
+        text=generation.text,
+        prompt_tokens=generation.prompt_tokens,
+        generated_tokens=generation.generated_tokens,
+        prompt_tokens_per_second=_per_second(generation.prompt_tokens, generation.prompt_ms),
+        generation_tokens_per_second=_per_second(generation.generated_tokens, generation.generation_ms),
+        wall_s=round(generation.wall_s, 3),
+    )
+
+
+def _per_second(tokens: int, ms: float) -> float:
+    return round(tokens / ms * 1000, 3) if ms > 0 else 0.0
+
+
+def _held(pid: int | None, problems: list[str]) -> dict[str, tuple[str, float]] | None:
+    """Return name of the card and MiB that a process holds there, by UUID; None when NVML cannot be read."""
+    if pid is None:
+        return {}
+    try:
+        return {gpu.uuid: (gpu.name, held_mib(gpu.uuid, pid)) for gpu in _answering_gpus()}
+    except hardware.HardwareError as error:
+        problems.append(str(error))
+        return None
+
+
+def _answering_gpus() -> Sequence[hardware.Gpu]:
+    try:
+        return hardware.read_gpus()
+    except hardware.GpuLostError as error:
+        return error.found
+
+
+def held_mib(uuid: str, pid: int) -> float:
+    """Read how many MiB a process holds on a card; HardwareError when the card cannot be asked."""
+    return round(sum(process.used_mib for process in hardware.processes(uuid) if process.pid == pid), 2)
+
+
+def _devices(
+    spec: TierSpec, logged: LoggedBuffers | None, held: dict[str, tuple[str, float]] | None
+) -> tuple[DeviceEvidence, ...]:
+    found = []
+    for index, device in enumerate(spec.devices):
+        buffers = None if logged is None else logged.devices[index]
+        found.append(
+            DeviceEvidence(
+                name=device.name,
+                uuid=device.uuid,
+                gpu=device.gpu,
+                predicted_weights_mib=device.weights_mib,
+                weights_mib=buffers and buffers.weights_mib,
+                kv_mib=buffers and buffers.kv_mib,
+                compute_mib=buffers and buffers.compute_mib,
+                # Absent from what NVML lists is not 0: the card is lost or gone.
+                process_mib=held[device.uuid][1] if held and device.uuid in held else None,
+            )
+        )
+    for name, buffers in (logged.others if logged else {}).items():
+        found.append(DeviceEvidence(name, "", "", 0.0, buffers.weights_mib, buffers.kv_mib, buffers.compute_mib, None))
+    expected = {device.uuid for device in spec.devices}
+    for uuid, (name, mib) in (held or {}).items():
+        if uuid not in expected and mib > 0:
+            found.append(DeviceEvidence("", uuid, name, 0.0, None, None, None, mib))
+    return tuple(found)
+
+
+def _host(logged: LoggedBuffers | None) -> HostEvidence:
+    if logged is None:
+        return HostEvidence(None, None, None)
+    return HostEvidence(logged.host.weights_mib, logged.host.kv_mib, logged.host.compute_mib)
