@@ -28,6 +28,8 @@ SEED = 1
 _SLOWEST = 4
 _SPARE_S = 60
 
+_UNREAD = HostEvidence(weights_mib=None, kv_mib=None, compute_mib=None)
+
 
 def measure(spec: TierSpec) -> Evidence:
     """Measure everything about a tier; what cannot be measured becomes a sentence in `problems`, never an error."""
@@ -90,7 +92,7 @@ def _ask(spec: TierSpec, server: LlamaServer, problems: list[str]) -> tuple[Serv
         props = server.props()
         served = Served(props.model_path, props.alias, props.ctx_size, props.build)
         prompt = server.as_prompt(PROMPT, props.chat_template)
-        timeout_s = _SPARE_S + _SLOWEST * MAX_TOKENS / spec.criteria.min_generation_tokens_per_second
+        timeout_s = _SPARE_S + _SLOWEST * MAX_TOKENS / max(spec.criteria.min_generation_tokens_per_second, 1)
         generation = server.complete(prompt, MAX_TOKENS, TEMPERATURE, SEED, timeout_s)
     except ServerError as error:
         problems.append(str(error))
@@ -138,16 +140,16 @@ def _devices(
 ) -> tuple[DeviceEvidence, ...]:
     found = []
     for index, device in enumerate(spec.devices):
-        buffers = None if logged is None else logged.devices[index]
+        buffers = _UNREAD if logged is None else logged.devices[index]
         found.append(
             DeviceEvidence(
                 name=device.name,
                 uuid=device.uuid,
                 gpu=device.gpu,
                 predicted_weights_mib=device.weights_mib,
-                weights_mib=buffers and buffers.weights_mib,
-                kv_mib=buffers and buffers.kv_mib,
-                compute_mib=buffers and buffers.compute_mib,
+                weights_mib=buffers.weights_mib,
+                kv_mib=buffers.kv_mib,
+                compute_mib=buffers.compute_mib,
                 # Absent from what NVML lists is not 0: the card is lost or gone.
                 process_mib=held[device.uuid][1] if held and device.uuid in held else None,
             )
@@ -163,5 +165,5 @@ def _devices(
 
 def _host(logged: LoggedBuffers | None) -> HostEvidence:
     if logged is None:
-        return HostEvidence(None, None, None)
+        return _UNREAD
     return HostEvidence(logged.host.weights_mib, logged.host.kv_mib, logged.host.compute_mib)
