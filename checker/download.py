@@ -1,0 +1,230 @@
+"""Fetch one file over HTTP: resumed by byte range, hashed while it streams, published only when it is the right one.
+
+While it is fetched a file is `<dest>.part`; a file that proves wrong is kept as `<dest>.rejected` for a look. What was
+verified is remembered beside the file (`<dest>.verified`), so that tens of gigabytes are hashed once in their life.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+
+MIB = 1024 * 1024
+_CHUNK = 1 * MIB
+_TIMEOUT_S = (10.0, 60.0)  # to connect, and between two pieces of an answer
+_TRIES_WITHOUT_A_BYTE = 5
+_REPORT_EVERY_S = 1.0
+# Room that is left alone: a full file system would take the host down with the fetch.
+_RESERVE = 256 * MIB
+
+Report = Callable[[str], None]
+
+
+class DownloadError(Exception):
+    """A file that could not be fetched; the message names URL or file, what was found, and what to do."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The file that is to be at `dest`. `size` in bytes, None when unknown; `magic` are its first bytes, if known."""
+
+    url: str
+    dest: Path
+    sha256: str
+    size: int | None = None
+    magic: bytes = b""
+
+    @property
+    def part(self) -> Path:
+        """Where the file is while it is fetched."""
+        return self.dest.with_name(self.dest.name + ".part")
+
+    @property
+    def rejected(self) -> Path:
+        """Where a file goes that proved wrong."""
+        return self.dest.with_name(self.dest.name + ".rejected")
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What a fetch did: bytes that were there already, bytes that were transferred, seconds."""
+
+    resumed_from: int
+    transferred_bytes: int
+    seconds: float
+
+
+def _record(dest: Path) -> Path:
+    return dest.with_name(dest.name + ".verified")
+
+
+def already_there(dest: Path, sha256: str) -> bool:
+    """Whether the file was verified with this sha256 before and was not touched since; reads only its metadata."""
+    try:
+        record = json.loads(_record(dest).read_text(encoding="utf-8"))
+        status = dest.stat()
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return bool(record == {"sha256": sha256, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns})
+
+
+def _remember(dest: Path, sha256: str) -> None:
+    status = dest.stat()
+    record = {"sha256": sha256, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+    _record(dest).write_text(json.dumps(record) + "\n", encoding="utf-8")
+
+
+def _free_bytes(directory: Path) -> int:
+    return shutil.disk_usage(directory).free
+
+
+def _check_room(wanted: Wanted, size: int, there: int, free: int) -> None:
+    needed = size - there + _RESERVE
+    if needed > free:
+        raise DownloadError(
+            f"{wanted.dest}: {(size - there) / MIB:,.0f} MiB are to come and {_RESERVE / MIB:,.0f} MiB stay free, but "
+            f"{wanted.dest.parent} has {free / MIB:,.0f} MiB; free {(needed - free) / MIB:,.0f} MiB there"
+        )
+
+
+def _check_magic(wanted: Wanted, beginning: bytes, content_type: str) -> None:
+    if wanted.magic and beginning and not beginning.startswith(wanted.magic[: len(beginning)]):
+        shown = beginning[:60].decode("utf-8", errors="replace")
+        raise DownloadError(
+            f"{wanted.url} is no {wanted.magic.decode()} file: it begins with {shown!r} and says it is "
+            f"{content_type or 'of no type'}; check the URL, and whether it asks for a login"
+        )
+
+
+def _total_bytes(answer: requests.Response, start: int) -> int | None:
+    """Return the whole size of the file that an answer belongs to."""
+    if answer.status_code == 206:
+        total = answer.headers.get("Content-Range", "").rpartition("/")[2]
+        return int(total) if total.isdigit() else None
+    length = answer.headers.get("Content-Length", "")
+    return int(length) if length.isdigit() and "Content-Encoding" not in answer.headers else None
+
+
+class _Progress:
+    def __init__(self, wanted: Wanted, report: Report, there: int) -> None:
+        self._name = wanted.dest.name
+        self._report = report
+        self._began = self._said = time.monotonic()
+        self._first = there
+
+    def say(self, done: int, total: int | None) -> None:
+        now = time.monotonic()
+        if now - self._said < _REPORT_EVERY_S:
+            return
+        self._said = now
+        rate = (done - self._first) / (now - self._began)
+        of = f" of {total / MIB:,.0f}" if total else ""
+        left = f", {(total - done) / rate:,.0f} s left" if total and rate > 0 else ""
+        self._report(f"{self._name}: {done / MIB:,.0f}{of} MiB, {rate / MIB:,.1f} MiB/s{left}")
+
+
+def fetch(wanted: Wanted, report: Report, free_bytes: Callable[[Path], int] = _free_bytes) -> Fetched:
+    """Fetch a file, going on from what an earlier try left; DownloadError when it cannot be had or is the wrong one."""
+    began = time.monotonic()
+    wanted.dest.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    there = 0
+    if wanted.part.exists():
+        report(f"{wanted.dest.name}: reading the {wanted.part.stat().st_size / MIB:,.0f} MiB that are there")
+        there = _hash_part(wanted, digest)
+    resumed_from, transferred, idle_tries = there, 0, 0
+    progress = _Progress(wanted, report, there)
+    while wanted.size is None or there < wanted.size:
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={there}-"} if there else {})
+        before = there
+        complete = False
+        try:
+            with requests.get(wanted.url, headers=headers, stream=True, timeout=_TIMEOUT_S) as answer:
+                if answer.status_code == 416:  # nothing follows what is there
+                    break
+                _check_status(wanted, answer)
+                if there and answer.status_code != 206:  # the server cannot resume
+                    digest, there, resumed_from = hashlib.sha256(), 0, 0
+                total = _total_bytes(answer, there)
+                _check_size(wanted, total)
+                if total is not None:
+                    _check_room(wanted, total, there, free_bytes(wanted.dest.parent))
+                with wanted.part.open("r+b" if wanted.part.exists() else "w+b") as part:
+                    part.seek(there)
+                    part.truncate()
+                    for chunk in answer.iter_content(_CHUNK):
+                        if there == 0:
+                            _check_magic(wanted, chunk, answer.headers.get("Content-Type", ""))
+                        part.write(chunk)
+                        digest.update(chunk)
+                        there += len(chunk)
+                        transferred += len(chunk)
+                        progress.say(there, total or wanted.size)
+                complete = total is None or there >= total
+        except requests.RequestException as error:
+            reason = str(error)
+        else:
+            reason = "the connection was cut"
+        if complete:
+            break
+        idle_tries = 0 if there > before else idle_tries + 1
+        if idle_tries == _TRIES_WITHOUT_A_BYTE:
+            raise DownloadError(
+                f"{wanted.url} gave nothing in {idle_tries} tries ({reason}); {there / MIB:,.0f} MiB are kept in "
+                f"{wanted.part}, and the next run goes on from there"
+            )
+        time.sleep(min(0.2 * 2**idle_tries, 5.0))
+    _publish(wanted, digest.hexdigest(), there)
+    return Fetched(resumed_from=resumed_from, transferred_bytes=transferred, seconds=time.monotonic() - began)
+
+
+def _hash_part(wanted: Wanted, digest: hashlib._Hash) -> int:
+    there = 0
+    with wanted.part.open("rb") as part:
+        while chunk := part.read(_CHUNK):
+            digest.update(chunk)
+            there += len(chunk)
+    return there
+
+
+def _check_status(wanted: Wanted, answer: requests.Response) -> None:
+    if answer.status_code in (401, 403):
+        raise DownloadError(
+            f"{wanted.url} answers {answer.status_code} {answer.reason}: it asks for a login; put the file on a mirror "
+            "(llama_tiers_mirror), or take a source that is open"
+        )
+    if answer.status_code not in (200, 206):
+        raise DownloadError(f"{wanted.url} answers {answer.status_code} {answer.reason}; check the URL")
+
+
+def _check_size(wanted: Wanted, total: int | None) -> None:
+    if wanted.size is not None and total is not None and total != wanted.size:
+        raise DownloadError(
+            f"{wanted.url} has {total:,} bytes, {wanted.size:,} are expected; it is another or a cut file: check the "
+            "URL and the catalogue"
+        )
+
+
+def _publish(wanted: Wanted, sha256: str, size: int) -> None:
+    if sha256 != wanted.sha256:
+        wanted.part.replace(wanted.rejected)
+        raise DownloadError(
+            f"{wanted.url} has sha256 {sha256} ({size:,} bytes), {wanted.sha256} is expected; nothing was published, "
+            f"the file is kept as {wanted.rejected}: try again, or mend the catalogue if the file is right"
+        )
+    descriptor = os.open(wanted.part, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    wanted.part.replace(wanted.dest)
+    wanted.rejected.unlink(missing_ok=True)
+    _remember(wanted.dest, wanted.sha256)
