@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from checker.evidence import Check, Completion, DeviceEvidence, Evidence, Served, Verdict
@@ -41,11 +41,14 @@ def judge(spec: TierSpec, evidence: Evidence) -> Verdict:
     """
     findings = tuple(_findings(spec, evidence))
     failed = [finding.reason for finding in findings if not finding.check.passed]
+    if evidence.unit.active_state != "active":
+        # Everything else fails with it, and would only hide it.
+        failed = failed[:1]
     reasons = [f"{spec.name}: {problem}" for problem in evidence.problems] + failed
     return Verdict(
-        verdict="fail" if failed else "pass",
+        verdict="fail" if reasons else "pass",
         checks=tuple(finding.check for finding in findings),
-        reasons=tuple(reasons) if failed else (),
+        reasons=tuple(reasons),
     )
 
 
@@ -132,8 +135,7 @@ def _weights(spec: TierSpec, evidence: Evidence) -> Iterator[_Finding]:
         if predicted is None:
             passed = measured is not None and measured > 0
         else:
-            slack = max(_WEIGHTS_SLACK_MIB, predicted * _WEIGHTS_SLACK_SHARE)
-            passed = measured is not None and abs(measured - predicted) <= slack
+            passed = measured is not None and abs(measured - predicted) <= _slack(predicted)
         yield _Finding(
             Check(f"weights on {found.name}", passed, _planned(predicted), _mib(measured)),
             f"{spec.name}: the engine put {_mib(measured)} of weights on {found.uuid} ({found.gpu}), planned are "
@@ -197,10 +199,7 @@ def _memory_held(spec: TierSpec, evidence: Evidence) -> Iterator[_Finding]:
         if held is None:
             reason = f"what it holds on {uuid} ({gpu}) could not be read from NVML"
         elif held == 0:
-            reason = (
-                f"holds nothing on {uuid} ({gpu}): it fell to the CPU or to other cards; "
-                f"check --device and DeviceAllow of {spec.unit}"
-            )
+            reason = _holds_nothing(spec, uuid, gpu)
         else:
             reason = (
                 f"holds {_mib(held)} on {uuid} ({gpu}), the engine logged {_mib(logged)} of weights and KV cache: "
@@ -209,6 +208,34 @@ def _memory_held(spec: TierSpec, evidence: Evidence) -> Iterator[_Finding]:
             )
         expected = f"at least {_mib(logged)}" if logged else "more than 0"
         yield _Finding(Check(f"memory held on {uuid}", passed, expected, _mib(held)), f"{spec.name}: {reason}")
+
+
+def memory_faults(spec: TierSpec, held_mib: Mapping[str, float]) -> list[str]:
+    """Say which cards of the tier hold less than the weights planned for them; `held_mib` is by UUID."""
+    faults = []
+    for uuid in dict.fromkeys(device.uuid for device in spec.devices):
+        here = [device for device in spec.devices if device.uuid == uuid]
+        planned = sum(device.weights_mib or 0 for device in here)
+        held = held_mib[uuid]
+        if held == 0:
+            faults.append(f"{spec.name}: {_holds_nothing(spec, uuid, here[0].gpu)}")
+        elif held < planned - _slack(planned):
+            faults.append(
+                f"{spec.name}: holds {_mib(held)} on {uuid} ({here[0].gpu}), planned are {_mib(planned)} of weights "
+                f"alone: compare --tensor-split and --device of {spec.unit} with the inventory"
+            )
+    return faults
+
+
+def _holds_nothing(spec: TierSpec, uuid: str, gpu: str) -> str:
+    return (
+        f"holds nothing on {uuid} ({gpu}): it fell to the CPU or to other cards; "
+        f"check --device and DeviceAllow of {spec.unit}"
+    )
+
+
+def _slack(planned_mib: float) -> float:
+    return max(_WEIGHTS_SLACK_MIB, planned_mib * _WEIGHTS_SLACK_SHARE)
 
 
 def _expected_devices(spec: TierSpec, evidence: Evidence) -> tuple[DeviceEvidence, ...]:
