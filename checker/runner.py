@@ -1,0 +1,74 @@
+"""Playbooks through ansible-runner: the only module that imports it.
+
+What a playbook has to say reaches us by set_stats (event `playbook_on_stats`, `artifact_data`), which comes even when a
+later task fails; the runner's fact cache is empty with ansible-core 2.19 and later (ansible-runner issue 1441).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ansible_runner
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A task that failed on a host, or that did not reach it, with what Ansible said."""
+
+    host: str
+    task: str
+    message: str
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came of a run: the data of set_stats, and what went wrong where.
+
+    `said` is the end of Ansible's own output, for what fails before any host is asked.
+    """
+
+    artifact_data: dict[str, Any]
+    failures: tuple[Failure, ...]
+    said: str
+
+
+def run(root: Path, playbook: str, inventory: Path, limit: str | None = None) -> RunResult:
+    """Run a playbook of the checkout at `root` against an inventory (absolute path)."""
+    # ansible-playbook is looked for on PATH, where it is not when our interpreter's environment is not activated.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    with tempfile.TemporaryDirectory(prefix="llama-tiers-") as private:
+        result = ansible_runner.run(
+            private_data_dir=private,
+            project_dir=str(root),
+            playbook=playbook,
+            inventory=str(inventory),
+            limit=limit,
+            envvars={"PATH": path, "ANSIBLE_CONFIG": str(root / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+            quiet=True,
+        )
+        return read_events(result.events, said=result.stdout.read()[-2000:])
+
+
+def read_events(events: Iterable[Mapping[str, Any]], said: str = "") -> RunResult:
+    """Pick out of ansible-runner's events what a caller acts on."""
+    artifact_data: dict[str, Any] = {}
+    failures = []
+    for event in events:
+        data = event.get("event_data", {})
+        if event["event"] == "playbook_on_stats":
+            artifact_data = data.get("artifact_data", {})
+        elif event["event"] == "runner_on_unreachable":
+            failures.append(Failure(data["host"], "unreachable", _message(data)))
+        elif event["event"] == "runner_on_failed" and not data.get("ignore_errors"):
+            failures.append(Failure(data["host"], data["task"], _message(data)))
+    return RunResult(artifact_data, tuple(failures), said)
+
+
+def _message(data: Mapping[str, Any]) -> str:
+    return str(data["res"].get("msg", data["res"]))
