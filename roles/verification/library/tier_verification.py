@@ -1,0 +1,102 @@
+#!/usr/bin/python
+"""Measure and judge every tier of a host."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: tier_verification
+short_description: Measure and judge every tier of a host
+description:
+  - Reads the tier specs of the host, measures each tier, holds it against its spec, and returns the report as a fact.
+  - A failed verdict is no failure of the module; a host without tiers is, but for check mode, where it is skipped.
+  - Keeps the report as evidence, which is no change, and what was verified as a local fact, which is one.
+options:
+  host: {description: Name of the host in the inventory, type: str, required: true}
+  evidence_directory: {description: Folder on the host that keeps the reports, type: path, required: true}
+  keep: {description: How many reports are kept, type: int, required: true}
+  fact:
+    description: The local fact, written when every tier passed; it holds nothing that is measured.
+    type: path
+    required: true
+attributes:
+  check_mode: {support: full}
+author: [llama-tiers]
+"""
+
+EXAMPLES = r"""
+- name: Measure and judge every tier
+  tier_verification:
+    host: "{{ inventory_hostname }}"
+    evidence_directory: /var/lib/llama-tiers/evidence
+    keep: 20
+    fact: /etc/ansible/facts.d/llama_tiers.fact
+  vars:
+    ansible_python_interpreter: /opt/llama-tiers/checker/bin/python
+"""
+
+RETURN = r"""
+ansible_facts:
+  description: The report (docs/schemas/verification.schema.json) under the key C(llama_tiers).
+  type: dict
+  returned: success
+summary: {description: One readable line for each tier, type: list, elements: str, returned: success}
+"""
+
+import json
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+
+def write(path, document):
+    """Write a document as a whole or not at all, readable by everybody."""
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    new.write_text(document, encoding="utf-8")
+    new.chmod(0o644)
+    new.replace(path)
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "host": {"type": "str", "required": True},
+            "evidence_directory": {"type": "path", "required": True},
+            "keep": {"type": "int", "required": True},
+            "fact": {"type": "path", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    from checker import tier, verification
+
+    try:
+        specs = tier.load_all()
+    except tier.TierSpecError as error:
+        module.fail_json(msg=str(error))
+    if not specs and module.check_mode:
+        module.exit_json(skipped=True)
+    if not specs:
+        module.fail_json(msg=f"no tier is on this host ({tier.DIRECTORY} has no spec); run site.yml first")
+
+    report = verification.report(specs, module.params["host"])
+    document = report.to_json()
+    fact = Path(module.params["fact"])
+    verified = json.dumps(verification.stable(report), indent=2) + "\n"
+    is_news = report.passed and (not fact.exists() or fact.read_text(encoding="utf-8") != verified)
+    if not module.check_mode:
+        evidence = Path(module.params["evidence_directory"])
+        write(evidence / f"{report.recorded_at.replace(':', '')}.json", json.dumps(document, indent=2) + "\n")
+        for old in sorted(evidence.glob("*.json"))[: -module.params["keep"]]:
+            old.unlink()
+        if is_news:
+            write(fact, verified)
+    module.exit_json(
+        changed=is_news,
+        ansible_facts={"llama_tiers": document},
+        summary=[verification.describe(item) for item in report.tiers],
+    )
+
+
+if __name__ == "__main__":
+    main()
