@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
+from typing import Any
 
 from checker import hardware
 from checker.evidence import Report, TierReport
@@ -40,3 +42,30 @@ def _cards() -> tuple[hardware.Driver | None, tuple[hardware.Gpu, ...]]:
     except hardware.HardwareError:
         # Every tier fails with what NVML said: none of its devices could be read.
         return None, ()
+
+
+def describe(tier: TierReport) -> str:
+    """Say in one line what was found of a tier."""
+    if tier.verdict.verdict == "fail":
+        return f"{tier.name}: FAIL: " + "; ".join(
+            reason.removeprefix(f"{tier.name}: ") for reason in tier.verdict.reasons
+        )
+    evidence = tier.evidence
+    speed = evidence.completion.generation_tokens_per_second if evidence.completion else 0
+    weights = " + ".join(f"{device.gpu} {device.weights_mib or 0:,.0f} MiB" for device in evidence.devices)
+    loaded = evidence.unit.load_s or 0
+    return f"{tier.name}: PASS, {speed:.1f} tokens/s, loaded in {loaded:.1f} s; weights: {weights}"
+
+
+def stable(report: Report) -> dict[str, Any]:
+    """Return what stays the same from run to run while nothing changes: no measurement, no time."""
+    return {
+        tier.name: {
+            "model": asdict(tier.evidence.model),
+            "engine": asdict(tier.evidence.engine),
+            "placement": asdict(tier.evidence.placement),
+            "base_url": tier.evidence.base_url,
+            "verdict": tier.verdict.verdict,
+        }
+        for tier in report.tiers
+    }
