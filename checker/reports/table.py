@@ -8,6 +8,7 @@ import shutil
 import sys
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
@@ -16,49 +17,61 @@ from rich.text import Text
 def render(document: dict[str, Any]) -> str:
     """Render a verification document as tables, coloured when standard output is a terminal that wants it."""
     coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    printed = io.StringIO()
     console = Console(
-        file=io.StringIO(),
+        file=printed,
         force_terminal=coloured,
         no_color=not coloured,
         width=max(80, shutil.get_terminal_size((100, 24)).columns),
     )
     console.print(Group(*(part for host in document["hosts"] for part in _host(host))))
-    text: str = console.file.getvalue()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in text.rstrip().splitlines())
+    return "\n".join(line.rstrip() for line in printed.getvalue().rstrip().splitlines())
 
 
 def _host(report: dict[str, Any]) -> list[Table | Text]:
     driver = report["driver"]
-    title = f"{report['host']}" + (f", driver {driver['version']}, CUDA {driver['cuda_version']}" if driver else "")
-    parts: list[Table | Text] = [Text(title, style="bold"), _tiers(report["tiers"])]
-    parts += [Text(f"{tier['name']}: {reason}", style="red") for tier in report["tiers"] for reason in tier["reasons"]]
-    return parts
+    told = f"driver {driver['version']}, CUDA {driver['cuda_version']}" if driver else "NVML could not be read"
+    title = Text.assemble((report["host"], "bold"), f"  {told}, measured {report['recorded_at']}")
+    reasons = [Text(reason, style="red") for tier in report["tiers"] for reason in tier["reasons"]]
+    return [title, _tiers(report["tiers"]), _memory(report["tiers"]), *reasons, *([Text()] if reasons else [])]
 
 
 def _tiers(tiers: list[dict[str, Any]]) -> Table:
-    table = Table(header_style="bold")
-    table.add_column("tier")
-    table.add_column("verdict")
-    table.add_column("model")
-    table.add_column("tokens/s", justify="right")
-    table.add_column("load s", justify="right")
-    table.add_column("on the GPUs, MiB", justify="right")
+    table = _table(["tier", "verdict", "model"], ["context", "tokens/s", "load s"])
     for tier in tiers:
         evidence = tier["evidence"]
         completion = evidence["completion"]
-        load_s = evidence["unit"]["load_s"]
-        passed = tier["verdict"] == "pass"
         table.add_row(
             tier["name"],
-            Text("pass", style="green") if passed else Text("FAIL", style="red"),
+            Text("pass", style="green") if tier["verdict"] == "pass" else Text("FAIL", style="bold red"),
             evidence["model"]["name"],
-            f"{completion['generation_tokens_per_second']:.1f}" if completion else "-",
-            f"{load_s:.1f}" if load_s is not None else "-",
-            "\n".join(_device(device) for device in evidence["devices"]),
+            str(evidence["placement"]["ctx_size"]),
+            _number(completion and completion["generation_tokens_per_second"], ".1f"),
+            _number(evidence["unit"]["load_s"], ".1f"),
         )
     return table
 
 
-def _device(device: dict[str, Any]) -> str:
-    held = device["process_mib"]
-    return f"{device['gpu'] or device['name']} {'-' if held is None else format(held, ',.0f')}"
+def _memory(tiers: list[dict[str, Any]]) -> Table:
+    table = _table(["tier", "on"], ["weights MiB", "KV MiB", "compute MiB", "process MiB"])
+    for tier in tiers:
+        for device in tier["evidence"]["devices"]:
+            table.add_row(
+                tier["name"],
+                device["gpu"] or device["uuid"] or device["name"],
+                *(_number(device[key], ",.0f") for key in ("weights_mib", "kv_mib", "compute_mib", "process_mib")),
+            )
+    return table
+
+
+def _table(words: list[str], numbers: list[str]) -> Table:
+    table = Table(box=SIMPLE_HEAD, header_style="bold")
+    for head in words:
+        table.add_column(head, overflow="fold")
+    for head in numbers:
+        table.add_column(head, justify="right", no_wrap=True)
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
