@@ -1,0 +1,115 @@
+"""The published schemas: what we write fits them, and what is not ours does not."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests/unit"))
+
+from example_report import report  # noqa: E402
+
+from checker import plan, reports, tier  # noqa: E402
+from checker.evidence import EVIDENCE_SCHEMA, REPORT_SCHEMA  # noqa: E402
+from inventories import BIG, SMALL, inventory  # noqa: E402
+
+PLACES = plan.Places(release="/opt/llama-tiers/releases/r", models="/m", keys="/k")
+ENDPOINTS = [BIG | {"rpc_endpoint": "127.0.0.1:50052"}, SMALL | {"rpc_endpoint": "127.0.0.1:50053"}]
+
+Document = dict[str, Any]
+
+
+def validator(name: str) -> jsonschema.Draft202012Validator:
+    schema = json.loads((ROOT / f"docs/schemas/{name}.schema.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+def verification(**changes: Any) -> Document:
+    return {"schema": reports.SCHEMA, "hosts": [report(**changes).to_json()]}
+
+
+@pytest.mark.parametrize("changes", [{}, {"gpus": ENDPOINTS, "backend": "cpu"}], ids=["cuda", "rpc"])
+def test_a_planned_tier_fits_its_schema(changes: Document) -> None:
+    planned = plan.plan(**inventory(**changes), places=PLACES, total_mib={})
+    assert planned
+    for spec in planned:
+        validator("tier").validate(spec.to_json())
+        assert tier.from_json(spec.to_json()) == spec
+
+
+@pytest.mark.parametrize("changes", [{}, {"failed": True}, {"unreadable": True}], ids=["pass", "fail", "unreadable"])
+def test_a_report_fits_its_schema(changes: Document) -> None:
+    validator("verification").validate(verification(**changes))
+
+
+def test_the_schemas_name_the_documents_that_the_code_writes() -> None:
+    definitions = validator("verification").schema["$defs"]
+    assert definitions["report"]["properties"]["schema"]["const"] == REPORT_SCHEMA
+    assert definitions["evidence"]["properties"]["schema"]["const"] == EVIDENCE_SCHEMA
+    assert validator("tier").schema["properties"]["schema"]["const"] == tier.SCHEMA
+
+
+def objects(schema: Any) -> list[Document]:
+    """Return every object with named properties that a schema holds."""
+    below = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else []
+    own = [schema] if isinstance(schema, dict) and isinstance(schema.get("properties"), dict) else []
+    return own + [found for part in below for found in objects(part)]
+
+
+@pytest.mark.parametrize("name", ["tier", "verification"])
+def test_schemas_are_strict_and_described(name: str) -> None:
+    found = objects(validator(name).schema)
+    assert found
+    for schema in found:
+        assert schema["additionalProperties"] is False
+        assert schema["required"] == list(schema["properties"])
+        for key, value in schema["properties"].items():
+            assert "const" in value or value["description"], key
+
+
+def _unknown(document: Document) -> None:
+    document["hosts"][0]["mood"] = "good"
+
+
+def _no_evidence(document: Document) -> None:
+    del document["hosts"][0]["tiers"][0]["evidence"]
+
+
+def _verdict(document: Document) -> None:
+    document["hosts"][0]["tiers"][0]["verdict"] = "perhaps"
+
+
+def _negative(document: Document) -> None:
+    document["hosts"][0]["tiers"][0]["evidence"]["devices"][0]["process_mib"] = -1
+
+
+def _local_time(document: Document) -> None:
+    document["hosts"][0]["recorded_at"] = "2026-11-24 15:00"
+
+
+def _other(document: Document) -> None:
+    document["schema"] = "llama-tiers/verification/2"
+
+
+@pytest.mark.parametrize("spoil", [_unknown, _no_evidence, _verdict, _negative, _local_time, _other])
+def test_a_wrong_verification_is_refused(spoil: Callable[[Document], None]) -> None:
+    document = copy.deepcopy(verification())
+    spoil(document)
+    assert not validator("verification").is_valid(document)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"port": 0}, {"devices": []}, {"argv": "llama-server"}, {"api_key": "secret"}, {"key_file": "key"}]
+)
+def test_a_wrong_tier_spec_is_refused(wrong: Document) -> None:
+    document = plan.plan(**inventory(), places=PLACES, total_mib={})[0].to_json()
+    assert not validator("tier").is_valid(document | wrong)
