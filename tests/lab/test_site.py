@@ -18,6 +18,7 @@ from labhost import ROOT, SUITE, Run, playbook, run, ssh, ssh_ok
 
 BIG = "GPU-3060a11a-0000-4000-8000-000000000001"
 SMALL = "GPU-10603b00-0000-4000-8000-000000000002"
+DROP_INS = "/run/systemd/system/llama-tier-deep.service.d"
 
 
 def recap(result: Run) -> dict[str, int]:
@@ -25,6 +26,13 @@ def recap(result: Run) -> dict[str, int]:
     line = re.search(r"^gpuhost\s+: (.*)$", result.stdout, re.MULTILINE)
     assert line, result.stdout[-3000:]
     return {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", line.group(1))}
+
+
+def inventory_tiers() -> list[dict[str, Any]]:
+    """Return the tiers of the lab's inventory, for a run with one thing changed."""
+    result = run("ansible-inventory", "-i", "inventories/lab", "--host", "gpuhost")
+    tiers: list[dict[str, Any]] = json.loads(result.stdout)["tiers"]
+    return tiers
 
 
 def main_pids() -> dict[str, str]:
@@ -77,9 +85,7 @@ def test_check_mode_on_a_provisioned_host_changes_nothing() -> None:
 
 
 def test_check_mode_shows_a_changed_split() -> None:
-    changed = json.loads(
-        run(ROOT / ".venv/bin/ansible-inventory", "-i", "inventories/lab", "--host", "gpuhost").stdout
-    )["tiers"]
+    changed = inventory_tiers()
     changed[1]["candidates"][0]["placement"]["tensor_split"] = [13, 6]
     before = main_pids()
     result = playbook("site.yml", "--check", "--diff", "-e", json.dumps({"tiers": changed}))
@@ -152,22 +158,29 @@ def test_a_killed_server_is_back_and_passes() -> None:
     assert verify()[0] == 0
 
 
+def put_all_of_deep_on_the_first_card(also: str) -> None:
+    """Change the split of deep's unit behind the back of the plan; `also` is a further line of its [Service]."""
+    unit = "/etc/systemd/system/llama-tier-deep.service"
+    drop_in = f"{DROP_INS}/fault.conf"
+    ssh_ok(
+        f"mkdir -p {DROP_INS} && "
+        f"sed -n '/^ExecStart=/,/[^\\\\]$/p' {unit} | sed 's/14,5/1,0/' > /tmp/start && "
+        f"printf '[Service]\\nExecStart=\\n%s\\n{also}\\n' \"$(cat /tmp/start)\" > {drop_in} && "
+        "systemctl daemon-reload"
+    )
+
+
 @pytest.fixture
 def a_split_of_one_card() -> Iterator[None]:
     """Serve deep with everything on the first card, behind the back of plan and readiness."""
-    ssh_ok(
-        "mkdir -p /run/systemd/system/llama-tier-deep.service.d && "
-        "sed -n '/^ExecStart=/,/[^\\\\]$/p' /etc/systemd/system/llama-tier-deep.service | sed 's/14,5/1,0/' > /tmp/start && "
-        "printf '[Service]\\nExecStart=\\n%s\\nExecStartPost=\\n' \"$(cat /tmp/start)\" "
-        "> /run/systemd/system/llama-tier-deep.service.d/fault.conf && "
-        "systemctl daemon-reload && systemctl restart llama-tier-deep"
-    )
+    put_all_of_deep_on_the_first_card("ExecStartPost=")
+    ssh_ok("systemctl restart llama-tier-deep")
     for _ in range(60):
         if ssh("curl -sf -o /dev/null http://127.0.0.1:8081/health").returncode == 0:
             break
         time.sleep(0.5)
     yield
-    ssh_ok("rm -r /run/systemd/system/llama-tier-deep.service.d && systemctl daemon-reload && systemctl restart llama-tier-deep")
+    ssh_ok(f"rm -r {DROP_INS} && systemctl daemon-reload && systemctl restart llama-tier-deep")
 
 
 @pytest.mark.usefixtures("a_split_of_one_card")
@@ -184,18 +197,13 @@ def test_a_split_that_leaves_a_card_empty_fails_although_health_is_200() -> None
 
 def test_readiness_refuses_a_server_on_the_wrong_cards() -> None:
     """The same fault, seen by the unit itself: it must not become active."""
-    ssh_ok(
-        "mkdir -p /run/systemd/system/llama-tier-deep.service.d && "
-        "sed -n '/^ExecStart=/,/[^\\\\]$/p' /etc/systemd/system/llama-tier-deep.service | sed 's/14,5/1,0/' > /tmp/start && "
-        "printf '[Service]\\nExecStart=\\n%s\\nRestart=no\\n' \"$(cat /tmp/start)\" "
-        "> /run/systemd/system/llama-tier-deep.service.d/fault.conf && systemctl daemon-reload"
-    )
+    put_all_of_deep_on_the_first_card("Restart=no")
     try:
         assert ssh("systemctl restart llama-tier-deep").returncode != 0
         assert ssh_ok("systemctl show -P ActiveState llama-tier-deep").strip() == "failed"
         assert SMALL in ssh_ok("journalctl -u llama-tier-deep -n 20 --no-pager -o cat")
     finally:
-        ssh_ok("rm -r /run/systemd/system/llama-tier-deep.service.d && systemctl daemon-reload")
+        ssh_ok(f"rm -r {DROP_INS} && systemctl daemon-reload")
         ssh_ok("systemctl reset-failed llama-tier-deep; systemctl restart llama-tier-deep")
 
 
@@ -212,9 +220,7 @@ def test_a_stranger_on_a_port_is_named() -> None:
 
 def test_a_failed_successor_is_rolled_back() -> None:
     """A placement that cannot load: the tier's old self serves again, and the play says so and fails."""
-    tiers = json.loads(
-        run(ROOT / ".venv/bin/ansible-inventory", "-i", "inventories/lab", "--host", "gpuhost").stdout
-    )["tiers"]
+    tiers = inventory_tiers()
     # About 4 GiB of KV cache on a card of 3 GiB: allocating it fails as it would on the real one.
     tiers[1]["context"] = 8_388_608
     result = playbook("site.yml", "-e", json.dumps({"tiers": tiers}))
@@ -226,9 +232,7 @@ def test_a_failed_successor_is_rolled_back() -> None:
 
 
 def test_a_tier_that_left_the_inventory_is_removed_and_comes_back() -> None:
-    tiers = json.loads(
-        run(ROOT / ".venv/bin/ansible-inventory", "-i", "inventories/lab", "--host", "gpuhost").stdout
-    )["tiers"]
+    tiers = inventory_tiers()
     before = main_pids()["deep"]
     result = playbook("site.yml", "-e", json.dumps({"tiers": [tiers[1]]}))
     assert result.returncode == 0, result.stdout[-3000:]
