@@ -6,12 +6,15 @@ verified is remembered beside the file (`<dest>.verified`), so that tens of giga
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +22,10 @@ import requests
 
 MIB = 1024 * 1024
 _CHUNK = 1 * MIB
+_PIECE = 64 * 1024  # of an answer; a piece that a cut connection leaves incomplete is lost
 _TIMEOUT_S = (10.0, 60.0)  # to connect, and between two pieces of an answer
 _TRIES_WITHOUT_A_BYTE = 5
+_PAUSE_S = 0.2  # before the second try; it doubles from try to try
 _REPORT_EVERY_S = 1.0
 # Room that is left alone: a full file system would take the host down with the fetch.
 _RESERVE = 256 * MIB
@@ -86,11 +91,11 @@ def _free_bytes(directory: Path) -> int:
     return shutil.disk_usage(directory).free
 
 
-def _check_room(wanted: Wanted, size: int, there: int, free: int) -> None:
-    needed = size - there + _RESERVE
+def _check_room(wanted: Wanted, to_come: int, free: int) -> None:
+    needed = to_come + _RESERVE
     if needed > free:
         raise DownloadError(
-            f"{wanted.dest}: {(size - there) / MIB:,.0f} MiB are to come and {_RESERVE / MIB:,.0f} MiB stay free, but "
+            f"{wanted.dest}: {to_come / MIB:,.0f} MiB are to come and {_RESERVE / MIB:,.0f} MiB stay free, but "
             f"{wanted.dest.parent} has {free / MIB:,.0f} MiB; free {(needed - free) / MIB:,.0f} MiB there"
         )
 
@@ -135,6 +140,31 @@ def fetch(wanted: Wanted, report: Report, free_bytes: Callable[[Path], int] = _f
     """Fetch a file, going on from what an earlier try left; DownloadError when it cannot be had or is the wrong one."""
     began = time.monotonic()
     wanted.dest.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(wanted, report):
+        if already_there(wanted.dest, wanted.sha256):  # another fetch had it in the meantime
+            resumed_from, transferred = wanted.dest.stat().st_size, 0
+        else:
+            resumed_from, transferred = _transfer(wanted, report, free_bytes)
+    return Fetched(resumed_from=resumed_from, transferred_bytes=transferred, seconds=time.monotonic() - began)
+
+
+@contextmanager
+def _alone(wanted: Wanted, report: Report) -> Iterator[None]:
+    """Let one fetch at a time into a folder: one whose playbook was interrupted goes on in the background."""
+    descriptor = os.open(wanted.dest.parent, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(f"{wanted.dest.name}: waiting for another fetch into {wanted.dest.parent}")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _transfer(wanted: Wanted, report: Report, free_bytes: Callable[[Path], int]) -> tuple[int, int]:
+    """Fetch and publish; return the bytes that were there already and those that were transferred."""
     digest = hashlib.sha256()
     there = 0
     if wanted.part.exists():
@@ -142,6 +172,8 @@ def fetch(wanted: Wanted, report: Report, free_bytes: Callable[[Path], int] = _f
         there = _hash_part(wanted, digest)
     resumed_from, transferred, idle_tries = there, 0, 0
     progress = _Progress(wanted, report, there)
+    if wanted.size is not None:
+        _check_room(wanted, wanted.size - there, free_bytes(wanted.dest.parent))
     while wanted.size is None or there < wanted.size:
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={there}-"} if there else {})
         before = there
@@ -151,24 +183,28 @@ def fetch(wanted: Wanted, report: Report, free_bytes: Callable[[Path], int] = _f
                 if answer.status_code == 416:  # nothing follows what is there
                     break
                 _check_status(wanted, answer)
-                if there and answer.status_code != 206:  # the server cannot resume
-                    digest, there, resumed_from = hashlib.sha256(), 0, 0
-                total = _total_bytes(answer, there)
+                start = there if answer.status_code == 206 else 0
+                pieces = answer.iter_content(_PIECE)
+                beginning = next(pieces, b"")
+                if start == 0:
+                    _check_magic(wanted, beginning, answer.headers.get("Content-Type", ""))
+                total = _total_bytes(answer, start)
                 _check_size(wanted, total)
-                if total is not None:
-                    _check_room(wanted, total, there, free_bytes(wanted.dest.parent))
+                size = wanted.size if total is None else total
+                if size is not None:
+                    _check_room(wanted, size - start, free_bytes(wanted.dest.parent) + there - start)
+                if start < there:  # the server cannot resume
+                    digest, there, resumed_from = hashlib.sha256(), 0, 0
                 with wanted.part.open("r+b" if wanted.part.exists() else "w+b") as part:
                     part.seek(there)
                     part.truncate()
-                    for chunk in answer.iter_content(_CHUNK):
-                        if there == 0:
-                            _check_magic(wanted, chunk, answer.headers.get("Content-Type", ""))
-                        part.write(chunk)
-                        digest.update(chunk)
-                        there += len(chunk)
-                        transferred += len(chunk)
-                        progress.say(there, total or wanted.size)
-                complete = total is None or there >= total
+                    for piece in itertools.chain([beginning], pieces):
+                        part.write(piece)
+                        digest.update(piece)
+                        there += len(piece)
+                        transferred += len(piece)
+                        progress.say(there, size)
+                complete = size is None or there >= size
         except requests.RequestException as error:
             reason = str(error)
         else:
@@ -181,9 +217,9 @@ def fetch(wanted: Wanted, report: Report, free_bytes: Callable[[Path], int] = _f
                 f"{wanted.url} gave nothing in {idle_tries} tries ({reason}); {there / MIB:,.0f} MiB are kept in "
                 f"{wanted.part}, and the next run goes on from there"
             )
-        time.sleep(min(0.2 * 2**idle_tries, 5.0))
+        time.sleep(min(_PAUSE_S * 2**idle_tries, 5.0))
     _publish(wanted, digest.hexdigest(), there)
-    return Fetched(resumed_from=resumed_from, transferred_bytes=transferred, seconds=time.monotonic() - began)
+    return resumed_from, transferred
 
 
 def _hash_part(wanted: Wanted, digest: hashlib._Hash) -> int:
@@ -201,6 +237,8 @@ def _check_status(wanted: Wanted, answer: requests.Response) -> None:
             f"{wanted.url} answers {answer.status_code} {answer.reason}: it asks for a login; put the file on a mirror "
             "(llama_tiers_mirror), or take a source that is open"
         )
+    if answer.status_code in (408, 429) or answer.status_code >= 500:  # may be over in a moment
+        raise requests.HTTPError(f"it answers {answer.status_code} {answer.reason}")
     if answer.status_code not in (200, 206):
         raise DownloadError(f"{wanted.url} answers {answer.status_code} {answer.reason}; check the URL")
 
@@ -222,6 +260,7 @@ def _publish(wanted: Wanted, sha256: str, size: int) -> None:
         )
     descriptor = os.open(wanted.part, os.O_RDONLY)
     try:
+        os.fchmod(descriptor, 0o644)  # whatever the umask was: other users serve it
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -76,7 +76,6 @@ def main() -> None:
         module.fail_json(msg=str(error))
     except OSError as error:
         module.fail_json(msg=f"{wanted.dest}: {error}; what came so far is kept in {wanted.part}")
-    wanted.dest.chmod(0o644)
     module.exit_json(
         changed=True,
         resumed_from=fetched.resumed_from,
