@@ -30,6 +30,8 @@ LINE_EVERY_S = 10.0
 # The wrapper on the host ends the job at the timeout, looking every 5 s; after this much more it must be dead.
 TIMEOUT_GRACE_S = 30.0
 SEPARATOR = "\x1e"
+# What the wrapper reports, at the end of a traceback, of a module that printed nothing.
+NO_RESULT = "No start of json char found"
 JOB_KEYS = ("ansible_job_id", "started", "finished", "results_file")
 
 
@@ -83,6 +85,11 @@ class ActionModule(ActionBase):
         result = self._finish(results_file, task_vars)
         if result.get("failed") and result.get("msg") == "Timeout exceeded":
             result["msg"] = f"{options['title']}: not done after {options['timeout']} s, ended"
+        elif result.get("failed") and NO_RESULT in str(result.get("msg")):
+            result["msg"] = (
+                f"{options['title']}: the job ended without a result: it was killed, perhaps for want of memory "
+                f"(journalctl -k on the host tells); run again. {result.get('stderr', '')}".rstrip()
+            )
         return result
 
     def _start(self, options: dict[str, Any], task_vars: dict[str, Any]) -> str | dict[str, Any]:

@@ -99,3 +99,9 @@ def test_a_short_job_is_quiet_and_its_failure_is_the_tasks_failure(tmp_path: Pat
 def test_a_job_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     result, _ = run(tmp_path, "sleep 30", timeout=2)
     assert result["msg"] == "a job: not done after 2 s, ended"
+
+
+def test_a_job_that_is_killed_says_so(tmp_path: Path) -> None:
+    result, _ = run(tmp_path, "kill -9 $PPID")
+    assert "a job: the job ended without a result: it was killed" in result["msg"]
+    assert "Traceback" not in result["msg"]
