@@ -7,9 +7,13 @@ whose default changed between engines, or depends on the host, is always written
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from checker.catalogue import EngineFlags, TierEntry
 from checker.tier import Device, Placement
+
+if TYPE_CHECKING:
+    # `unknown_flags` runs on hosts, which have no pydantic.
+    from checker.catalogue import EngineFlags, TierEntry
 
 
 def server_argv(

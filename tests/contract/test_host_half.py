@@ -1,0 +1,33 @@
+"""What runs on a host imports there: of all packages only requests and nvidia-ml-py are installed beside the checker."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CONTROLLER_ONLY = ("pydantic", "rich", "gguf", "ansible_runner", "yaml", "numpy")
+
+# Modules that run on the controller although a role holds them (delegate_to: localhost).
+DELEGATED = {"inventory_check", "host_check", "tier_plan"}
+
+
+def imported_by_host_modules() -> set[str]:
+    found = {"checker.readiness"}  # `checker ready`, which the units call
+    for path in [*ROOT.glob("roles/*/library/*.py"), *ROOT.glob("plugins/modules/*.py")]:
+        if path.stem in DELEGATED:
+            continue
+        for package, names in re.findall(r"^ *from (checker[.\w]*) import ([\w, ]+)", path.read_text(), re.MULTILINE):
+            found |= {f"checker.{name}" for name in names.split(", ")} if package == "checker" else {package}
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(imported_by_host_modules()))
+def test_imports_without_what_only_a_controller_has(module: str) -> None:
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({CONTROLLER_ONLY!r})); import {module}"
+    result = subprocess.run([sys.executable, "-c", blocked], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
