@@ -76,7 +76,7 @@ def already_there(dest: Path, sha256: str) -> bool:
     try:
         record = json.loads(_record(dest).read_text(encoding="utf-8"))
         status = dest.stat()
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (OSError, ValueError):
         return False
     return bool(record == {"sha256": sha256, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns})
 

@@ -44,6 +44,6 @@ def listeners(port: int, proc: Path = Path("/proc")) -> tuple[Listener, ...]:
         try:
             if any(str(fd.readlink()) in wanted for fd in (process / "fd").iterdir()):
                 found.append(Listener(int(process.name), (process / "comm").read_text().strip(), _unit(process)))
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended while we looked
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # it ended while we looked, or not even root may look at it (PID 1 of some containers)
     return tuple(found)
