@@ -1,0 +1,123 @@
+"""inventory_check, tier_plan, host_check and gpu_facts: all problems at once, and what the next step needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from modules import run
+
+from inventories import BIG, SMALL, inventory
+
+MODELS_DIRECTORY = "/var/lib/llama-tiers/models"
+TINY = f"{MODELS_DIRECTORY}/abababababab/tiny.gguf"
+
+
+def test_a_right_inventory_says_what_has_to_lie_on_the_host() -> None:
+    result = run("inventory_check", models_directory=MODELS_DIRECTORY, **inventory())
+
+    assert result["changed"] is False
+    assert result["needs"] == [{"what": "model tiny", "path": TINY, "mib": 10, "done": TINY}]
+
+
+def test_all_problems_of_an_inventory_are_said_at_once() -> None:
+    wrong = inventory(engine="newest")
+    wrong["tiers"][0]["candidates"][0]["model"] = "huge"
+    wrong["tiers"][1]["port"] = 8080
+
+    result = run("inventory_check", models_directory=MODELS_DIRECTORY, **wrong)
+
+    assert result["failed"] is True
+    assert len(result["problems"]) == 3
+    assert result["msg"].splitlines()[1:] == result["problems"]
+    for piece in ("'newest' is not in the engine table", "'huge' is not in the catalogue", "port 8080 is used twice"):
+        assert piece in result["msg"]
+
+
+def plan(**changes: Any) -> dict[str, Any]:
+    return run(
+        "tier_plan",
+        release="/opt/llama-tiers/current",
+        models_directory=MODELS_DIRECTORY,
+        keys_directory="/etc/llama-tiers/keys",
+        **inventory(**changes),
+    )
+
+
+def test_a_plan_has_a_spec_and_a_line_for_each_tier() -> None:
+    result = plan()
+
+    assert [spec["name"] for spec in result["specs"]] == ["fast", "deep"]
+    assert {spec["schema"] for spec in result["specs"]} == {"llama-tiers/tier/1"}
+    assert {spec["model"]["file"] for spec in result["specs"]} == {TINY}
+    assert [device["uuid"] for device in result["specs"][1]["devices"]] == [BIG["uuid"], SMALL["uuid"]]
+    assert len(result["summary"]) == 2
+
+
+def test_a_plan_fails_with_every_reason() -> None:
+    result = plan(engine="newest", tiers=[])
+
+    assert result["failed"] is True
+    assert "'newest' is not in the engine table" in result["msg"]
+    assert "tiers is empty" in result["msg"]
+    assert len(result["problems"]) == 2
+
+
+def card(entry: dict[str, str]) -> dict[str, Any]:
+    return {
+        **entry,
+        "pci_bus_id": "00000000:01:00.0",
+        "compute_capability": "8.6",
+        "total_mib": 8192,
+        "used_mib": 452,
+        "bandwidth_gb_s": 448.1,
+        "minor_number": 0,
+    }
+
+
+def check_host(ram_mib: int, free_mib: int, cards: list[dict[str, Any]]) -> dict[str, Any]:
+    disk = {"path": TINY, "filesystem": "/var", "free_mib": free_mib, "present_mib": 2, "done": False}
+    return run(
+        "host_check",
+        host="tower",
+        profile={
+            "driver": {"version": "580.126.09", "cuda_version": "13.0"},
+            "gpus": cards,
+            "problem": None,
+            "ram_mib": ram_mib,
+            "disks": [disk],
+        },
+        gpus=[BIG, SMALL],
+        needs=[{"what": "model tiny", "path": TINY, "mib": 10, "done": TINY}],
+        min_ram_mib=4096,
+    )
+
+
+def test_a_host_that_has_everything_is_ready() -> None:
+    assert check_host(ram_mib=4096, free_mib=8, cards=[card(BIG), card(SMALL)])["changed"] is False
+
+
+def test_all_problems_of_a_host_are_said_at_once() -> None:
+    result = check_host(ram_mib=2048, free_mib=7, cards=[card(BIG)])
+
+    assert result["failed"] is True
+    assert result["msg"].splitlines() == ["tower is not ready:", *result["problems"]]
+    missing, memory, disk = result["problems"]
+    assert f"{SMALL['uuid']} ({SMALL['name']}) is not on this host" in missing
+    assert "2,048 MiB of RAM" in memory and "4,096 MiB" in memory
+    assert "8 MiB are needed (model tiny 8), 7 MiB are free" in disk
+
+
+def test_gpu_facts_finds_what_is_there_of_a_file(tmp_path: Path) -> None:
+    there, begun, absent = tmp_path / "there", tmp_path / "begun", tmp_path / "no" / "folder" / "absent"
+    there.touch()
+    (tmp_path / "begun.part").write_bytes(b"x" * 3 * 1024 * 1024)
+
+    result = run("gpu_facts", needs=[{"path": str(path), "done": str(path)} for path in (there, begun, absent)])
+
+    profile = result["profile"]
+    assert result["changed"] is False
+    assert profile["ram_mib"] > 0
+    assert profile["driver"] is not None or profile["problem"]
+    assert [(disk["done"], disk["present_mib"]) for disk in profile["disks"]] == [(True, 0), (False, 3), (False, 0)]
+    assert len({disk["filesystem"] for disk in profile["disks"]}) == 1

@@ -1,0 +1,132 @@
+"""tier_keys and tier_preflight: what is written, who may read it, and who is named."""
+
+from __future__ import annotations
+
+import grp
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from modules import run
+
+GIVEN = "a-key-that-somebody-gave"
+root_only = pytest.mark.skipif(os.getuid() != 0, reason="the key files belong to root")
+
+
+def keys(directory: Path, check: bool = False, **changes: Any) -> dict[str, Any]:
+    arguments = {"tiers": ["fast", "deep"], "directory": str(directory), "group": grp.getgrgid(os.getgid()).gr_name}
+    return run("tier_keys", check=check, **{**arguments, **changes})
+
+
+@root_only
+def test_each_tier_gets_a_key_of_its_own_once(tmp_path: Path) -> None:
+    first = keys(tmp_path)
+    made = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    second = keys(tmp_path)
+
+    assert (first["changed"], first["written"]) == (True, ["fast", "deep"])
+    assert set(made) == {"fast", "deep"}
+    assert len(set(made.values())) == 2
+    assert all(len(key.strip()) >= 32 for key in made.values())
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in tmp_path.iterdir()} == {(0, os.getgid())}
+    assert (second["changed"], second["written"]) == (False, [])
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == made
+    assert not any(key.strip() in str(first) for key in made.values())
+
+
+@root_only
+def test_a_given_key_replaces_what_is_there_and_is_not_said(tmp_path: Path) -> None:
+    keys(tmp_path)
+    other = (tmp_path / "fast").read_text()
+
+    result = keys(tmp_path, keys={"deep": GIVEN})
+
+    assert result["written"] == ["deep"]
+    assert (tmp_path / "deep").read_text() == GIVEN + "\n"
+    assert (tmp_path / "fast").read_text() == other
+    assert GIVEN not in str(result)
+    assert keys(tmp_path, keys={"deep": GIVEN})["changed"] is False
+    # A key that is given no longer stays: clients have it.
+    assert keys(tmp_path)["changed"] is False
+
+
+@root_only
+def test_a_key_that_others_may_read_is_mended(tmp_path: Path) -> None:
+    keys(tmp_path)
+    (tmp_path / "fast").chmod(0o644)
+
+    assert keys(tmp_path)["written"] == ["fast"]
+    assert (tmp_path / "fast").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"fast": "too-short"}, "the key of fast is shorter than 16 characters"),
+        ({"fats": GIVEN}, "names fats, but the tiers are ['fast', 'deep']"),
+    ],
+)
+def test_wrong_keys_are_refused_before_anything_is_written(tmp_path: Path, given: dict[str, str], says: str) -> None:
+    result = keys(tmp_path, keys=given)
+
+    assert result["failed"] is True
+    assert says in result["msg"]
+    assert not any(key in str(result) for key in given.values())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("given", [{}, {"deep": GIVEN}])
+def test_check_mode_says_what_it_would_write_and_writes_nothing(tmp_path: Path, given: dict[str, str]) -> None:
+    result = keys(tmp_path / "not-made-yet", check=True, keys=given)
+
+    assert (result["changed"], result["written"]) == (True, ["fast", "deep"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def preflight(port: int, *flags: str, binary: Path = Path("/nonexistent/llama-server")) -> dict[str, Any]:
+    return run("tier_preflight", specs=[{"name": "fast", "port": port, "argv": [str(binary), *flags]}])
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_who_holds_a_port_is_named(family: socket.AddressFamily, address: str) -> None:
+    try:
+        server = socket.create_server((address, 0), family=family)
+    except OSError:
+        pytest.skip(f"this machine has no {address}")
+    with server:
+        port = server.getsockname()[1]
+        result = preflight(port)
+
+    assert result["failed"] is True
+    name = Path("/proc/self/comm").read_text().strip()
+    assert f"tier fast: port {port} is taken by {name} (pid {os.getpid()}" in result["msg"]
+    assert "give the tier another port" in result["msg"]
+    assert len(result["problems"]) == 1
+
+
+def test_a_free_port_is_fine() -> None:
+    assert preflight(free_port())["changed"] is False
+
+
+def test_flags_that_the_engine_does_not_have_are_named(tmp_path: Path) -> None:
+    binary = tmp_path / "llama-server"
+    binary.write_text("#!/bin/sh\necho '--port, -p N   port'\necho '--fit [on|off]'\n")
+    binary.chmod(0o755)
+    port = free_port()
+
+    assert preflight(port, "--port", "1", "--fit", "off", binary=binary)["changed"] is False
+    result = preflight(port, "--port", "1", "--fits", "off", "--log-jsonl", binary=binary)
+
+    assert result["failed"] is True
+    assert [problem.split(";")[0] for problem in result["problems"]] == [
+        f"tier fast: {binary} does not know --fits",
+        f"tier fast: {binary} does not know --log-jsonl",
+    ]
