@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -55,7 +55,8 @@ class _Handler(BaseHTTPRequestHandler):
         if status < 300 and self.played.cuts:
             body = body[: self.played.cuts.pop(0)]
         self.played.sent.append(len(body))
-        self.wfile.write(body)
+        with suppress(ConnectionError):  # the client has seen enough
+            self.wfile.write(body)
         self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:
