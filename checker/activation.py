@@ -82,8 +82,12 @@ def _loading(spec: tier.TierSpec, state: systemd.UnitState, seconds: float) -> s
 
 def _start(spec: tier.TierSpec, report: Report) -> str | None:
     """(Re)start a tier and wait until it is active; return None, or the reason why it is not."""
-    systemd.reset_failed(spec.unit)
-    systemd.restart(spec.unit)
+    try:
+        systemd.reset_failed(spec.unit)
+        systemd.restart(spec.unit)
+    except systemd.SystemdError as error:
+        # Such as a unit file that systemd refuses.
+        return str(error)
     began = time.monotonic()
     while True:
         state = systemd.unit_state(spec.unit)
@@ -100,7 +104,10 @@ def _start(spec: tier.TierSpec, report: Report) -> str | None:
 
 def _reason(unit: str, state: systemd.UnitState) -> str:
     """Say why a start failed: what readiness said, else the engine's own errors, else the end of the journal."""
-    lines = [line for line in systemd.journal(unit, state.invocation_id) if line.strip()]
+    try:
+        lines = [line for line in systemd.journal(unit, state.invocation_id) if line.strip()]
+    except systemd.SystemdError as error:
+        return str(error)
     said = [line for line in lines if line.startswith("not ready: ")]
     errors = [line for line in lines if '"level":"error"' in line.replace(" ", "") or " E " in line[:40]]
     chosen = said[-1:] or [_message(line) for line in errors[-3:]] or [_message(line) for line in lines[-3:]]
@@ -148,7 +155,7 @@ def _retire(keep: Sequence[str], report: Report) -> list[str]:
 class Outcome:
     """What an activation changed: names of tiers that were (re)started, and of those that were removed."""
 
-    started: tuple[str, ...]
+    activated: tuple[str, ...]
     retired: tuple[str, ...]
 
 
@@ -157,11 +164,11 @@ def activate(names: Sequence[str], report: Report) -> Outcome:
 
     Tiers are started one at a time, in the given order, so that at most one of those that serve is down at any moment.
     """
-    retired = _retire(names, report)
     specs = [tier.load(name) for name in names]
+    retired = _retire(names, report)
     if retired or any(systemd.needs_daemon_reload(spec.unit) for spec in specs):
         systemd.daemon_reload()
-    started = []
+    activated = []
     for spec in specs:
         inputs = _inputs(spec.name)
         active = systemd.unit_state(spec.unit).active_state == "active"
@@ -174,5 +181,5 @@ def activate(names: Sequence[str], report: Report) -> Outcome:
                 f"tier {spec.name} did not become ready: {reason}; {_roll_back(spec.name, spec, report)}"
             )
         _remember(spec.name, inputs)
-        started.append(spec.name)
-    return Outcome(started=tuple(started), retired=tuple(retired))
+        activated.append(spec.name)
+    return Outcome(activated=tuple(activated), retired=tuple(retired))

@@ -108,8 +108,9 @@ class TierSpec:
 
 def from_json(document: dict[str, Any]) -> TierSpec:
     """Build a spec from the document of a tier spec file; TierSpecError when it is of another schema."""
-    if document.get("schema") != SCHEMA:
-        raise TierSpecError(f"tier spec has schema {document.get('schema')!r}, this checker reads {SCHEMA!r}")
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
+        raise TierSpecError(f"tier spec has schema {schema!r}, this checker reads {SCHEMA!r}")
     fields = {key: value for key, value in document.items() if key != "schema"}
     try:
         return TierSpec(
@@ -137,7 +138,9 @@ def load(name: str, directory: Path = DIRECTORY) -> TierSpec:
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in directory.glob("*.json"))) or "none"
         raise TierSpecError(f"no tier {name!r} on this host ({path} is absent); tiers here: {known}") from None
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise TierSpecError(f"{path} cannot be read ({error.strerror})") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise TierSpecError(f"{path} is not JSON ({error}); run site.yml again to write it anew") from error
 
 

@@ -25,6 +25,8 @@ _ONE_CHARACTER_SHARE = 0.4
 _MANY_WORDS = 10
 _DISTINCT_WORDS = 4
 _ONE_WORD_SHARE = 0.5
+# Persian and the scripts of India write words with them, yet Python does not call them printable.
+_JOINERS = "\u200c\u200d"
 
 
 @dataclass(frozen=True)
@@ -305,7 +307,9 @@ def garbage(text: str) -> str | None:
     stripped = text.strip()
     if not stripped:
         return "empty"
-    unprintable = sum(not (char.isprintable() or char.isspace()) or char == "\ufffd" for char in stripped)
+    unprintable = sum(
+        not (char.isprintable() or char.isspace() or char in _JOINERS) or char == "\ufffd" for char in stripped
+    )
     if unprintable > max(2, len(stripped) * _UNPRINTABLE_SHARE):
         return f"{unprintable} of {len(stripped)} characters are not printable"
     letters = [char for char in stripped if char.isalpha()]

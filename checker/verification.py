@@ -36,9 +36,10 @@ def report(specs: Sequence[TierSpec], host: str) -> Report:
 
 def _cards() -> tuple[hardware.Driver | None, tuple[hardware.Gpu, ...]]:
     try:
-        return hardware.read_driver(), hardware.read_gpus()
+        driver = hardware.read_driver()
+        return driver, hardware.read_gpus()
     except hardware.GpuLostError as error:
-        return hardware.read_driver(), error.found
+        return driver, error.found
     except hardware.HardwareError:
         # Every tier fails with what NVML said: none of its devices could be read.
         return None, ()

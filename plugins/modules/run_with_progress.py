@@ -8,6 +8,7 @@ description:
     2 seconds and then every 10 seconds, until the module ends.
   - Returns the module's own result, a failure included. In check mode the module runs directly.
   - A module whose work is in an action plugin (copy, template, ...) can not be run this way.
+  - Nor can one whose result has a key C(started) or C(finished), which Ansible takes for the state of the job.
 options:
   module:
     description: Name of the module to run.

@@ -1,4 +1,4 @@
-"""What runs on a host imports there: of all packages only requests and nvidia-ml-py are installed beside the checker."""
+"""What runs on a host can be imported there: beside the checker only requests and nvidia-ml-py are installed."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ def imported_by_host_modules() -> set[str]:
 
 @pytest.mark.parametrize("module", sorted(imported_by_host_modules()))
 def test_imports_without_what_only_a_controller_has(module: str) -> None:
-    blocked = f"import sys; sys.modules.update(dict.fromkeys({CONTROLLER_ONLY!r})); import {module}"
-    result = subprocess.run([sys.executable, "-c", blocked], cwd=ROOT, capture_output=True, text=True, check=False)
+    program = f"import sys; sys.modules.update(dict.fromkeys({CONTROLLER_ONLY!r})); import {module}"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -26,7 +26,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-started: {description: Tiers that were started or restarted, type: list, returned: success}
+activated: {description: Tiers that were started or restarted, type: list, returned: success}
 retired: {description: Tiers that were stopped and removed, type: list, returned: success}
 """
 
@@ -43,7 +43,7 @@ def main() -> None:
             "progress": {"type": "path", "required": True},
         },
     )
-    from checker import activation
+    from checker import activation, systemd, tier
 
     progress = Path(module.params["progress"])
     progress.parent.mkdir(parents=True, exist_ok=True)
@@ -53,11 +53,11 @@ def main() -> None:
 
     try:
         outcome = activation.activate(module.params["tiers"], report)
-    except activation.ActivationError as error:
+    except (activation.ActivationError, systemd.SystemdError, tier.TierSpecError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(
-        changed=bool(outcome.started or outcome.retired),
-        started=list(outcome.started),
+        changed=bool(outcome.activated or outcome.retired),
+        activated=list(outcome.activated),
         retired=list(outcome.retired),
     )
 

@@ -1,0 +1,220 @@
+"""Measuring a tier: what systemd, the journal, the server and NVML tell becomes evidence, the rest problems."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import fake_tier
+import pytest
+
+from checker import hardware, systemd
+from checker.evidence import DeviceEvidence, EngineId, HostEvidence, ModelId, Served, UnitEvidence
+from checker.measure import PROMPT, measure
+from checker.verdict import judge
+from inventories import BIG, SMALL
+
+UNIT = "llama-tier-deep.service"
+PID = 4711
+STRAY = {"name": "GeForce 7", "uuid": "GPU-stray"}
+NO_NVML = hardware.HardwareError("the NVIDIA kernel module is not loaded: modprobe nvidia")
+
+
+def gpu(card: dict[str, str]) -> hardware.Gpu:
+    return hardware.Gpu(card["name"], card["uuid"], "00000000:01:00.0", "8.6", 8192, 400, None, None)
+
+
+@dataclass
+class Host:
+    """What systemd and NVML tell; an error in place of an answer is raised."""
+
+    state: systemd.UnitState | systemd.SystemdError = field(
+        default_factory=lambda: systemd.UnitState("active", "running", PID, "run-1", "success", 1_000_000, 4_140_000)
+    )
+    journal: list[str] | systemd.SystemdError = field(
+        default_factory=lambda: [fake_tier.as_jsonl(message) for message in fake_tier.messages(fake_tier.LOG)]
+    )
+    gpus: tuple[hardware.Gpu, ...] | hardware.HardwareError = (gpu(BIG), gpu(SMALL), gpu(STRAY))
+    held: dict[str, list[hardware.GpuProcess]] = field(
+        default_factory=lambda: {
+            BIG["uuid"]: [hardware.GpuProcess(PID, 262.5), hardware.GpuProcess(12, 1000.0)],
+            SMALL["uuid"]: [hardware.GpuProcess(PID, 60.0), hardware.GpuProcess(PID, 33.0)],
+            STRAY["uuid"]: [hardware.GpuProcess(12, 1000.0)],
+        }
+    )
+
+
+def told(answer: object) -> object:
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+    played = Host()
+    asked = {UNIT: lambda: played.state, (UNIT, "run-1"): lambda: played.journal}
+    monkeypatch.setattr(systemd, "unit_state", lambda unit: told(asked[unit]()))
+    monkeypatch.setattr(systemd, "journal", lambda *run: told(asked[run]()))
+    monkeypatch.setattr(hardware, "read_gpus", lambda: told(played.gpus))
+    monkeypatch.setattr(hardware, "processes", lambda uuid: tuple(played.held[uuid]))
+    return played
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[fake_tier.Server]:
+    with fake_tier.serving(tmp_path) as played:
+        played.counted_s = played.waits_s = 0.05
+        yield played
+
+
+def test_a_good_tier_is_measured_whole(host: Host, server: fake_tier.Server) -> None:
+    spec = server.spec
+    evidence = measure(spec)
+
+    assert (evidence.tier, evidence.base_url) == ("deep", server.base_url)
+    assert evidence.model == ModelId("tiny", "ab" * 32)
+    assert evidence.engine == EngineId(fake_tier.COMMIT, "/opt/llama-tiers/releases/one")
+    assert evidence.placement == spec.placement
+    assert evidence.unit == UnitEvidence("active", PID, 3.14)
+    assert evidence.served == Served(spec.model.file, "tiny", 4096, "b1-0c1e57098")
+    assert evidence.devices == (
+        DeviceEvidence("RPC0", BIG["uuid"], BIG["name"], 184.86, 184.86, 20.0, 41.57, 262.5),
+        DeviceEvidence("RPC1", SMALL["uuid"], SMALL["name"], 50.3, 50.3, 5.0, 33.0, 93.0),
+    )
+    assert evidence.host == HostEvidence(170.0, 0.0, 6.0)
+    assert evidence.completion is not None
+    assert (evidence.completion.prompt, evidence.completion.text) == (PROMPT, fake_tier.TEXT)
+    assert (evidence.completion.prompt_tokens, evidence.completion.generated_tokens) == (8, 200)
+    assert evidence.completion.prompt_tokens_per_second == pytest.approx(1600)
+    assert evidence.completion.generation_tokens_per_second == pytest.approx(4444.444)
+    assert 0.05 <= evidence.completion.wall_s < 1
+    assert evidence.problems == ()
+    assert judge(spec, evidence).verdict == "pass"
+
+
+def test_memory_is_read_after_the_completion(
+    host: Host, server: fake_tier.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allocated_with_the_first_token(uuid: str) -> tuple[hardware.GpuProcess, ...]:
+        answered = any(path == "/completion" for path, _ in server.asked)
+        return tuple(host.held[uuid]) if answered else ()
+
+    monkeypatch.setattr(hardware, "processes", allocated_with_the_first_token)
+    assert [device.process_mib for device in measure(server.spec).devices] == [262.5, 93.0]
+
+
+def test_without_nvml_the_rest_is_measured(host: Host, server: fake_tier.Server) -> None:
+    host.gpus = NO_NVML
+    evidence = measure(server.spec)
+    assert [(device.process_mib, device.weights_mib) for device in evidence.devices] == [(None, 184.86), (None, 50.3)]
+    assert evidence.completion is not None
+    assert evidence.problems == (str(NO_NVML),)
+
+
+def test_a_lost_card_is_unread_and_the_others_are_not(host: Host, server: fake_tier.Server) -> None:
+    host.gpus = hardware.GpuLostError((SMALL["uuid"],), (gpu(BIG), gpu(STRAY)))
+    assert [device.process_mib for device in measure(server.spec).devices] == [262.5, None]
+
+
+def test_a_journal_without_buffers_says_how_to_get_them(host: Host, server: fake_tier.Server) -> None:
+    host.journal = ["Started llama.cpp tier deep."]
+    evidence = measure(server.spec)
+    assert [(device.weights_mib, device.process_mib) for device in evidence.devices] == [(None, 262.5), (None, 93.0)]
+    assert evidence.host == HostEvidence(None, None, None)
+    (problem,) = evidence.problems
+    assert problem.startswith(f"the journal of {UNIT} does not tell")
+    assert f"systemctl restart {UNIT}" in problem
+
+
+def test_a_journal_that_cannot_be_read_is_a_problem(host: Host, server: fake_tier.Server) -> None:
+    host.journal = systemd.SystemdError("journalctl --sync failed (exit 1): no")
+    evidence = measure(server.spec)
+    assert evidence.problems == ("journalctl --sync failed (exit 1): no",)
+    assert [device.weights_mib for device in evidence.devices] == [None, None]
+
+
+def test_without_systemd_the_server_is_asked_all_the_same(host: Host, server: fake_tier.Server) -> None:
+    host.state = systemd.SystemdError("systemctl is not on this host")
+    evidence = measure(server.spec)
+    assert evidence.unit == UnitEvidence("unknown", None, None)
+    assert evidence.completion is not None
+    assert evidence.problems == ("systemctl is not on this host",)
+
+
+def test_a_server_that_is_down_is_a_problem(host: Host, server: fake_tier.Server) -> None:
+    evidence = measure(fake_tier.spec(key_file=server.key_file))
+    assert (evidence.served, evidence.completion) == (None, None)
+    assert [device.process_mib for device in evidence.devices] == [262.5, 93.0]
+    (problem,) = evidence.problems
+    assert problem.startswith("nothing answers at http://127.0.0.1:9")
+
+
+def test_a_server_that_still_loads_is_asked_nothing_more(host: Host, server: fake_tier.Server) -> None:
+    server.loading_answers = 9
+    evidence = measure(server.spec)
+    assert (evidence.served, evidence.completion) == (None, None)
+    assert evidence.problems == (f"{server.base_url}/health still loads its model (503)",)
+    assert server.asked == [("/health", {})]
+
+
+def test_what_is_served_stays_known_when_the_completion_fails(host: Host, server: fake_tier.Server) -> None:
+    server.completion_status = 500
+    evidence = measure(server.spec)
+    assert evidence.served is not None
+    assert evidence.completion is None
+    assert "/completion answers 500" in evidence.problems[0]
+
+
+def test_a_card_that_only_nvml_tells_of_stands_last(host: Host, server: fake_tier.Server) -> None:
+    host.held[STRAY["uuid"]].append(hardware.GpuProcess(PID, 300.0))
+    evidence = measure(server.spec)
+    assert [device.name for device in evidence.devices] == ["RPC0", "RPC1", ""]
+    assert evidence.devices[2] == DeviceEvidence("", "GPU-stray", "GeForce 7", 0.0, None, None, None, 300.0)
+
+
+def test_a_device_that_only_the_log_tells_of_stands_last(host: Host, server: fake_tier.Server) -> None:
+    assert isinstance(host.journal, list)
+    host.journal.append(fake_tier.as_text("load_tensors:      CUDA7 model buffer size =     7.00 MiB"))
+    evidence = measure(server.spec)
+    assert evidence.devices[2:] == (DeviceEvidence("CUDA7", "", "", 0.0, 7.0, 0.0, 0.0, None),)
+
+
+def test_without_a_process_no_card_is_asked(host: Host, server: fake_tier.Server) -> None:
+    host.state = systemd.UnitState("failed", "failed", None, "run-1", "exit-code", 1_000_000, 0)
+    host.gpus = NO_NVML
+    evidence = measure(server.spec)
+    assert evidence.unit == UnitEvidence("failed", None, None)
+    assert [device.process_mib for device in evidence.devices] == [None, None]
+    assert evidence.problems == ()
+
+
+@pytest.mark.parametrize(
+    ("active_state", "started_us", "active_us", "load_s"),
+    [
+        ("active", 1_000_000, 3_500_000, 2.5),
+        ("activating", 1_000_000, 3_500_000, None),
+        ("active", 3_500_000, 1_000_000, None),
+        ("active", 0, 1_000_000, None),
+    ],
+    ids=["active", "not yet", "of an earlier start", "never started"],
+)
+def test_load_time_is_of_this_start(
+    host: Host, server: fake_tier.Server, active_state: str, started_us: int, active_us: int, load_s: float | None
+) -> None:
+    host.state = systemd.UnitState(active_state, "running", PID, "run-1", "success", started_us, active_us)
+    assert measure(server.spec).unit.load_s == load_s
+
+
+def test_no_token_is_no_speed(host: Host, server: fake_tier.Server) -> None:
+    server.tokens = 0
+    server.counted_s = 0.0
+    completion = measure(server.spec).completion
+    assert completion is not None
+    assert (completion.prompt_tokens_per_second, completion.generation_tokens_per_second) == (0.0, 0.0)
+
+
+def test_a_tier_that_promises_no_speed_is_measured(host: Host, server: fake_tier.Server) -> None:
+    spec = replace(server.spec, criteria=replace(server.spec.criteria, min_generation_tokens_per_second=0))
+    assert measure(spec).completion is not None
