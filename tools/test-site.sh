@@ -2,7 +2,7 @@
 # The lab with a fresh host of the suite LAB_SUITE: its stand-ins, then the whole site.yml and what it has to withstand.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-tests/lab/lab.sh down
+tests/lab/lab.sh drop gpuhost
 tests/lab/lab.sh up --suite "$LAB_SUITE"
 pytest -s tests/lab
-tests/lab/lab.sh down
+tests/lab/lab.sh drop gpuhost

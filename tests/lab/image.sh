@@ -33,6 +33,8 @@ apt-config dump | grep -E '^Acquire::(https?::Proxy|Check-Valid-Until|Check-Date
 
 packages=systemd,systemd-sysv,dbus,libpam-systemd,udev,python3,python3-apt,python3-venv,ca-certificates,sudo
 packages+=,iproute2,procps,curl,kmod,openssh-server,gcc,libc6-dev,nginx-light
+# What a host installs for a build is in apt's cache, not installed: every new host would download it again.
+build_tools='ccache cmake g++ git ninja-build'
 image=localhost/llama-tiers-lab:$suite
 recipe=$({ cat "$0" "$work"/80machine "$work"/ca/* 2>/dev/null || true; } | sha256sum | cut -c1-16)
 [ "$(podman image inspect "$image" --format '{{.Labels.recipe}}' 2>/dev/null)" = "$recipe" ] && exit 0
@@ -49,7 +51,9 @@ mmdebstrap --quiet --variant=minbase --components=main,contrib,non-free,non-free
     --customize-hook='printf "[global]\ncert = /etc/ssl/certs/ca-certificates.crt\n" > "$1"/etc/pip.conf' \
     --customize-hook='chroot "$1" systemctl disable nginx >/dev/null 2>&1; chroot "$1" systemctl enable ssh >/dev/null 2>&1' \
     --customize-hook='rm -f "$1"/etc/ssh/ssh_host_*; mkdir -m 700 -p "$1"/root/.ssh' \
-    --skip=cleanup/apt --customize-hook='rm -rf "$1"/var/lib/apt/lists/* "$1"/var/lib/apt/mirrors "$1"/var/cache/apt/*.bin "$1"/var/cache/apt/archives/*.deb; touch -d 1990-01-01 "$1"/var/lib/apt/lists' \
+    --customize-hook='rm -f "$1"/var/cache/apt/archives/*.deb' \
+    --customize-hook="chroot \"\$1\" apt-get install -qq -y --download-only --no-install-recommends $build_tools >/dev/null" \
+    --skip=cleanup/apt --customize-hook='rm -rf "$1"/var/lib/apt/lists/* "$1"/var/lib/apt/mirrors "$1"/var/cache/apt/*.bin; touch -d 1990-01-01 "$1"/var/lib/apt/lists' \
     --customize-hook='rm -f "$1"/etc/machine-id "$1"/etc/hostname; touch "$1"/etc/machine-id' \
     --customize-hook='chroot "$1" systemctl mask systemd-udevd.service systemd-udev-trigger.service systemd-udevd-kernel.socket systemd-udevd-control.socket getty.target console-getty.service sys-kernel-debug.mount sys-kernel-tracing.mount sys-fs-fuse-connections.mount dev-hugepages.mount proc-sys-fs-binfmt_misc.automount apt-daily.timer apt-daily-upgrade.timer >/dev/null 2>&1' \
     "$suite" "$work/root.tar" ${LAB_DEBIAN_MIRROR:-} 2>&1 | { grep -v 'rehash: warning' || true; } >&2

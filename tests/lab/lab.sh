@@ -67,11 +67,13 @@ start() { # name suite podman-options...: a container with systemd as PID 1, rea
     # every limit is silently not enforced there, and podman's own systemd mode would mount the machine's hierarchy.
     [ -f /sys/fs/cgroup/cgroup.controllers ] ||
         init+=(SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1 systemd.unified_cgroup_hierarchy=0)
+    # What watches over a container inherits its standard error: a pipe would never close for whoever reads us.
     podman run --quiet --detach --name "$lab-$name" --hostname "$name" --label "suite=$suite" --label "lab=$lab" \
         --privileged --cgroupns=private --systemd=false \
         --tmpfs /run:rw,exec,mode=755 --tmpfs /run/lock:rw,mode=1777 --tmpfs /tmp:rw,exec,mode=1777 \
         --network "$lab" --network-alias "$name" "$@" "localhost/llama-tiers-lab:$suite" "${init[@]}" \
-        2> >(grep -v 'failed to connect to syslog' >&2) >/dev/null
+        </dev/null >/dev/null 2>"$state/start.log" 8>&- || { cat "$state/start.log" >&2; return 1; }
+    grep -v 'failed to connect to syslog' "$state/start.log" >&2 || true
     podman exec --interactive "$lab-$name" sh -c 'cat > /root/.ssh/authorized_keys; ssh-keygen -A >/dev/null' <"$state/key.pub"
     for _ in $(seq 100); do
         case $(podman exec "$lab-$name" systemctl is-system-running 2>/dev/null) in running | degraded) break ;; esac
@@ -99,19 +101,18 @@ ssh_config() { # every host of this lab, with the address and the host key it ha
 prepare() { # suites...: everything that hosts need before they start
     local suite
     packages
-    mkdir -p "$state"
     [ -e "$state/key" ] || ssh-keygen -q -t ed25519 -N '' -C llama-tiers-lab -f "$state/key"
     for suite in "$@"; do "$here/image.sh" "$suite"; done
     podman network exists "$lab" || podman network create "$lab" >/dev/null
 }
 
-gpu_host() { # name suite: a host with the stand-ins; compiled objects and packages are cached for all hosts of a suite
+gpu_host() { # name suite: a host with the stand-ins; compiled objects and Python packages are cached for all hosts of a suite
     local name=$1 suite=$2 changed=0
     if ! running "$name" "$suite"; then
         say "starting $name (Debian $suite)"
-        mkdir -p "$cache/ccache/$suite" "$cache/apt/$suite" "$cache/pip"
-        start "$name" "$suite" --volume "$cache/ccache/$suite:/var/cache/llama-tiers/ccache" \
-            --volume "$cache/apt/$suite:/var/cache/apt/archives" --volume "$cache/pip:/root/.cache/pip"
+        mkdir -p "$cache/ccache/$suite" "$cache/pip"
+        start "$name" "$suite" \
+            --volume "$cache/ccache/$suite:/var/cache/llama-tiers/ccache" --volume "$cache/pip:/root/.cache/pip"
         changed=1
     fi
     local recipe
@@ -134,26 +135,36 @@ mirror() {
     ssh_config
 }
 
+alone() { # hosts of one lab are started and removed by several test lanes: one at a time
+    mkdir -p "$state"
+    exec 8>"$state/lock"
+    flock 8
+}
+
 case ${1:-} in
 up)
     suite=bookworm
     [ "${2:-}" != --suite ] || suite=${3:?which suite: bookworm or trixie}
+    alone
     prepare bookworm "$suite"
     mirror
     gpu_host gpuhost "$suite"
     ;;
 host)
+    alone
     prepare bookworm "$3"
     mirror
     gpu_host "$2" "$3"
     ;;
 drop)
     shift
+    alone
     for name in "$@"; do podman rm --force --time 0 --ignore --volumes "$lab-$name" >/dev/null; done
-    [ ! -d "$state" ] || ssh_config
+    ssh_config
     ;;
 down)
     command -v podman >/dev/null || exit 0
+    alone
     for name in $(podman ps --all --filter "label=lab=$lab" --format '{{.Names}}'); do
         podman rm --force --time 0 --volumes "$name" >/dev/null
     done
