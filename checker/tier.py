@@ -54,7 +54,11 @@ class Device:
 
 @dataclass(frozen=True)
 class Placement:
-    """How the model lies on the devices; the words are llama.cpp's (`llama-server --help`)."""
+    """How the model lies on the devices; the words are llama.cpp's (`llama-server --help`).
+
+    `pipeline_parallel` False asks the engine to compute without it (it is on by itself only with several devices, layer
+    split and every layer offloaded); `n_cpu_moe` is the number of layers whose experts stay on the host.
+    """
 
     split_mode: str
     tensor_split: tuple[int, ...]
@@ -64,6 +68,10 @@ class Placement:
     cache_type_v: str
     ubatch_size: int
     flash_attn: str
+    pipeline_parallel: bool = True
+    n_cpu_moe: int = 0
+    parallel: int = 1
+    cache_ram_mib: int = 0
 
 
 @dataclass(frozen=True)
