@@ -1,15 +1,307 @@
-"""Placement to bytes: what the layers of a model weigh, and on which device llama.cpp puts them.
+"""Placement to MiB: what a model takes on each device and on the host, by llama.cpp's own rules.
 
-The rule is llama.cpp's own (src/llama-model.cpp, `llama_model_base::load_tensors`, engine 0c1e57098): of the
-n_layer + 1 layers (the output counts as one) the last `n_gpu_layers` go to the devices in device order, the lower ones
-stay on the host; the token embedding always stays on the host.
+Read in llama.cpp 0c1e57098: which layer lies where (src/llama-model.cpp, `load_tensors`: of the n_layer + 1 layers, the
+output counts as one, the last `n_gpu_layers` go to the devices in device order, the lower ones stay on the host; the
+token embedding always stays on the host), the KV cache (src/llama-kv-cache.cpp, src/llama-kv-cache-iswa.cpp,
+src/llama-context.cpp), and through `checker.compute` the compute buffers. Summed in bytes, told in MiB.
 """
 
 from __future__ import annotations
 
+import struct
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from typing import Literal
+
+from checker import compute, header, tier
 
 MIB = 1024 * 1024
+HOST = -1
+
+# Bytes of a block and numbers in it, of the types that a KV cache can have (ggml/src/ggml.c, type_traits).
+CACHE_TYPES = {
+    "f32": (4, 1),
+    "f16": (2, 1),
+    "bf16": (2, 1),
+    "q8_0": (34, 32),
+    "q4_0": (18, 32),
+    "q4_1": (20, 32),
+    "iq4_nl": (18, 32),
+    "q5_0": (22, 32),
+    "q5_1": (24, 32),
+}
+# llama-context.cpp: cells of a cache are a multiple of this.
+_PAD = 256
+# common/common.h, n_batch: the logical batch that llama-server sets unless told otherwise.
+_BATCH = 2048
+
+
+class PlacementError(ValueError):
+    """A placement that no engine can take: names the key, its value and what is possible."""
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """Memory of a card that no buffer of llama.cpp accounts for, and where the figure comes from. MiB."""
+
+    mib: float
+    source: str
+
+
+NO_OVERHEAD = Overhead(0, "an RPC device's memory is its server's")
+# By major compute capability. Only the first is measured; the others are estimates until a card was measured.
+OVERHEADS = {
+    9: Overhead(554, "measured on one H100, driver 580: 10,734 MiB of the process by NVML less 10,180 MiB of buffers"),
+    8: Overhead(250, "estimate, not measured: context, modules and cuBLAS of an RTX 3060 Ti, 100 to 250 MiB"),
+    6: Overhead(120, "estimate, not measured: context and modules of a GTX 1060, 60 to 120 MiB"),
+}
+
+
+def cuda_overhead(compute_capability: str | None) -> Overhead:
+    """Return the overhead of a card such as "8.6": that of the nearest older generation known, or of the oldest."""
+    major = int(compute_capability.split(".")[0]) if compute_capability else 8
+    return OVERHEADS[max((known for known in OVERHEADS if known <= major), default=min(OVERHEADS))]
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """What one device holds, MiB: llama.cpp's "model", "context" and "compute" of it, and what lies outside of them."""
+
+    weights_mib: float
+    kv_mib: float
+    compute_mib: float
+    overhead_mib: float
+
+    @property
+    def total_mib(self) -> float:
+        """Sum of the terms, MiB."""
+        return self.weights_mib + self.kv_mib + self.compute_mib + self.overhead_mib
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """What the host's RAM holds, MiB; weights are mapped from the file, so the page cache holds them."""
+
+    weights_mib: float
+    kv_mib: float
+    compute_mib: float
+    cache_ram_mib: float
+
+    @property
+    def total_mib(self) -> float:
+        """Sum of the terms, MiB."""
+        return self.weights_mib + self.kv_mib + self.compute_mib + self.cache_ram_mib
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Memory by device, in device order, and of the host."""
+
+    devices: tuple[DeviceMemory, ...]
+    host: HostMemory
+
+
+def _f32(value: float) -> float:
+    """Round to the single precision that the engine computes splits in."""
+    rounded: float = struct.unpack("f", struct.pack("f", value))[0]
+    return rounded
+
+
+@lru_cache(maxsize=4096)
+def assignment(n_layer: int, n_gpu_layers: int, tensor_split: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the device of each layer, and last of the output layer, `HOST` where it stays there.
+
+    llama-model.cpp, `get_layer_buft_list`: the first device whose cumulative share, in single precision, is beyond the
+    layer's place among the offloaded ones. Entries that add up to the offloaded layers are therefore exact.
+    """
+    offloaded = min(n_gpu_layers, n_layer + 1)
+    start = n_layer + 1 - offloaded
+    if offloaded <= 0:
+        return (HOST,) * (n_layer + 1)
+    if any(share < 0 for share in tensor_split) or sum(tensor_split) <= 0:
+        raise PlacementError(f"tensor_split {list(tensor_split)}: expected shares that are not negative, one above 0")
+    ends = [_f32(end) for end in accumulate(tensor_split)]
+    ends = [_f32(end / ends[-1]) for end in ends]
+    places = (bisect_right(ends, _f32(index / offloaded)) for index in range(offloaded))
+    return (HOST,) * start + tuple(places)
+
+
+def _cells(model: header.Header, placement: tier.Placement) -> tuple[int, int, int, int]:
+    """Return cells of a full and of a sliding layer's cache per stream, streams, and tokens of a micro-batch."""
+    streams = placement.parallel
+    n_ctx = _padded(placement.ctx_size)
+    per_stream = _padded(max(n_ctx // streams, 1))
+    ubatch = min(placement.ubatch_size, n_ctx, _BATCH)
+    sliding = _padded(min(per_stream, model.n_swa + ubatch)) if any(model.sliding) else per_stream
+    return per_stream, sliding, streams, ubatch
+
+
+def _padded(value: int) -> int:
+    return -(-value // _PAD) * _PAD
+
+
+def _row_bytes(width: int, cache_type: str) -> int:
+    size, numbers = CACHE_TYPES[cache_type]
+    return -(-width // numbers) * size
+
+
+def _check(model: header.Header, placement: tier.Placement, kinds: Sequence[str]) -> None:
+    for key in ("cache_type_k", "cache_type_v"):
+        value = getattr(placement, key)
+        if value not in CACHE_TYPES:
+            raise PlacementError(f"{key} {value!r}: expected one of {', '.join(CACHE_TYPES)}")
+    if placement.cache_type_v not in ("f32", "f16", "bf16") and placement.flash_attn == "off":
+        raise PlacementError(f"cache_type_v {placement.cache_type_v!r} needs flash_attn 'on'")
+    for key, low in (("ctx_size", 1), ("ubatch_size", 1), ("parallel", 1), ("n_gpu_layers", 0), ("n_cpu_moe", 0)):
+        if getattr(placement, key) < low:
+            raise PlacementError(f"{key} {getattr(placement, key)}: expected {low} or more")
+    if not kinds or any(kind not in ("CUDA", "RPC") for kind in kinds):
+        raise PlacementError(f"devices {list(kinds)}: expected CUDA or RPC for each, at least one")
+    if placement.split_mode != "none" and len(placement.tensor_split) != len(kinds):
+        raise PlacementError(
+            f"tensor_split {list(placement.tensor_split)} has {len(placement.tensor_split)} entries, "
+            f"expected one for each of {len(kinds)} devices"
+        )
+
+
+def estimate(
+    model: header.Header,
+    placement: tier.Placement,
+    kinds: Sequence[str],
+    *,
+    overheads: Sequence[Overhead] = (),
+    outputs: Literal["slots", "ubatch"] = "slots",
+) -> Estimate:
+    """Estimate the memory of a placement; `kinds` is "CUDA" or "RPC" per device, in device order.
+
+    `overheads` gives the overhead of each card (see `cuda_overhead`; left out, that of an RTX 3060 Ti for every CUDA
+    device and none for RPC). `outputs` is what logits are kept for: llama-server keeps one row per slot,
+    llama-fit-params and llama-bench a whole micro-batch. PlacementError when no engine could take the placement.
+    """
+    _check(model, placement, kinds)
+    return _estimate(model, placement, tuple(kinds), tuple(overheads), outputs)
+
+
+@lru_cache(maxsize=16384)
+def _estimate(
+    model: header.Header,
+    placement: tier.Placement,
+    kinds: tuple[str, ...],
+    overheads: tuple[Overhead, ...],
+    outputs: str,
+) -> Estimate:
+    split = placement.tensor_split if placement.split_mode != "none" else (1,)
+    where = assignment(model.n_layer, placement.n_gpu_layers, split)
+    count = len(kinds)
+    weights = _weights(model, placement, where, count)
+    kv = _kv(model, placement, where, count)
+    buffers = _compute(model, placement, where, kinds, outputs)
+    devices = tuple(
+        DeviceMemory(
+            weights_mib=weights[device] / MIB,
+            kv_mib=kv[device] / MIB,
+            compute_mib=buffers[device] / MIB,
+            overhead_mib=(overheads[device] if overheads else _default_overhead(kinds[device])).mib,
+        )
+        for device in range(count)
+    )
+    host = HostMemory(weights[HOST] / MIB, kv[HOST] / MIB, buffers[HOST] / MIB, float(placement.cache_ram_mib))
+    return Estimate(devices, host)
+
+
+def _default_overhead(kind: str) -> Overhead:
+    return cuda_overhead(None) if kind == "CUDA" else NO_OVERHEAD
+
+
+def _weights(model: header.Header, placement: tier.Placement, where: Sequence[int], count: int) -> list[int]:
+    """Return bytes of weights by device, and last the host's."""
+    held = [0] * (count + 1)
+    held[HOST] += model.token_embd_bytes
+    for layer, device in enumerate(where[:-1]):
+        experts = model.expert_bytes[layer] if layer < placement.n_cpu_moe else 0
+        held[device] += model.layer_bytes[layer] - experts
+        held[HOST] += experts
+    held[where[-1]] += model.output_bytes
+    if model.tied and where[-1] == HOST:
+        # TENSOR_DUPLICATED: on the host the embedding matrix is there already.
+        held[HOST] -= dict(model.block_bytes).get("output", model.token_embd_bytes)
+    return held
+
+
+def _kv(model: header.Header, placement: tier.Placement, where: Sequence[int], count: int) -> list[int]:
+    """Return bytes of the KV cache by device, and last the host's."""
+    full, sliding, streams, _ = _cells(model, placement)
+    held = [0] * (count + 1)
+    for layer, device in enumerate(where[:-1]):
+        cells = (sliding if model.sliding[layer] else full) * streams
+        dim_k, dim_v = model.head_dims(layer)
+        row = _row_bytes(model.head_kv[layer] * dim_k, placement.cache_type_k)
+        row += _row_bytes(model.head_kv[layer] * dim_v, placement.cache_type_v)
+        held[device] += cells * row
+    return held
+
+
+def _compute(
+    model: header.Header, placement: tier.Placement, where: Sequence[int], kinds: tuple[str, ...], outputs: str
+) -> list[int]:
+    """Return bytes of compute buffers by device, and last the host's."""
+    full, sliding, streams, ubatch = _cells(model, placement)
+    host = len(kinds)
+    full_offload = placement.n_gpu_layers > model.n_layer
+    tokens = -(-ubatch // streams) * streams
+    layers = []
+    for layer, device in enumerate(where[:-1]):
+        dim_k, dim_v = model.head_dims(layer)
+        heads_kv = model.head_kv[layer]
+        has_experts = model.expert_bytes[layer] > 0
+        layers.append(
+            compute.Layer(
+                device=host if device == HOST else device,
+                experts_device=host if device == HOST or layer < placement.n_cpu_moe else device,
+                n_head=model.n_head[layer],
+                n_head_kv=heads_kv,
+                kv_head_dims=(dim_k, dim_v),
+                kv_row_bytes=(
+                    _row_bytes(heads_kv * dim_k, placement.cache_type_k),
+                    _row_bytes(heads_kv * dim_v, placement.cache_type_v),
+                ),
+                n_kv=sliding if model.sliding[layer] else full,
+                sliding=model.sliding[layer],
+                n_ff=model.n_ff[layer],
+                n_expert=model.n_expert if has_experts else 0,
+                n_expert_used=model.n_expert_used if has_experts else 0,
+                n_ff_exp=model.n_ff_exp if has_experts else 0,
+                n_ff_shared=model.n_ff_shexp if has_experts else 0,
+            )
+        )
+    work = compute.Work(
+        architecture=model.architecture,
+        n_embd=model.n_embd,
+        n_vocab=model.n_vocab,
+        n_tokens=tokens,
+        n_outputs=min(streams, tokens) if outputs == "slots" else ubatch,
+        n_streams=streams,
+        layers=tuple(layers),
+        output_device=host if where[-1] == HOST else where[-1],
+        cuda=tuple(kind == "CUDA" for kind in kinds),
+        flash_attention=placement.flash_attn != "off",
+        quantised_k=placement.cache_type_k not in ("f32", "f16", "bf16"),
+        quantised_v=placement.cache_type_v not in ("f32", "f16", "bf16"),
+        pipeline=(
+            len(kinds) > 1
+            and full_offload
+            and placement.split_mode == "layer"
+            and placement.pipeline_parallel
+            and not placement.n_cpu_moe
+        ),
+        full_offload=full_offload,
+        sliding_cache=any(model.sliding),
+        blocks=model.block_bytes,
+    )
+    return list(compute.buffers(work))
 
 
 @dataclass(frozen=True)
