@@ -244,6 +244,16 @@ def _kv(model: header.Header, placement: tier.Placement, where: Sequence[int], c
     return held
 
 
+def by_layer(model: header.Header, placement: tier.Placement) -> tuple[float, ...]:
+    """Return the MiB of weights and KV cache of each layer, and last of the output layer, as if all lay on devices.
+
+    What a run of layers takes is the sum: a search over splits needs no estimate for each of them.
+    """
+    each = range(model.n_layer + 1)
+    weights, kv = (held(model, placement, each, len(each)) for held in (_weights, _kv))
+    return tuple((weights[layer] + kv[layer]) / MIB for layer in each)
+
+
 def _compute(
     model: header.Header, placement: tier.Placement, where: Sequence[int], kinds: tuple[str, ...], outputs: str
 ) -> list[int]:
@@ -297,7 +307,6 @@ def _compute(
             and placement.pipeline_parallel
             and not placement.n_cpu_moe
         ),
-        full_offload=full_offload,
         sliding_cache=any(model.sliding),
         blocks=model.block_bytes,
     )
