@@ -17,7 +17,6 @@ from importlib.metadata import version as version_of
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit, urlunsplit
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
@@ -316,8 +315,8 @@ def part_names(name: str) -> list[str]:
 
 def part_urls(url: str) -> list[str]:
     """Do for a URL what `part_names` does for a name."""
-    parts = urlsplit(url)
-    return [urlunsplit(parts._replace(path=path)) for path in part_names(parts.path)]
+    path, mark, query = url.partition("?")
+    return [f"{name}{mark}{query}" for name in part_names(path)]
 
 
 def joined(parts: Sequence[Part], where: str) -> Header:

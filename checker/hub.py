@@ -64,6 +64,15 @@ def shown(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
+def _address(url: str) -> bool:
+    """Tell whether a URL is the address of something on a web server."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets that do not match, a port that is no number
+        return False
+
+
 def token_file() -> Path:
     """Return where `hf auth login` keeps the token (huggingface_hub, constants.py)."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -145,9 +154,13 @@ class Web:
     def follow(self, url: str, answer: requests.Response, where: str) -> str:
         """Return where a redirect leads to."""
         answer.close()
-        target = urljoin(url, answer.headers["Location"])
-        if urlsplit(target).scheme not in ("http", "https") or not urlsplit(target).hostname:
-            raise GgufError(f"{where} leads on to {shown(target)}, expected a web address")
+        location = answer.headers["Location"]
+        try:
+            target = urljoin(url, location)
+        except ValueError:
+            target = location
+        if not _address(target):
+            raise GgufError(f"{where} leads on to {target.partition('?')[0]!r}, expected a web address")
         return target
 
 
@@ -304,6 +317,9 @@ def read_parts(urls: Sequence[str], sha256s: Sequence[str | None] | None = None,
 
     A file whose sha256 is given and in the cache is not asked for at all; of others the server is asked what they are.
     """
+    for url in urls:
+        if not _address(url):
+            raise GgufError(f"{url.partition('?')[0]!r} is no address of a file on a web server")
     with web or Web() as connections:
         known = sha256s or [None] * len(urls)
         return [_read_part(connections, url, sha256) for url, sha256 in zip(urls, known, strict=True)]
