@@ -69,7 +69,6 @@ class Work:
     quantised_k: bool
     quantised_v: bool
     pipeline: bool
-    full_offload: bool
     sliding_cache: bool
     blocks: tuple[tuple[str, int], ...]
 
@@ -147,11 +146,11 @@ class _Builder:
     def mul_mat(self, name: str, device: int, x: _Tensor, width: int, rows: int) -> _Tensor:
         return self.node("MUL_MAT", width, rows, self.weight(name, device), x)
 
-    def norm(self, x: _Tensor, name: str, device: int, width: int, rows: int, pin: bool = True) -> _Tensor:
+    def norm(self, x: _Tensor, name: str, device: int, width: int, rows: int) -> _Tensor:
+        # A load pins the norm at a layer's start to the layer's device (llama-context.cpp, graph_get_cb). The engine's
+        # own estimate loses the pins (ggml_backend_sched_reserve_size resets them), so that a second tensor crosses to
+        # the next device; that larger figure is the one to agree with, for the engine judges by it what fits.
         plain = self.node("RMS_NORM", width, rows, x)
-        # llama-context.cpp, graph_get_cb: the norm at a layer's start is kept on the layer's own device.
-        if pin and (self.work.full_offload or self.n < _OFFLOAD_ROWS):
-            plain.device = device
         return self.node("MUL", width, rows, plain, self.weight(name, device))
 
     def hadamard(self, x: _Tensor, rotation: _Tensor, width: int) -> _Tensor:
@@ -310,7 +309,7 @@ class _Builder:
         for index, layer in enumerate(work.layers):
             x = self.layer(layer, x, out_ids if index == len(work.layers) - 1 else None)
         rows = work.n_outputs
-        x = self.norm(x, "output_norm", work.output_device, n_embd, rows, pin=False)
+        x = self.norm(x, "output_norm", work.output_device, n_embd, rows)
         x = self.mul_mat("output", work.output_device, x, work.n_vocab, rows)
         x.is_output = True
         self.graph.expand(x)
