@@ -82,7 +82,6 @@ class _Tensor:
     layout: object = None
     src: list[_Tensor] = field(default_factory=list)
     view_of: _Tensor | None = None
-    at_start: bool = True
     rows: int = 0
     is_input: bool = False
     is_output: bool = False
@@ -131,11 +130,8 @@ class _Builder:
     def node(self, op: str, width: int, rows: int, *src: _Tensor, size: int = _F32) -> _Tensor:
         return _Tensor(op, width * rows * size, (width * rows, size), list(src), rows=rows)
 
-    def view(self, op: str, of: _Tensor, size: int | None = None, contiguous: bool = True) -> _Tensor:
-        """A view; its root is the tensor that owns the memory. One that starts elsewhere has another layout."""
-        size = of.bytes if size is None else size
-        layout = (size // _F32, _F32) if contiguous else object()
-        return _Tensor(op, size, layout, [of], view_of=of.view_of or of, at_start=of.at_start and contiguous)
+    def view(self, op: str, of: _Tensor, size: int | None = None) -> _Tensor:
+        return _Tensor(op, of.bytes if size is None else size, None, [of], view_of=of.view_of or of)
 
     def weight(self, name: str, device: int) -> _Tensor:
         return _Tensor("NONE", self.blocks.get(name, self.work.n_embd * _F32), buffer=device, is_weight=True)
@@ -165,9 +161,7 @@ class _Builder:
         wide_q, wide_k, wide_v = layer.n_head * dim_k, layer.n_head_kv * dim_k, layer.n_head_kv * dim_v
         if self.has("attn_qkv"):
             joined = self.mul_mat("attn_qkv", layer.device, x, wide_q + wide_k + wide_v, n)
-            q, k, v = (
-                self.view("VIEW", joined, wide * n * _F32, contiguous=False) for wide in (wide_q, wide_k, wide_v)
-            )
+            q, k, v = (self.view("VIEW", joined, wide * n * _F32) for wide in (wide_q, wide_k, wide_v))
         else:
             q, k, v = (
                 self.view("RESHAPE", self.mul_mat(name, layer.device, x, wide, n))
@@ -207,7 +201,7 @@ class _Builder:
             scores = self.node("MUL_MAT", layer.n_kv * layer.n_head, n, all_k, asked)
             scores = self.node("SOFT_MAX", layer.n_kv * layer.n_head, n, scores, mask)
             mixed = self.node("MUL_MAT", layer.n_head * dim_v, n, all_v, scores)
-            out = self.node("CONT", layer.n_head * dim_v, n, self.view("PERMUTE", mixed, contiguous=False))
+            out = self.node("CONT", layer.n_head * dim_v, n, self.view("PERMUTE", mixed))
         self.graph.expand(out)
         if work.quantised_v and dim_v % 64 == 0:
             out = self.hadamard(out, self.rotation, layer.n_head * dim_v)
@@ -242,7 +236,7 @@ class _Builder:
         scores = self.mul_mat("ffn_gate_inp", layer.device, x, layer.n_expert, rows)
         odds = self.node("SOFT_MAX", layer.n_expert, rows, scores)
         sorted_ = self.node("ARGSORT", layer.n_expert, rows, odds)
-        chosen = self.view("VIEW", sorted_, contiguous=False)
+        chosen = self.view("VIEW", sorted_)
         weights = self.node("GET_ROWS", used, rows, self.view("RESHAPE", odds), chosen)
         self.graph.expand(weights)
 
@@ -259,8 +253,8 @@ class _Builder:
                 "GLU",
                 layer.n_ff_exp * used,
                 rows,
-                self.view("VIEW", joined, half, contiguous=False),
-                self.view("VIEW", joined, half, contiguous=False),
+                self.view("VIEW", joined, half),
+                self.view("VIEW", joined, half),
             )
         else:
             up = mul_mat_id("ffn_up_exps", flat, layer.n_ff_exp)
@@ -272,7 +266,7 @@ class _Builder:
         down = mul_mat_id("ffn_down_exps", inner, n_embd)
         mixed = self.node("MUL", n_embd * used, rows, down, weights)
         self.graph.expand(mixed)
-        parts = [self.view("VIEW", mixed, n_embd * rows * _F32, contiguous=False) for _ in range(used)]
+        parts = [self.view("VIEW", mixed, n_embd * rows * _F32) for _ in range(used)]
         for part in parts:
             self.graph.expand(part)
         total = parts[0]
@@ -491,34 +485,18 @@ class _Scheduler:
             on_cuda = tensor.device < self.host and self.work.cuda[tensor.device]
             return tensor.bytes + (tensor.cuda_extra if on_cuda else 0)
 
-        def own(tensor: _Tensor) -> bool:
-            return tensor.allocated
-
         def place(tensor: _Tensor) -> None:
             if tensor.buffer >= 0 or tensor.allocated or tensor.view_of is not None or tensor.place is not None:
                 return
             tensor.allocated = True
             if tensor.op in _IN_PLACE:
                 for parent in tensor.src:
-                    root = parent.view_of
-                    if not own(root or parent) or parent.is_output or (root is not None and root.is_output):
+                    # A view owns nothing (ggml_gallocr_is_own), so its memory is never written into.
+                    if not parent.allocated or parent.is_output or parent.layout != tensor.layout:
                         continue
-                    if parent.layout != tensor.layout or parent.children != 1 or parent.views:
+                    if parent.children != 1 or parent.views:
                         continue
-                    holder = parent
-                    if root is not None:
-                        if root.views != 1 or root.children or not parent.at_start:
-                            continue
-                        holder = root
-                    tensor.place, holder.allocated = holder.place, False
-                    tensor.device = holder.device
-                    assert tensor.place is not None
-                    rest = size(holder) - size(tensor)
-                    if rest > 0:
-                        kept = -(-size(tensor) // _ALIGNMENT) * _ALIGNMENT
-                        buffers[tensor.device].give(
-                            tensor.place[0] + kept, -(-size(holder) // _ALIGNMENT) * _ALIGNMENT - kept
-                        )
+                    tensor.place, tensor.device, parent.allocated = parent.place, parent.device, False
                     return
             tensor.place = buffers[tensor.device].take(size(tensor))
 
