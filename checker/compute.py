@@ -146,7 +146,7 @@ class _Builder:
         # A load pins the norm at a layer's start to the layer's device (llama-context.cpp, graph_get_cb). The engine's
         # own estimate loses the pins (ggml_backend_sched_reserve_size resets them), so that a second tensor crosses to
         # the next device; that larger figure is the one to agree with, for the engine judges by it what fits.
-        plain = self.node("RMS_NORM", width, rows, x)
+        plain = self.node("NORM" if self.work.architecture in _LAYER_NORM else "RMS_NORM", width, rows, x)
         return self.node("MUL", width, rows, plain, self.weight(name, device))
 
     def hadamard(self, x: _Tensor, rotation: _Tensor, width: int) -> _Tensor:
@@ -234,10 +234,17 @@ class _Builder:
     def experts(self, layer: Layer, x: _Tensor, rows: int) -> _Tensor:
         used, n_embd = layer.n_expert_used, self.work.n_embd
         scores = self.mul_mat("ffn_gate_inp", layer.device, x, layer.n_expert, rows)
-        odds = self.node("SOFT_MAX", layer.n_expert, rows, scores)
+        late = self.work.architecture in _SOFT_MAX_LATE
+        odds = scores if late else self.node("SOFT_MAX", layer.n_expert, rows, scores)
         sorted_ = self.node("ARGSORT", layer.n_expert, rows, odds)
         chosen = self.view("VIEW", sorted_)
         weights = self.node("GET_ROWS", used, rows, self.view("RESHAPE", odds), chosen)
+        if late:
+            weights = self.view("RESHAPE", self.node("SOFT_MAX", used, rows, self.view("RESHAPE", weights)))
+        if self.work.architecture in _WEIGHTS_NORMED:
+            flat = self.view("RESHAPE", weights)
+            total = self.node("CLAMP", 1, rows, self.node("SUM_ROWS", 1, rows, flat))
+            weights = self.view("RESHAPE", self.node("DIV", used, rows, flat, total))
         self.graph.expand(weights)
 
         def mul_mat_id(name: str, x: _Tensor, width: int) -> _Tensor:
@@ -300,9 +307,11 @@ class _Builder:
         self.mask_sliding = self.input(slid.n_kv * n * mask_size)
         out_ids = self.input(work.n_outputs * _I32)
 
+        late = work.architecture in _LATE_OUTPUTS
         for index, layer in enumerate(work.layers):
-            x = self.layer(layer, x, out_ids if index == len(work.layers) - 1 else None)
+            x = self.layer(layer, x, out_ids if index == len(work.layers) - 1 and not late else None)
         rows = work.n_outputs
+        x = self.node("GET_ROWS", n_embd, rows, x, out_ids) if late else x
         x = self.norm(x, "output_norm", work.output_device, n_embd, rows)
         x = self.mul_mat("output", work.output_device, x, work.n_vocab, rows)
         x.is_output = True
@@ -322,8 +331,7 @@ class _Builder:
             normed = self.node("GET_ROWS", n_embd, rows, normed, out_ids) if parallel else normed
         if parallel:
             ffn = self.feed_forward(layer, normed, rows)
-            out = self.node("ADD", n_embd, rows, self.node("ADD", n_embd, rows, ffn, out), residual)
-            return self.settle(out, layer)
+            return self.node("ADD", n_embd, rows, self.node("ADD", n_embd, rows, ffn, out), residual)
         if self.has("post_attention_norm") and self.has("ffn_norm"):
             out = self.norm(out, "post_attention_norm", layer.device, n_embd, rows)
         between = self.node("ADD", n_embd, rows, out, residual)
@@ -331,12 +339,22 @@ class _Builder:
         ffn = self.feed_forward(layer, self.norm(between, name, layer.device, n_embd, rows), rows)
         if self.has("post_ffw_norm"):
             ffn = self.norm(ffn, "post_ffw_norm", layer.device, n_embd, rows)
-        return self.settle(self.node("ADD", n_embd, rows, ffn, between), layer)
-
-    def settle(self, out: _Tensor, layer: Layer) -> _Tensor:
-        return out
+        pair = (between, ffn) if self.work.architecture in _RESIDUAL_FIRST else (ffn, between)
+        return self.node("ADD", n_embd, rows, *pair)
 
 
+# What src/models/*.cpp do differently, where it moves a peak:
+# LayerNorm, which is not computed in place;
+_LAYER_NORM = frozenset(
+    ["cohere2", "command-r", "falcon", "olmo", "orion", "phi2", "stablelm", "starcoder", "starcoder2"]
+)
+# the rows that logits are wanted of are taken after the last layer, not within it;
+_LATE_OUTPUTS = frozenset(["deepseek2", "gpt-oss"])
+# the residual is the first operand of the sum, so that its memory is written into;
+_RESIDUAL_FIRST = frozenset(["phi3"])
+# experts' weights: soft-maxed when chosen, or divided by their sum;
+_SOFT_MAX_LATE = frozenset(["gpt-oss"])
+_WEIGHTS_NORMED = frozenset(["llama", "phi3", "phimoe", "qwen3moe"])
 # ffn_up holds gate and up in one (src/models/phi3.cpp, LLM_FFN_SWIGLU; glm4).
 _FUSED_GATE = frozenset(["phi3", "glm4"])
 
