@@ -173,9 +173,10 @@ class _Builder:
         q = self.node("ROPE", wide_q, n, q, self.positions)
         k = self.node("ROPE", wide_k, n, k, self.positions)
         if work.quantised_k and dim_k % 64 == 0:
-            q, k = self.hadamard(q, self.rotation, wide_q), self.hadamard(k, self.rotation, wide_k)
+            turn = self.rotation_k[layer.sliding and work.sliding_cache]
+            q, k = self.hadamard(q, turn, wide_q), self.hadamard(k, turn, wide_k)
         if work.quantised_v and dim_v % 64 == 0:
-            v = self.hadamard(v, self.rotation, wide_v)
+            v = self.hadamard(v, self.rotation_v[layer.sliding and work.sliding_cache], wide_v)
         for part in (q, k, v) if work.sliding_cache else (q, v, k):
             self.graph.expand(part)
 
@@ -204,7 +205,8 @@ class _Builder:
             out = self.node("CONT", layer.n_head * dim_v, n, self.view("PERMUTE", mixed))
         self.graph.expand(out)
         if work.quantised_v and dim_v % 64 == 0:
-            out = self.hadamard(out, self.rotation, layer.n_head * dim_v)
+            turn = self.rotation_v[layer.sliding and work.sliding_cache]
+            out = self.hadamard(out, turn, layer.n_head * dim_v)
         return self.mul_mat("attn_output", layer.device, out, work.n_embd, n)
 
     # -- feed-forward -------------------------------------------------------------------------------------------------
@@ -295,7 +297,8 @@ class _Builder:
             x = self.node("SCALE", n_embd, n, x)
             self.graph.expand(x)
         self.positions = self.input(n * _I32)
-        self.rotation = self.input(128 * 128 * _F32)
+        self.rotation_k = tuple(self.input(_rotation(work.layers) ** 2 * _F32) for _ in range(2))
+        self.rotation_v = tuple(self.input(64 * 64 * _F32) for _ in range(2))
         mask_size = _F16 if work.flash_attention else _F32
         plain = next((layer for layer in work.layers if not layer.sliding), work.layers[0])
         slid = next((layer for layer in work.layers if layer.sliding), work.layers[0])
@@ -355,6 +358,16 @@ _RESIDUAL_FIRST = frozenset(["phi3"])
 # experts' weights: soft-maxed when chosen, or divided by their sum;
 _SOFT_MAX_LATE = frozenset(["gpt-oss"])
 _WEIGHTS_NORMED = frozenset(["llama", "phi3", "phimoe", "qwen3moe"])
+
+
+def _rotation(layers: Sequence[Layer]) -> int:
+    """Return the rank of the rotation of a quantised K (llama-kv-cache.cpp, build_input_k_rot)."""
+    rank = 64
+    while layers[0].kv_head_dims[0] % (2 * rank) == 0:
+        rank *= 2
+    return rank
+
+
 # ffn_up holds gate and up in one (src/models/phi3.cpp, LLM_FFN_SWIGLU; glm4).
 _FUSED_GATE = frozenset(["phi3", "glm4"])
 
