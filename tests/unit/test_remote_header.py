@@ -257,7 +257,7 @@ def test_a_circle_of_redirects_ends(server: HubServer) -> None:
 def test_a_redirect_to_another_scheme_is_refused(server: HubServer) -> None:
     for location in ("file:///etc/passwd", "http://[::1/m.gguf", "http://h:port/m"):
         server.files["/m.gguf"] = Served(b"", location=location)
-        with pytest.raises(GgufError, match=r"leads on to .* expected a web address|cannot be reached: Invalid"):
+        with pytest.raises(GgufError, match=r"leads on to .* expected a web address|cannot be reached: "):
             header_of(server, "/m.gguf")
 
 
