@@ -10,13 +10,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, ValidationError
+
+from checker import catalogue_file
+from checker import header as headers
 
 Backend = Literal["cpu", "cuda"]
 SplitMode = Literal["none", "layer", "row", "tensor"]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
 
 UUID_PATTERN = r"^GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+_PLACEHOLDER = "GPU-00000000-0000-0000-0000-"
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
 
 
@@ -35,11 +39,26 @@ class _Written(BaseModel):
 
 
 class GpuEntry(_Written):
-    """One card of the inventory; `rpc_endpoint` when a ggml-rpc-server gives access to it."""
+    """One card of the inventory; `rpc_endpoint` when a ggml-rpc-server gives access to it.
+
+    Memory (MiB), bandwidth (GB/s) and compute capability are for planning without the host, or for a card that does not
+    tell them; `margin_mib` is what a plan leaves free on the card, `checker.cards` has the default.
+    """
 
     name: str = Field(min_length=1)
     uuid: str = Field(pattern=UUID_PATTERN)
     rpc_endpoint: str | None = Field(default=None, pattern=r"^[^:\s,]+:\d{1,5}$")
+    total_mib: int | None = Field(default=None, gt=0)
+    bandwidth_gb_s: float | None = Field(default=None, gt=0)
+    compute_capability: str | None = Field(default=None, pattern=r"^\d{1,2}\.\d$")
+    margin_mib: int | None = Field(default=None, ge=0)
+
+
+class RamEntry(_Written):
+    """The host's memory: MiB (what was read on the host goes before) and bandwidth in GB/s."""
+
+    total_mib: int | None = Field(default=None, gt=0)
+    bandwidth_gb_s: float | None = Field(default=None, gt=0)
 
 
 class Api(_Written):
@@ -49,22 +68,32 @@ class Api(_Written):
 
 
 class PlacementEntry(_Written):
-    """A placement as written; what is absent has the field's default, `n_gpu_layers` is all layers."""
+    """A placement as written. With `tensor_split` it is explicit; without, the planner finds the split.
+
+    What is absent has a default in an explicit placement (f16, 512, all layers; pipeline parallelism if it fits) and is
+    searched in the other kind, where `n_gpu_layers: auto` allows layers on the CPU.
+    """
 
     split_mode: SplitMode = "layer"
-    tensor_split: list[Annotated[int, Field(gt=0)]] = Field(min_length=1)
-    n_gpu_layers: int | None = Field(default=None, ge=1)
-    cache_type_k: CacheType = "f16"
-    cache_type_v: CacheType = "f16"
-    ubatch_size: int = Field(default=512, ge=32)
+    tensor_split: list[Annotated[int, Field(gt=0)]] | None = Field(default=None, min_length=1)
+    n_gpu_layers: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    cache_type_k: CacheType | None = None
+    cache_type_v: CacheType | None = None
+    ubatch_size: int | None = Field(default=None, ge=32)
     flash_attn: Literal["on", "off"] = "on"
+    pipeline_parallel: bool | None = None
+    n_cpu_moe: int = Field(default=0, ge=0)
+
+
+def _auto_is_empty(value: Any) -> Any:
+    return {} if value == "auto" else value
 
 
 class Candidate(_Written):
-    """A model and a placement that could serve a tier."""
+    """A model and a placement that could serve a tier; `placement: auto` leaves it to the planner."""
 
     model: str
-    placement: PlacementEntry
+    placement: Annotated[PlacementEntry, BeforeValidator(_auto_is_empty)] = PlacementEntry()
 
 
 class CriteriaEntry(_Written):
@@ -75,7 +104,10 @@ class CriteriaEntry(_Written):
 
 
 class TierEntry(_Written):
-    """One tier of the inventory; the first candidate is the one that is served."""
+    """One tier of the inventory; the first candidate that fits is the one that is served.
+
+    `cache_types` are the types of the KV cache that the planner may choose, the preferred one first.
+    """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")
     port: int = Field(ge=1, le=65535)
@@ -83,19 +115,19 @@ class TierEntry(_Written):
     parallel: int = Field(default=1, ge=1)
     cache_ram_mib: int = Field(default=0, ge=0)
     api: Api = Api()
-    gpus: list[str] = Field(min_length=1)
+    gpus: Annotated[list[str], Field(min_length=1)] | Literal["any"]
+    cache_types: list[CacheType] = Field(default=["f16"], min_length=1)
     candidates: list[Candidate] = Field(min_length=1)
     criteria: CriteriaEntry = CriteriaEntry()
 
 
-class HeaderEntry(_Written):
-    """Header summary of a model; the byte counts are absent until the file's tensor table was read."""
-
-    architecture: str
-    n_layer: int = Field(ge=1)
-    layer_bytes: list[int] | None = None
-    output_bytes: int | None = None
-    token_embd_bytes: int | None = None
+def _parse_header(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    try:
+        return catalogue_file.header_of(value)
+    except headers.HeaderError as error:
+        raise ValueError(str(error)) from None
 
 
 class HuggingFaceEntry(_Written):
@@ -113,8 +145,17 @@ class PartEntry(_Written):
     bytes: int = Field(gt=0)
 
 
+class DerivedEntry(_Written):
+    """How a header came about that was not read from the file: its bytes are right within `tolerance` (a share)."""
+
+    tolerance: float = Field(gt=0, le=0.05)
+
+
 class ModelEntry(_Written):
-    """One model of the catalogue. Without `sha256` (or parts) it can be planned for but not fetched."""
+    """One model of the catalogue.
+
+    Without `sha256` (or parts) it cannot be fetched, without `header` not planned for: `checker lock` reads both.
+    """
 
     file: str = Field(min_length=1)
     sha256: str | None = Field(default=None, pattern=SHA256_PATTERN)
@@ -122,7 +163,8 @@ class ModelEntry(_Written):
     huggingface: HuggingFaceEntry | None = None
     url: str | None = Field(default=None, pattern=r"^https?://")
     parts: list[PartEntry] | None = Field(default=None, min_length=1)
-    header: HeaderEntry
+    header: Annotated[InstanceOf[headers.Header] | None, BeforeValidator(_parse_header)] = None
+    header_derived: DerivedEntry | None = None
     note: str | None = None
 
 
@@ -138,7 +180,7 @@ def _problems(where: str, error: ValidationError) -> Iterable[str]:
     for item in error.errors(include_url=False):
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).lstrip(".")
         value = item.get("input")
-        shown = "" if item["type"] == "missing" or "key" in item["loc"] else f" {value!r}"
+        shown = "" if item["type"] == "missing" or {"key", "header"} & set(item["loc"]) else f" {value!r}"
         hint = ""
         if item["type"] == "missing":
             reason = "is missing"
@@ -167,6 +209,8 @@ def _parse_each(what: str, entries: Sequence[Any], model: type[_Written], proble
 
 def resolve_gpus(tier: TierEntry, gpus: Sequence[GpuEntry]) -> list[GpuEntry] | str:
     """Return the cards that a tier names (by UUID, or by a name that is unique), in device order, or the problem."""
+    if tier.gpus == "any":
+        return list(gpus)
     by_uuid = {gpu.uuid: gpu for gpu in gpus}
     names = Counter(gpu.name for gpu in gpus)
     by_name = {gpu.name: gpu for gpu in gpus}
@@ -191,6 +235,7 @@ def _check_candidate(
     tier: TierEntry,
     place: str,
     candidate: Candidate,
+    cards: Sequence[GpuEntry],
     models: Mapping[str, ModelEntry],
     split_modes: Sequence[str] | None,
     engines_with: Mapping[str, Sequence[str]],
@@ -198,39 +243,65 @@ def _check_candidate(
 ) -> Iterable[str]:
     where = f"tier {tier.name}: {place}"
     placement = candidate.placement
-    if len(placement.tensor_split) != len(tier.gpus):
+    split = placement.tensor_split
+    if split is not None and len(split) != len(cards):
         yield (
-            f"{where}.placement.tensor_split {placement.tensor_split} has {len(placement.tensor_split)} entries, "
-            f"but the tier has {len(tier.gpus)} gpus ({', '.join(tier.gpus)}): "
+            f"{where}.placement.tensor_split {split} has {len(split)} entries, "
+            f"but the tier has {len(cards)} gpus ({', '.join(card.name for card in cards)}): "
             "give one entry of whole layers for each, in this order"
         )
-    if placement.split_mode == "none" and len(tier.gpus) != 1:
+    if split is not None and placement.split_mode == "none" and len(cards) != 1:
         yield (
-            f"{where}.placement.split_mode 'none' uses one card, but the tier has {len(tier.gpus)} gpus; "
+            f"{where}.placement.split_mode 'none' uses one card, but the tier has {len(cards)} gpus; "
             "use 'layer', or name one card"
         )
+    if split is None and placement.split_mode in ("row", "tensor"):
+        yield (
+            f"{where}.placement.split_mode {placement.split_mode!r} needs a tensor_split of your own; "
+            "the planner searches layer splits only"
+        )
+    if split is None and placement.n_cpu_moe:
+        yield f"{where}.placement.n_cpu_moe needs a tensor_split of your own; the planner does not search it"
     if split_modes is not None and placement.split_mode not in split_modes:
         having = ", ".join(engines_with.get(placement.split_mode, [])) or "no engine of the table"
         yield (
             f"{where}.placement.split_mode {placement.split_mode!r}: engine {engine} has "
             f"{', '.join(split_modes)} here; engines that have it: {having}"
         )
-    if placement.flash_attn == "off" and placement.cache_type_v not in ("f32", "f16", "bf16"):
+    cache_type_v = placement.cache_type_v or (tier.cache_types[0] if split is None else "f16")
+    if placement.flash_attn == "off" and cache_type_v not in ("f32", "f16", "bf16"):
         yield (
-            f"{where}.placement.cache_type_v {placement.cache_type_v!r} needs flash attention; "
+            f"{where}.placement.cache_type_v {cache_type_v!r} needs flash attention; "
             "set flash_attn: 'on' or cache_type_v: f16"
         )
     if candidate.model not in models:
         yield f"{where}.model {candidate.model!r} is not in the catalogue; known models: {', '.join(sorted(models))}"
         return
-    layers = models[candidate.model].header.n_layer + 1
+    header = models[candidate.model].header
+    if header is None:
+        yield (
+            f"{where}.model {candidate.model!r} has no header in the catalogue, so nothing can be said of its memory; "
+            f"`checker lock {candidate.model}` reads it"
+        )
+        return
+    yield from _check_layers(where, candidate, header.n_layer + 1)
+
+
+def _check_layers(where: str, candidate: Candidate, layers: int) -> Iterable[str]:
+    placement = candidate.placement
     wanted = placement.n_gpu_layers or layers
-    if wanted > layers:
+    if wanted == "auto":
+        if placement.tensor_split is not None:
+            yield (
+                f"{where}.placement.n_gpu_layers 'auto' cannot go with tensor_split {placement.tensor_split}, which "
+                "says where every layer lies: leave one of them out"
+            )
+    elif wanted > layers:
         yield (
             f"{where}.placement.n_gpu_layers {wanted}: {candidate.model} has {layers - 1} layers "
             f"+ 1 output = {layers}; use {layers} or less"
         )
-    elif sum(placement.tensor_split) != wanted:
+    elif placement.tensor_split is not None and sum(placement.tensor_split) != wanted:
         meant = "n_layer + 1" if wanted == layers else "n_gpu_layers"
         yield (
             f"{where}.placement.tensor_split {placement.tensor_split} adds up to {sum(placement.tensor_split)}, not to "
@@ -264,6 +335,30 @@ def parse_inventory(
     parsed_tiers = _parse_each("tier", tiers, TierEntry, problems)
     parsed_models = _parse_named("model", models, problems)
     return parsed_gpus, parsed_tiers, parsed_models, problems
+
+
+def parse_ram(ram: Mapping[str, Any], problems: list[str]) -> RamEntry:
+    """Parse the inventory's `ram`; what is wrong with it is added to `problems`."""
+    try:
+        return RamEntry.model_validate(ram)
+    except ValidationError as error:
+        problems.extend(_problems("ram", error))
+        return RamEntry()
+
+
+def with_placeholders(gpus: Sequence[Any]) -> list[Any]:
+    """Return the inventory's `gpus` with a stand-in where a UUID is still `edit-me`: a plan needs none."""
+    return [
+        {**gpu, "uuid": f"{_PLACEHOLDER}{index:012d}"}
+        if isinstance(gpu, Mapping) and str(gpu.get("uuid", "edit-me")).startswith("edit-me")
+        else gpu
+        for index, gpu in enumerate(gpus)
+    ]
+
+
+def is_placeholder(uuid: str | None) -> bool:
+    """Whether a UUID is a stand-in of `with_placeholders`, or none."""
+    return uuid is None or uuid.startswith(_PLACEHOLDER)
 
 
 def _duplicates(values: Iterable[Any]) -> list[Any]:
@@ -318,5 +413,7 @@ def check_inventory(
             for mode in split_modes_of(entry, backend, resolved):
                 having.setdefault(mode, []).append(name)
         for index, candidate in enumerate(tier.candidates):
-            problems += _check_candidate(tier, f"candidates[{index}]", candidate, parsed_models, modes, having, engine)
+            problems += _check_candidate(
+                tier, f"candidates[{index}]", candidate, resolved, parsed_models, modes, having, engine
+            )
     return problems

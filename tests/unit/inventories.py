@@ -18,9 +18,23 @@ MODELS: dict[str, Any] = {
         "header": {
             "architecture": "llama",
             "n_layer": 4,
+            "n_ctx_train": 8192,
+            "n_embd": 64,
+            "n_vocab": 1000,
+            "n_head": [1, 1, 1, 1],
+            "head_kv": [1, 1, 1, 1],
+            "head_dim_k": 64,
+            "head_dim_v": 64,
+            "n_ff": [128, 128, 128, 128],
             "layer_bytes": [1 * MIB, 2 * MIB, 3 * MIB, 4 * MIB],
+            "expert_bytes": [0, 0, 0, 0],
             "output_bytes": 5 * MIB,
             "token_embd_bytes": 6 * MIB,
+            "tied": False,
+            "n_swa": 0,
+            "sliding": [False, False, False, False],
+            "n_expert": 0,
+            "n_expert_used": 0,
         },
     }
 }

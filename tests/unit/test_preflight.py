@@ -96,19 +96,17 @@ def test_what_is_there_already_needs_no_room() -> None:
 
 
 def test_the_files_of_the_served_models_are_needed_once_each() -> None:
-    header = {"architecture": "llama", "n_layer": 2}
     models = {
-        "one": {"file": "one.gguf", "sha256": "a" * 64, "bytes": 2**20 + 1, "header": header},
+        "one": {"file": "one.gguf", "sha256": "a" * 64, "bytes": 2**20 + 1},
         "two": {
             "file": "two-1.gguf",
             "parts": [
                 {"file": "two-1.gguf", "sha256": "b" * 64, "bytes": 2**20},
                 {"file": "two-2.gguf", "sha256": "c" * 64, "bytes": 2**20},
             ],
-            "header": header,
         },
-        "unserved": {"file": "x.gguf", "sha256": "d" * 64, "bytes": 9, "header": header},
-        "unsized": {"file": "x.gguf", "header": header},
+        "unserved": {"file": "x.gguf", "sha256": "d" * 64, "bytes": 9},
+        "unsized": {"file": "x.gguf"},
     }
     tiers = [{"candidates": [{"model": name}, {"model": "unserved"}]} for name in ("one", "two", "one", "unsized")]
     needs = preflight.model_needs(tiers, models, "/m")

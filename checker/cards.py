@@ -1,0 +1,158 @@
+"""Cards and host as the planner sees them: memory that is free for tiers, and how fast it is read.
+
+Every figure that is not read on the host is a named prior with its source, never a measurement. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from checker.catalogue import GpuEntry, RamEntry
+
+
+@dataclass(frozen=True)
+class Known:
+    """Datasheet of a card: memory in MiB, bandwidth in GB/s (10^9 bytes a second), compute capability."""
+
+    total_mib: int
+    bandwidth_gb_s: float
+    compute_capability: str
+
+
+# By NVML's name; NVIDIA's product pages (memory size, memory bandwidth) and its list of compute capabilities.
+# What NVML reads on the host, and what the inventory says, goes before.
+KNOWN_CARDS = {
+    "NVIDIA GeForce GTX 980": Known(4096, 224.0, "5.2"),
+    "NVIDIA GeForce GTX 1060 3GB": Known(3072, 192.0, "6.1"),
+    "NVIDIA GeForce RTX 3060 Ti": Known(8192, 448.0, "8.6"),
+}
+
+# Memory that no process holds and none can have. Priors: a GTX 1060 3 GB without a screen has 3,005 of 3,072 MiB free
+# (aidatatools/ollama-benchmark PR #9), an RTX 3060 Ti "0.2 GB" taken before a load (sudoingX/qwen38-mtp PR #37).
+_RESERVED_SHARE, _RESERVED_LEAST_MIB, _RESERVED_MOST_MIB = 0.025, 64, 512
+# What a plan leaves free on a card by itself, for what the estimate misses. Prior: 300 MiB on 8 GiB, 150 MiB on 3 GiB;
+# llama.cpp's default of 1,024 MiB pushes layers off a small card.
+_MARGIN_SHARE, _MARGIN_LEAST_MIB = 0.035, 150
+
+# Two channels of DDR4-3200, by the datasheet; `ram: {bandwidth_gb_s: ...}` in the inventory goes before.
+DEFAULT_RAM_BANDWIDTH_GB_S = 51.2
+# What the operating system and everything that is no tier needs of the host's memory.
+_SYSTEM_RAM_MIB = 1536
+
+
+def default_margin_mib(total_mib: int) -> int:
+    """Return what a plan leaves free on a card of this size unless the inventory says otherwise, in MiB."""
+    return max(_MARGIN_LEAST_MIB, math.ceil(_MARGIN_SHARE * total_mib))
+
+
+def default_reserved_mib(total_mib: int) -> int:
+    """Return what the driver keeps of a card of this size by prior, in MiB."""
+    return min(_RESERVED_MOST_MIB, max(_RESERVED_LEAST_MIB, math.ceil(_RESERVED_SHARE * total_mib)))
+
+
+@dataclass(frozen=True)
+class Card:
+    """One card. Memory in MiB; `uuid` is None until the inventory has one.
+
+    `taken_mib` is what tiers cannot have (driver, other processes), `taken_by` says where the figure comes from.
+    `total_mib` is None when nobody knows the card; bandwidth in GB/s and compute capability likewise.
+    """
+
+    name: str
+    uuid: str | None
+    kind: str
+    total_mib: int | None
+    taken_mib: int
+    taken_by: str
+    margin_mib: int
+    bandwidth_gb_s: float | None
+    compute_capability: str | None
+    rpc_endpoint: str | None = None
+
+    @property
+    def free_mib(self) -> int:
+        """MiB that tiers can have; 0 of an unknown card."""
+        return max(0, (self.total_mib or 0) - self.taken_mib)
+
+    @property
+    def room_mib(self) -> int:
+        """MiB that a plan may use: what is free less the margin."""
+        return max(0, self.free_mib - self.margin_mib)
+
+
+@dataclass(frozen=True)
+class Ram:
+    """Memory of the host: MiB (None when not known) and GB/s."""
+
+    total_mib: int | None
+    bandwidth_gb_s: float = DEFAULT_RAM_BANDWIDTH_GB_S
+
+    @property
+    def room_mib(self) -> int | None:
+        """MiB that tiers may use: all but what the system needs."""
+        return None if self.total_mib is None else max(0, self.total_mib - _SYSTEM_RAM_MIB)
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a plan is made for."""
+
+    cards: tuple[Card, ...]
+    ram: Ram = Ram(None)
+
+
+def card(entry: GpuEntry, read: Mapping[str, Any] | None) -> Card:
+    """Join what the inventory says of a card with what was read on the host (`gpus` of a host profile), if anything.
+
+    Memory and compute capability: host, inventory, datasheet, in this order; bandwidth: inventory, host, datasheet, so
+    that a measured figure can be written down.
+    """
+    read = read or {}
+    known = KNOWN_CARDS.get(entry.name)
+    total = read.get("total_mib") or entry.total_mib or (known.total_mib if known else None)
+    taken, taken_by = _taken(total or 0, read, behind_rpc=entry.rpc_endpoint is not None)
+    margin = entry.margin_mib if entry.margin_mib is not None else default_margin_mib(total or 0)
+    return Card(
+        name=entry.name,
+        uuid=entry.uuid,
+        kind="RPC" if entry.rpc_endpoint else "CUDA",
+        total_mib=total,
+        taken_mib=taken,
+        taken_by=taken_by,
+        margin_mib=margin,
+        bandwidth_gb_s=entry.bandwidth_gb_s or read.get("bandwidth_gb_s") or (known.bandwidth_gb_s if known else None),
+        compute_capability=(
+            read.get("compute_capability") or entry.compute_capability or (known.compute_capability if known else None)
+        ),
+        rpc_endpoint=entry.rpc_endpoint,
+    )
+
+
+def _taken(total_mib: int, read: Mapping[str, Any], *, behind_rpc: bool) -> tuple[int, str]:
+    """Return what tiers cannot have of a card, and why.
+
+    Our own running tiers are no obstacle to their successors, so their memory (`tiers_mib` of the profile) is taken off
+    what NVML calls used. A profile that does not tell it apart (a host where tiers may run, read by an older checker)
+    counts as the driver's prior; a card behind an RPC server is used by nobody but tiers.
+    """
+    prior = default_reserved_mib(total_mib)
+    if read.get("free_mib") is not None:
+        return max(0, total_mib - int(read["free_mib"])), "the profile's free_mib"
+    if read.get("used_mib") is not None and read.get("tiers_mib") is not None and not behind_rpc:
+        return max(0, int(read["used_mib"]) - int(read["tiers_mib"])), "read on the host, without our tiers' memory"
+    return prior, "prior for the driver's own"
+
+
+def host(gpus: list[GpuEntry], ram: RamEntry, profile: Mapping[str, Any]) -> Host:
+    """Join the inventory's `gpus` and `ram` with the host profile (empty when there is no host to ask)."""
+    read = {gpu["uuid"]: gpu for gpu in profile.get("gpus") or [] if gpu.get("uuid")}
+    return Host(
+        cards=tuple(card(entry, read.get(entry.uuid or "")) for entry in gpus),
+        ram=Ram(
+            total_mib=profile.get("ram_mib") or ram.total_mib,
+            bandwidth_gb_s=ram.bandwidth_gb_s or DEFAULT_RAM_BANDWIDTH_GB_S,
+        ),
+    )
