@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from checker.catalogue import EngineFlags, TierEntry
 
 
+# Any override switches pipeline parallelism off (src/llama-context.cpp); this one matches no tensor.
+_NO_PIPELINE = "no-such-tensor=CPU"
+
+
 def server_argv(
     tier: TierEntry,
     model_name: str,
@@ -51,6 +55,8 @@ def server_argv(
         *("--cache-type-v", placement.cache_type_v),
         *("--ubatch-size", str(placement.ubatch_size)),
         *("--flash-attn", placement.flash_attn),
+        *(("--n-cpu-moe", str(placement.n_cpu_moe)) if placement.n_cpu_moe else ()),
+        *(("--override-tensor", _NO_PIPELINE) if not placement.pipeline_parallel and len(devices) > 1 else ()),
         *("--cache-ram", str(tier.cache_ram_mib)),
         *flags.load_mode_mmap,
         *("--fit", "off"),

@@ -1,22 +1,38 @@
-"""All tiers of a host together: inventory, catalogue and host profile to one spec for each tier, or a refusal."""
+"""All tiers of a host together: inventory, catalogue and host to a plan, and a plan to one spec for each tier.
+
+`make` finds for every tier the first candidate that fits and says which tiers can be resident together; it never fails
+because something does not fit. `plan` is what site.yml uses: a spec for every tier, or a refusal with the same
+arithmetic. Pure; MiB and tokens per second.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from checker import argv, memory, tier
+from checker import argv, placement, tier
+from checker.cards import Card, Host
+from checker.cards import host as join_host
 from checker.catalogue import (
+    Candidate,
     EngineFlags,
     GpuEntry,
     InventoryError,
     ModelEntry,
     TierEntry,
     check_inventory,
+    is_placeholder,
     parse_inventory,
+    parse_ram,
     resolve_gpus,
 )
+from checker.header import Header
+from checker.placement import Choice, Demand, Refusal
+
+SCHEMA = "llama-tiers/plan/1"
 
 
 @dataclass(frozen=True)
@@ -28,6 +44,342 @@ class Places:
     keys: str
 
 
+@dataclass(frozen=True)
+class CandidatePlan:
+    """One candidate put to the arithmetic."""
+
+    model: str
+    demand: Demand
+    result: Choice | Refusal
+
+    @property
+    def choice(self) -> Choice:
+        """The placement that fits, or the one that misses by least."""
+        return self.result if isinstance(self.result, Choice) else self.result.nearest
+
+    @property
+    def fits(self) -> bool:
+        """Whether the candidate can be served."""
+        return isinstance(self.result, Choice)
+
+
+@dataclass(frozen=True)
+class TierPlan:
+    """One tier: `candidates` in order of preference up to the first that fits, which is the chosen one."""
+
+    name: str
+    candidates: tuple[CandidatePlan, ...]
+
+    @property
+    def chosen(self) -> CandidatePlan:
+        """The candidate that is served; the first one when none fits."""
+        return self.candidates[-1] if self.fits else self.candidates[0]
+
+    @property
+    def fits(self) -> bool:
+        """Whether any candidate fits."""
+        return self.candidates[-1].fits
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """Tiers that each fit, but not together, and the arithmetic."""
+
+    tiers: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a host's tiers are planned to be; `resident_together` are the largest sets of tiers that fit at once."""
+
+    tiers: tuple[TierPlan, ...]
+    resident_together: tuple[tuple[str, ...], ...]
+    exclusions: tuple[Exclusion, ...]
+
+
+def make(gpus: Sequence[GpuEntry], tiers: Sequence[TierEntry], models: Mapping[str, ModelEntry], host: Host) -> Plan:
+    """Plan all tiers of a host; the entries have passed `catalogue.check_inventory`.
+
+    Each tier is planned for the whole host. Where these placements cannot be resident together, the tiers are planned
+    once more one beside the other, in the inventory's order; that holds if every tier keeps its candidate.
+    """
+    cards = dict(zip((gpu.uuid for gpu in gpus), host.cards, strict=True))
+    alone = tuple(_tier(entry, gpus, models, cards, host) for entry in tiers)
+    beside = alone
+    if len(alone) > 1 and all(planned.fits for planned in alone) and _over(alone, host):
+        beside = _squeezed(tiers, gpus, models, cards, host, alone) or alone
+    together, exclusions = _together([planned for planned in beside if planned.fits], host)
+    return Plan(beside, together, exclusions)
+
+
+def _tier(
+    entry: TierEntry,
+    gpus: Sequence[GpuEntry],
+    models: Mapping[str, ModelEntry],
+    cards: Mapping[str, Card],
+    host: Host,
+) -> TierPlan:
+    named = resolve_gpus(entry, gpus)
+    if isinstance(named, str):
+        raise InventoryError([named])
+    own = Host(tuple(cards[gpu.uuid] for gpu in named), host.ram)
+    tried: list[CandidatePlan] = []
+    for candidate in entry.candidates:
+        header = models[candidate.model].header
+        if header is None:
+            raise InventoryError([f"model {candidate.model} has no header in the catalogue"])
+        wanted = demand(entry, candidate)
+        try:
+            result = placement.search(header, own, wanted, _quantisations(candidate.model, models))
+        except ValueError as error:
+            raise InventoryError([f"tier {entry.name}: {error}"]) from error
+        tried.append(CandidatePlan(candidate.model, wanted, result))
+        if tried[-1].fits:
+            break
+    return TierPlan(entry.name, tuple(tried))
+
+
+def demand(entry: TierEntry, candidate: Candidate) -> Demand:
+    """Turn what the inventory says of a candidate into what is asked of its placement."""
+    written = candidate.placement
+    explicit = written.tensor_split is not None
+    types = ["f16"] if explicit else entry.cache_types
+    pairs = dict.fromkeys((written.cache_type_k or kind, written.cache_type_v or kind) for kind in types)
+    sizes = (512,) if explicit else placement.UBATCH_SIZES
+    return Demand(
+        context=entry.context,
+        cache_types=tuple(pairs),
+        ubatch_sizes=(written.ubatch_size,) if written.ubatch_size else sizes,
+        pipeline=(True, False) if written.pipeline_parallel is None else (written.pipeline_parallel,),
+        gpu_layers=written.n_gpu_layers,
+        flash_attn=written.flash_attn,
+        parallel=entry.parallel,
+        cache_ram_mib=entry.cache_ram_mib,
+        n_cpu_moe=written.n_cpu_moe,
+        split_mode=written.split_mode,
+        split=tuple(written.tensor_split) if written.tensor_split else None,
+    )
+
+
+def _quantisations(name: str, models: Mapping[str, ModelEntry]) -> dict[str, Header]:
+    """Return the headers of the catalogue's other quantisations of a model: names that differ in their last part."""
+
+    def family(model: str) -> str:
+        return re.sub(r"-(i?q\d|bf16|f16|f32|mxfp4).*$", "", model)
+
+    return {
+        other: entry.header
+        for other, entry in models.items()
+        if other != name and family(other) == family(name) and entry.header is not None
+    }
+
+
+def _held(planned: Iterable[TierPlan]) -> dict[Card, list[tuple[str, float]]]:
+    """Return what tiers hold of each card: name and MiB."""
+    held: dict[Card, list[tuple[str, float]]] = {}
+    for each in planned:
+        choice = each.chosen.choice
+        for card, need in zip(choice.cards, choice.estimate.devices, strict=True):
+            held.setdefault(card, []).append((each.name, need.total_mib))
+    return held
+
+
+def _over(planned: Sequence[TierPlan], host: Host) -> str | None:
+    """Say which card (or the host's memory) cannot hold all of these tiers at once; None when they fit together."""
+    said = []
+    for card, parts in _held(planned).items():
+        needed = sum(mib for _, mib in parts)
+        if card.total_mib is not None and needed > card.room_mib:
+            shares = " + ".join(f"{name} {mib:,.0f}" for name, mib in parts)
+            said.append(
+                f"{placement.short_name(card.name)} needs {needed:,.0f} MiB ({shares}), {card.room_mib:,} are free "
+                f"({card.total_mib:,} - {card.taken_mib:,} taken - {card.margin_mib:,} margin)"
+            )
+    room = host.ram.room_mib
+    parts = [(each.name, each.chosen.choice.estimate.host.total_mib) for each in planned]
+    needed = sum(mib for _, mib in parts)
+    if room is not None and needed > room:
+        shares = " + ".join(f"{name} {mib:,.0f}" for name, mib in parts)
+        said.append(
+            f"the host needs {needed:,.0f} MiB ({shares}), {room:,} of its {host.ram.total_mib:,} are for tiers"
+        )
+    return "; ".join(said) or None
+
+
+def _squeezed(
+    tiers: Sequence[TierEntry],
+    gpus: Sequence[GpuEntry],
+    models: Mapping[str, ModelEntry],
+    cards: Mapping[str, Card],
+    host: Host,
+    alone: Sequence[TierPlan],
+) -> tuple[TierPlan, ...] | None:
+    """Plan the tiers one beside the other; None unless every tier keeps its candidate.
+
+    The placements are made on cards that are smaller by what the tiers before hold, and handed back on the whole cards.
+    """
+    done: list[TierPlan] = []
+    for entry, before in zip(tiers, alone, strict=True):
+        held = _held(done)
+        left = {
+            uuid: replace(card, taken_mib=card.taken_mib + int(-(-sum(mib for _, mib in held.get(card, ())) // 1)))
+            for uuid, card in cards.items()
+        }
+        whole = {left[uuid]: card for uuid, card in cards.items()}
+        ram_held = sum(each.chosen.choice.estimate.host.total_mib for each in done)
+        ram = (
+            host.ram if host.ram.total_mib is None else replace(host.ram, total_mib=int(host.ram.total_mib - ram_held))
+        )
+        found = _tier(entry, gpus, models, left, Host(tuple(left.values()), ram))
+        if (
+            not found.fits
+            or found.chosen.model != before.chosen.model
+            or len(found.candidates) != len(before.candidates)
+        ):
+            return None
+        kept = found.chosen
+        choice = replace(kept.choice, cards=tuple(whole[card] for card in kept.choice.cards), ram=host.ram)
+        done.append(replace(found, candidates=(*before.candidates[:-1], replace(kept, result=choice))))
+    return None if _over(done, host) else tuple(done)
+
+
+def _together(planned: Sequence[TierPlan], host: Host) -> tuple[tuple[tuple[str, ...], ...], tuple[Exclusion, ...]]:
+    """Return the largest sets of tiers that fit at once, and the smallest that do not."""
+    fitting: list[tuple[str, ...]] = []
+    exclusions: list[Exclusion] = []
+    for size in range(1, len(planned) + 1):
+        for chosen in itertools.combinations(planned, size):
+            names = tuple(each.name for each in chosen)
+            if any(set(exclusion.tiers) <= set(names) for exclusion in exclusions):
+                continue
+            reason = _over(chosen, host) if size > 1 else None
+            if reason:
+                exclusions.append(Exclusion(names, reason))
+            else:
+                fitting.append(names)
+    largest = [names for names in fitting if not any(set(names) < set(other) for other in fitting)]
+    return tuple(largest), tuple(exclusions)
+
+
+def refusal(name: str, candidate: CandidatePlan) -> str:
+    """Say in one sentence why a candidate does not fit and what would."""
+    assert isinstance(candidate.result, Refusal)
+    choice = candidate.choice
+    what = f"{name}: {candidate.model}, context {candidate.demand.context:,}, {placement.split_words(choice)}: "
+    said = what + "; ".join(candidate.result.reasons)
+    changes = [f"{change.what} ({_speed(change.choice)})" for change in candidate.result.changes]
+    return f"{said}. Would fit: {'; '.join(changes)}" if changes else f"{said}. No change of one kind would fit"
+
+
+def _speed(choice: Choice) -> str:
+    return f"{choice.speed.expected:.1f} tokens/s expected" if choice.speed else "speed not known"
+
+
+def problems(planned: Plan) -> list[str]:
+    """Return every reason why the tiers of a plan cannot all be served at once."""
+    said = [refusal(each.name, candidate) for each in planned.tiers if not each.fits for candidate in each.candidates]
+    return said + [
+        f"{' and '.join(exclusion.tiers)} cannot be resident together: {exclusion.reason}; "
+        "every tier of a host is served all the time: leave one out, or give it a smaller candidate or context"
+        for exclusion in planned.exclusions
+    ]
+
+
+def to_json(planned: Plan, host: str) -> dict[str, Any]:
+    """Return the plan document (docs/schemas/plan.schema.json)."""
+    return {
+        "schema": SCHEMA,
+        "host": host,
+        "tiers": [_tier_json(each) for each in planned.tiers],
+        "resident_together": [list(names) for names in planned.resident_together],
+        "exclusions": [{"tiers": list(item.tiers), "reason": item.reason} for item in planned.exclusions],
+    }
+
+
+def _tier_json(planned: TierPlan) -> dict[str, Any]:
+    return {
+        "name": planned.name,
+        **_candidate_json(planned.name, planned.chosen),
+        "candidates": [_tried_json(candidate) for candidate in planned.candidates],
+    }
+
+
+def _tried_json(candidate: CandidatePlan) -> dict[str, Any]:
+    refused = candidate.result if isinstance(candidate.result, Refusal) else None
+    return {
+        "model": candidate.model,
+        "verdict": _verdict(candidate),
+        "tried": placement.split_words(candidate.choice),
+        "reasons": list(refused.reasons) if refused else [],
+        "changes": [
+            {
+                "what": change.what,
+                "tensor_split": list(change.choice.placement.tensor_split),
+                "tokens_per_second": _speed_json(change.choice),
+            }
+            for change in (refused.changes if refused else ())
+        ],
+    }
+
+
+def _verdict(candidate: CandidatePlan) -> str:
+    return "fits" if candidate.fits else "does-not-fit"
+
+
+def _candidate_json(name: str, candidate: CandidatePlan) -> dict[str, Any]:
+    choice = candidate.choice
+    words = asdict(choice.placement)
+    return {
+        "model": candidate.model,
+        "verdict": _verdict(candidate),
+        "reason": None if candidate.fits else refusal(name, candidate),
+        "placement": {
+            **words,
+            "tensor_split": list(choice.placement.tensor_split),
+            "devices": [device.name for device in devices(choice)],
+        },
+        "devices": [
+            {
+                "name": device.name,
+                "gpu": card.name,
+                "uuid": None if is_placeholder(card.uuid) else card.uuid,
+                "layers": device.layers,
+                "card_mib": card.total_mib,
+                "free_mib": None if card.total_mib is None else card.free_mib,
+                "taken_mib": card.taken_mib,
+                "taken_by": card.taken_by,
+                "margin_mib": card.margin_mib,
+                "weights_mib": round(need.weights_mib, 1),
+                "kv_mib": round(need.kv_mib, 1),
+                "compute_mib": round(need.compute_mib, 1),
+                "overhead_mib": round(need.overhead_mib, 1),
+                "total_mib": round(need.total_mib, 1),
+                "spare_mib": None if card.total_mib is None else round(spare, 1),
+            }
+            for device, card, need, spare in zip(
+                devices(choice), choice.cards, choice.estimate.devices, choice.spare_mib, strict=True
+            )
+        ],
+        "host_ram": {
+            "total_mib": choice.ram.total_mib,
+            "for_tiers_mib": choice.ram.room_mib,
+            "weights_mib": round(choice.estimate.host.weights_mib, 1),
+            "kv_mib": round(choice.estimate.host.kv_mib, 1),
+            "compute_mib": round(choice.estimate.host.compute_mib, 1),
+            "cache_ram_mib": round(choice.estimate.host.cache_ram_mib, 1),
+            "needed_mib": round(choice.estimate.host.total_mib, 1),
+        },
+        "tokens_per_second": _speed_json(choice),
+    }
+
+
+def _speed_json(choice: Choice) -> dict[str, Any] | None:
+    if choice.speed is None:
+        return None
+    return {key: round(value, 1) for key, value in asdict(choice.speed).items()}
+
+
 def model_path(model: ModelEntry, directory: str) -> str:
     """Return where the first file of a model lies: `<directory>/<first 12 of its sha256>/<file>`.
 
@@ -37,83 +389,60 @@ def model_path(model: ModelEntry, directory: str) -> str:
     return f"{directory}/{first.sha256[:12] if first.sha256 else 'sha256-not-known'}/{first.file}"
 
 
-def _devices(gpus: Sequence[GpuEntry], split: Sequence[int], weights: memory.Weights | None) -> tuple[tier.Device, ...]:
+def devices(choice: Choice) -> tuple[tier.Device, ...]:
     """Name the cards as llama.cpp will: CUDA in the order of CUDA_VISIBLE_DEVICES, RPC in that of --rpc."""
-    devices = []
+    named = []
     counts = {"CUDA": 0, "RPC": 0}
-    for index, gpu in enumerate(gpus):
-        kind = "RPC" if gpu.rpc_endpoint else "CUDA"
-        devices.append(
+    for card, layers, need in zip(choice.cards, choice.placement.tensor_split, choice.estimate.devices, strict=True):
+        named.append(
             tier.Device(
-                name=f"{kind}{counts[kind]}",
-                uuid=gpu.uuid,
-                gpu=gpu.name,
-                layers=split[index],
-                weights_mib=weights.devices_mib[index] if weights else None,
-                rpc_endpoint=gpu.rpc_endpoint,
+                name=f"{card.kind}{counts[card.kind]}",
+                uuid=card.uuid or "",
+                gpu=card.name,
+                layers=layers,
+                weights_mib=need.weights_mib,
+                rpc_endpoint=card.rpc_endpoint,
+                kv_mib=round(need.kv_mib, 1),
+                compute_mib=round(need.compute_mib, 1),
+                overhead_mib=round(need.overhead_mib, 1),
             )
         )
-        counts[kind] += 1
-    return tuple(devices)
+        counts[card.kind] += 1
+    return tuple(named)
 
 
 def _spec(
     entry: TierEntry,
-    gpus: Sequence[GpuEntry],
-    models: Mapping[str, ModelEntry],
+    chosen: CandidatePlan,
+    model: ModelEntry,
     engine: Mapping[str, Any],
     backend: str,
     places: Places,
 ) -> tier.TierSpec:
-    candidate = entry.candidates[0]
-    model = models[candidate.model]
-    split = tuple(candidate.placement.tensor_split)
-    weights = memory.weights(
-        memory.Header(
-            architecture=model.header.architecture,
-            n_layer=model.header.n_layer,
-            layer_bytes=tuple(model.header.layer_bytes) if model.header.layer_bytes else None,
-            output_bytes=model.header.output_bytes,
-            token_embd_bytes=model.header.token_embd_bytes,
-        ),
-        split,
-    )
-    placement = tier.Placement(
-        split_mode=candidate.placement.split_mode,
-        tensor_split=split,
-        n_gpu_layers=sum(split),
-        ctx_size=entry.context,
-        cache_type_k=candidate.placement.cache_type_k,
-        cache_type_v=candidate.placement.cache_type_v,
-        ubatch_size=candidate.placement.ubatch_size,
-        flash_attn=candidate.placement.flash_attn,
-    )
-    resolved = resolve_gpus(entry, gpus)
-    if isinstance(resolved, str):
-        raise InventoryError([resolved])
-    devices = _devices(resolved, split, weights)
+    choice = chosen.choice
+    named = devices(choice)
     model_file = model_path(model, places.models)
     key_file = f"{places.keys}/{entry.name}"
-    cuda = [device.uuid for device in devices if device.rpc_endpoint is None]
+    cuda = [device.uuid for device in named if device.rpc_endpoint is None]
     return tier.TierSpec(
         name=entry.name,
         bind=entry.api.bind,
         port=entry.port,
         key_file=key_file,
-        model=tier.Model(name=candidate.model, file=model_file, sha256=model.sha256 or ""),
+        model=tier.Model(name=chosen.model, file=model_file, sha256=model.sha256 or ""),
         engine=tier.Engine(commit=engine["commit"], release=places.release),
-        placement=placement,
-        devices=devices,
-        host_weights_mib=weights.host_mib if weights else None,
+        placement=choice.placement,
+        devices=named,
+        host_weights_mib=choice.estimate.host.weights_mib,
         criteria=tier.Criteria(
             min_generation_tokens_per_second=entry.criteria.min_generation_tokens_per_second,
             max_load_s=entry.criteria.max_load_s,
         ),
         argv=argv.server_argv(
             entry,
-            candidate.model,
-            placement,
-            devices,
+            chosen.model,
+            choice.placement,
+            named,
             EngineFlags.model_validate(engine["flags"]),
             binary=f"{places.release}/bin/llama-server",
             model_file=model_file,
@@ -121,27 +450,10 @@ def _spec(
         ),
         # Named by UUID, so that neither the order of the slots nor that of the driver decides which card is CUDA0.
         environment={"CUDA_VISIBLE_DEVICES": ",".join(cuda)} if backend == "cuda" else {},
+        predicted=None
+        if choice.speed is None
+        else tier.Predicted(round(choice.speed.bound, 1), round(choice.speed.expected, 1)),
     )
-
-
-def overfull(specs: Sequence[tier.TierSpec], total_mib: Mapping[str, int]) -> list[str]:
-    """Return one sentence for each card that cannot hold even the weights of the tiers that are to live on it.
-
-    `total_mib` is what NVML says of each card, by UUID. Weights alone are a lower bound: what passes here may still not
-    fit, what does not pass never will.
-    """
-    problems = []
-    for uuid, total in total_mib.items():
-        held = [(s.name, d) for s in specs for d in s.devices if d.uuid == uuid and d.weights_mib is not None]
-        needed = sum(device.weights_mib or 0 for _, device in held)
-        if needed > total:
-            shares = " + ".join(f"{name} {device.weights_mib:,.0f}" for name, device in held)
-            problems.append(
-                f"{held[0][1].gpu} ({uuid}) has {total:,} MiB, "
-                f"but the weights alone need {needed:,.0f} MiB ({shares}): "
-                "give the card fewer layers in tensor_split, or take a smaller quantisation"
-            )
-    return problems
 
 
 def plan(
@@ -152,28 +464,34 @@ def plan(
     engine: str,
     backend: str,
     places: Places,
-    total_mib: Mapping[str, int],
+    profile: Mapping[str, Any] | None = None,
+    ram: Mapping[str, Any] | None = None,
 ) -> tuple[tier.TierSpec, ...]:
-    """Plan every tier of a host; InventoryError lists all reasons why that cannot be done.
+    """Plan every tier of a host for site.yml; InventoryError lists all reasons why that cannot be done.
 
-    Arguments are the inventory's words as Ansible hands them over; `total_mib` is the host profile's memory by UUID,
-    empty when there is no host to ask.
+    Arguments are the inventory's words as Ansible hands them over; `profile` is the host profile, empty when there is
+    no host to ask. All tiers of a host are served at once, so tiers that exclude each other are refused.
     """
-    problems = check_inventory(gpus, tiers, models, engines, engine, backend)
-    if problems:
-        raise InventoryError(problems)
+    found = check_inventory(gpus, tiers, models, engines, engine, backend)
+    ram_entry = parse_ram(ram or {}, found)
+    if found:
+        raise InventoryError(found)
     parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
-    specs = tuple(_spec(entry, parsed_gpus, parsed_models, engines[engine], backend, places) for entry in parsed_tiers)
-    problems = overfull(specs, total_mib)
-    if problems:
-        raise InventoryError(problems)
-    return specs
+    planned = make(parsed_gpus, parsed_tiers, parsed_models, join_host(parsed_gpus, ram_entry, profile or {}))
+    found = problems(planned)
+    if found:
+        raise InventoryError(found)
+    return tuple(
+        _spec(entry, each.chosen, parsed_models[each.chosen.model], engines[engine], backend, places)
+        for entry, each in zip(parsed_tiers, planned.tiers, strict=True)
+    )
 
 
 def describe(spec: tier.TierSpec) -> str:
     """Say in one line what a tier is planned to be."""
-    devices = " + ".join(
-        f"{device.gpu} {device.layers} layers" + (f" ({device.weights_mib:,.0f} MiB)" if device.weights_mib else "")
+    lie = " + ".join(
+        f"{device.gpu} {device.layers} layers" + (f" ({device.predicted_mib:,.0f} MiB)" if device.predicted_mib else "")
         for device in spec.devices
     )
-    return f"{spec.name}: {spec.model.name}, context {spec.placement.ctx_size}, port {spec.port}: {devices}"
+    speed = f", {spec.predicted.expected:.1f} tokens/s expected" if spec.predicted else ""
+    return f"{spec.name}: {spec.model.name}, context {spec.placement.ctx_size}, port {spec.port}: {lie}{speed}"

@@ -42,6 +42,7 @@ class Device:
 
     `name` is llama.cpp's word (CUDA0, RPC1), `uuid` the physical card, `layers` the whole layers it holds (the output
     layer counts as one), `weights_mib` what those weigh by the model's header, None when the header is not known.
+    `kv_mib`, `compute_mib` and `overhead_mib` are what the plan predicts besides (KV cache, compute buffers, CUDA).
     """
 
     name: str
@@ -50,6 +51,15 @@ class Device:
     layers: int
     weights_mib: float | None
     rpc_endpoint: str | None = None
+    kv_mib: float | None = None
+    compute_mib: float | None = None
+    overhead_mib: float | None = None
+
+    @property
+    def predicted_mib(self) -> float | None:
+        """MiB that the tier is to hold on the card, None when the plan could not tell."""
+        parts = (self.weights_mib, self.kv_mib, self.compute_mib, self.overhead_mib)
+        return sum(part or 0 for part in parts) if None not in parts else None
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,14 @@ class Criteria:
 
 
 @dataclass(frozen=True)
+class Predicted:
+    """Tokens per second of one request as planned: the bound by memory bandwidth alone, and what is to be expected."""
+
+    bound: float
+    expected: float
+
+
+@dataclass(frozen=True)
 class TierSpec:
     """Everything about one tier on one host. `argv` excludes nothing: it is the unit's whole command line."""
 
@@ -98,6 +116,7 @@ class TierSpec:
     criteria: Criteria
     argv: tuple[str, ...]
     environment: dict[str, str]
+    predicted: Predicted | None = None
 
     @property
     def base_url(self) -> str:
@@ -132,6 +151,7 @@ def from_json(document: dict[str, Any]) -> TierSpec:
                 "devices": tuple(Device(**device) for device in fields["devices"]),
                 "criteria": Criteria(**fields["criteria"]),
                 "argv": tuple(fields["argv"]),
+                "predicted": Predicted(**fields["predicted"]) if fields.get("predicted") else None,
             }
         )
     except (KeyError, TypeError) as error:

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "tests/unit"))
 
 from example_report import report  # noqa: E402
 
-from checker import plan, reports, tier  # noqa: E402
+from checker import plan, planning, reports, tier  # noqa: E402
 from checker.evidence import EVIDENCE_SCHEMA, REPORT_SCHEMA  # noqa: E402
 from inventories import BIG, SMALL, inventory  # noqa: E402
 
@@ -39,11 +39,25 @@ def verification(**changes: Any) -> Document:
 
 @pytest.mark.parametrize("changes", [{}, {"gpus": ENDPOINTS, "backend": "cpu"}], ids=["cuda", "rpc"])
 def test_a_planned_tier_fits_its_schema(changes: Document) -> None:
-    planned = plan.plan(**inventory(**changes), places=PLACES, total_mib={})
+    planned = plan.plan(**inventory(**changes), places=PLACES)
     assert planned
     for spec in planned:
         validator("tier").validate(spec.to_json())
         assert tier.from_json(spec.to_json()) == spec
+
+
+@pytest.mark.parametrize(
+    "hardware", [{}, {"gpus": [{"uuid": BIG["uuid"], "total_mib": 300}]}], ids=["fits", "does not"]
+)
+def test_a_plan_fits_its_schema(hardware: Document) -> None:
+    given = inventory()
+    subject = planning.Subject(
+        "tower", {"gpus": given["gpus"], "tiers": given["tiers"], "llama_cpp_engine": "new"}, hardware
+    )
+    document = planning.make(subject, planning.Wishes(), given["models"], given["engines"])
+    validator("plan").validate(document)
+    assert {tier["verdict"] for tier in document["tiers"]} == {"does-not-fit" if hardware else "fits"}
+    assert validator("plan").schema["properties"]["schema"]["const"] == plan.SCHEMA
 
 
 @pytest.mark.parametrize("changes", [{}, {"failed": True}, {"unreadable": True}], ids=["pass", "fail", "unreadable"])
@@ -65,7 +79,7 @@ def objects(schema: Any) -> list[Document]:
     return own + [found for part in below for found in objects(part)]
 
 
-@pytest.mark.parametrize("name", ["tier", "verification"])
+@pytest.mark.parametrize("name", ["plan", "tier", "verification"])
 def test_schemas_are_strict_and_described(name: str) -> None:
     found = objects(validator(name).schema)
     assert found
@@ -111,5 +125,5 @@ def test_a_wrong_verification_is_refused(spoil: Callable[[Document], None]) -> N
     "wrong", [{"port": 0}, {"devices": []}, {"argv": "llama-server"}, {"api_key": "secret"}, {"key_file": "key"}]
 )
 def test_a_wrong_tier_spec_is_refused(wrong: Document) -> None:
-    document = plan.plan(**inventory(), places=PLACES, total_mib={})[0].to_json()
+    document = plan.plan(**inventory(), places=PLACES)[0].to_json()
     assert not validator("tier").is_valid(document | wrong)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from planning_cases import Q4, Q5, shaped
 
-from checker import argv, memory, plan, tier
+from checker import argv, plan, tier
+from checker.cards import default_margin_mib
 from checker.catalogue import InventoryError
-from inventories import BIG, ENGINES, MIB, SMALL, inventory
+from inventories import BIG, ENGINES, MODELS, SMALL, inventory
 
 PLACES = plan.Places(release="/opt/llama-tiers/releases/r", models="/m", keys="/k")
 
 
-def specs(total_mib: dict[str, int] | None = None, **changes: object) -> dict[str, tier.TierSpec]:
-    planned = plan.plan(**inventory(**changes), places=PLACES, total_mib=total_mib or {})
+def specs(profile: Any = None, **changes: object) -> dict[str, tier.TierSpec]:
+    planned = plan.plan(**inventory(**changes), places=PLACES, profile=profile)
     return {spec.name: spec for spec in planned}
 
 
@@ -44,7 +45,7 @@ def test_a_split_tier_names_its_cards_in_order_and_weighs_their_layers() -> None
 def test_device_order_is_the_tiers_not_the_inventorys() -> None:
     given = inventory()
     given["tiers"][1]["gpus"].reverse()
-    deep = {s.name: s for s in plan.plan(**given, places=PLACES, total_mib={})}["deep"]
+    deep = {s.name: s for s in plan.plan(**given, places=PLACES)}["deep"]
     assert [device.uuid for device in deep.devices] == [SMALL["uuid"], BIG["uuid"]]
     assert deep.environment["CUDA_VISIBLE_DEVICES"].startswith(SMALL["uuid"])
 
@@ -63,13 +64,93 @@ def test_no_secret_and_no_short_flag_is_on_the_command_line() -> None:
     assert "--api-key" not in deep.argv
 
 
-def test_weights_that_no_card_can_hold_are_refused_with_the_arithmetic() -> None:
-    # 15 MiB for fast and 6 for deep on the big card
+def host(big_mib: int, small_mib: int = 3072) -> dict[str, Any]:
+    cards = [{"uuid": BIG["uuid"], "total_mib": big_mib}, {"uuid": SMALL["uuid"], "total_mib": small_mib}]
+    return {"gpus": cards, "ram_mib": 16000}
+
+
+def refusal(**changes: Any) -> str:
     with pytest.raises(InventoryError) as refused:
-        specs(total_mib={BIG["uuid"]: 20, SMALL["uuid"]: 20})
-    assert "has 20 MiB" in str(refused.value)
-    assert "need 21 MiB (fast 15 + deep 6)" in str(refused.value)
-    assert specs(total_mib={BIG["uuid"]: 21, SMALL["uuid"]: 9})
+        specs(**changes)
+    return str(refused.value)
+
+
+def needed(spec: tier.TierSpec, uuid: str) -> float:
+    return sum(device.predicted_mib or 0 for device in spec.devices if device.uuid == uuid)
+
+
+def test_a_card_that_is_too_small_is_refused_with_the_arithmetic() -> None:
+    said = refusal(profile=host(300))
+    assert "fast: tiny, context 4,096" in said
+    assert "15 weights + 4 KV" in said
+    assert "(300 - 64 taken - 150 margin)" in said
+
+
+def test_tiers_that_cannot_be_resident_together_are_refused_with_the_arithmetic() -> None:
+    planned = specs()
+    fast, deep = (needed(planned[name], BIG["uuid"]) for name in ("fast", "deep"))
+    # Room for either, not for both; then for both.
+    taken = 64 + default_margin_mib(1000)
+    said = refusal(profile=host(int(max(fast, deep)) + taken + 20))
+    assert "fast and deep cannot be resident together: RTX 3060 Ti needs" in said
+    assert f"(fast {fast:,.0f} + deep {deep:,.0f})" in said
+    assert specs(profile=host(int(fast + deep) + taken + 2))
+
+
+def test_the_memory_of_our_own_running_tiers_is_no_obstacle() -> None:
+    held = host(8192)
+    held["gpus"][0] |= {"used_mib": 8000, "tiers_mib": 7700}
+    assert specs(profile=held)
+    held["gpus"][0] |= {"used_mib": 8000, "tiers_mib": 0}
+    assert "8,000 taken" in refusal(profile=held)
+
+
+def mission(*tiers: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    models = {
+        name: {"file": f"{name}.gguf", "header": shaped(name).to_json()}
+        for name in (Q4, Q5, "deepseek-r1-distill-qwen-7b-q6_k", "llama-3.1-8b-instruct-abliterated-q6_k")
+    }
+    return inventory(tiers=list(tiers), models=MODELS | models, **changes)
+
+
+def wanted(name: str, *models: str, port: int = 8081, gpus: Any = "any", **changes: Any) -> dict[str, Any]:
+    candidates = [{"model": model, "placement": "auto"} for model in models]
+    return {"name": name, "port": port, "context": 8192, "gpus": gpus, "candidates": candidates, **changes}
+
+
+def test_the_first_candidate_that_fits_is_served() -> None:
+    (deep,) = plan.plan(**mission(wanted("deep", Q5, Q4, "deepseek-r1-distill-qwen-7b-q6_k")), places=PLACES)
+    assert deep.model.name == Q4
+    assert sum(device.layers for device in deep.devices) == 49
+    assert deep.predicted
+    assert 15 < deep.predicted.expected < deep.predicted.bound
+    for device, room in zip(
+        deep.devices, (8192, 3072) if deep.devices[0].gpu == BIG["name"] else (3072, 8192), strict=True
+    ):
+        assert device.predicted_mib
+        assert device.predicted_mib < room - 150
+    flags = pairs(deep.argv)
+    assert flags["--tensor-split"] == ",".join(str(device.layers) for device in deep.devices)
+    assert ("--override-tensor" in deep.argv) == (not deep.placement.pipeline_parallel)
+
+
+def test_the_missions_fast_and_deep_tier_exclude_each_other() -> None:
+    both = mission(wanted("fast", "llama-3.1-8b-instruct-abliterated-q6_k", port=8080), wanted("deep", Q4))
+    with pytest.raises(InventoryError) as refused:
+        plan.plan(**both, places=PLACES)
+    assert "fast and deep cannot be resident together" in str(refused.value)
+
+
+def test_tiers_are_planned_one_beside_the_other_where_that_makes_them_fit() -> None:
+    # Alone each would take the fast card, which has not room for both.
+    tiny = {"candidates": [{"model": "tiny", "placement": "auto"}], "context": 4096, "gpus": "any"}
+    two = inventory(tiers=[{"name": name, "port": port, **tiny} for name, port in (("one", 8080), ("two", 8081))])
+    alone = plan.plan(**(two | {"tiers": two["tiers"][:1]}), places=PLACES)[0]
+    assert [device.uuid for device in alone.devices] == [BIG["uuid"]]
+    room = int(needed(alone, BIG["uuid"]) * 1.5) + 64 + 150
+    one, other = plan.plan(**two, places=PLACES, profile=host(room))
+    assert [device.uuid for device in one.devices] == [BIG["uuid"]]
+    assert SMALL["uuid"] in {device.uuid for device in other.devices}
 
 
 def test_a_bad_inventory_is_refused() -> None:
@@ -80,21 +161,6 @@ def test_a_bad_inventory_is_refused() -> None:
 def test_a_spec_survives_its_file() -> None:
     for spec in specs().values():
         assert tier.from_json(spec.to_json()) == spec
-
-
-@given(layers=st.lists(st.integers(1, 10**9), min_size=1, max_size=80), data=st.data())
-def test_no_byte_of_a_model_is_lost_or_counted_twice(layers: list[int], data: st.DataObject) -> None:
-    header = memory.Header("llama", len(layers), tuple(layers), output_bytes=7, token_embd_bytes=11)
-    offloaded = data.draw(st.integers(1, len(layers) + 1))
-    cuts = sorted(data.draw(st.lists(st.integers(0, offloaded), max_size=3)))
-    split = tuple(b - a for a, b in itertools.pairwise([0, *cuts, offloaded]))
-    weights = memory.weights(header, split)
-    assert weights is not None
-    assert weights.host_mib * MIB + sum(weights.devices_mib) * MIB == pytest.approx(sum(layers) + 7 + 11)
-    assert weights.host_mib * MIB >= 11
-    # the output layer is on the last device that has any layer
-    last = max(index for index, count in enumerate(split) if count)
-    assert weights.devices_mib[last] * MIB >= 7
 
 
 def test_flags_that_the_binary_does_not_know_are_found() -> None:
