@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from checker import __version__
@@ -42,10 +42,95 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--format", choices=["table", "json"], default="table", help="how to print (default: table)")
     verify.set_defaults(run=_verify)
 
+    plan = commands.add_parser(
+        "plan",
+        help="say what fits where on a host, with which split, and how fast; needs no host and no network",
+        epilog="exit code: 0 every tier fits, 1 something does not fit, 2 nothing could be planned",
+    )
+    where = plan.add_argument_group("the host")
+    where.add_argument("-i", "--inventory", help="an Ansible inventory, such as inventories/production")
+    where.add_argument("--limit", metavar="HOSTS", help="only these hosts or groups of the inventory")
+    where.add_argument("--hardware", metavar="FILE", help="a host profile as YAML (docs/planning.md)")
+    what = plan.add_argument_group("what to plan (default: all tiers of the inventory)")
+    what.add_argument("--tier", help="only this tier of the inventory")
+    what.add_argument("--model", metavar="NAME_OR_GGUF", help="a model of the catalogue, a GGUF file or its URL")
+    what.add_argument("--context", type=_number_from(256), metavar="N", help="tokens of context")
+    what.add_argument("--cache-type", choices=["f16", "q8_0"], help="type of the KV cache")
+    what.add_argument("--ubatch", type=_number_from(32), metavar="N", help="tokens of a micro-batch")
+    what.add_argument(
+        "--tensor-split",
+        type=_split,
+        metavar="A,B",
+        help="whole layers (or proportions, as llama.cpp takes them) by card",
+    )
+    what.add_argument(
+        "--gpu-layers", type=_gpu_layers, metavar="N", help="layers on the cards, or auto: as many as fit"
+    )
+    plan.add_argument("--format", choices=["table", "json"], default="table", help="how to print (default: table)")
+    plan.set_defaults(run=_plan)
+
     ready = commands.add_parser("ready", help="on a host: wait until a tier is ready (ExecStartPost= of its unit)")
     ready.add_argument("tier", metavar="TIER")
     ready.set_defaults(run=_ready)
     return parser
+
+
+def _number_from(low: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {low} or more")
+        return int(text)
+
+    return parse
+
+
+def _gpu_layers(text: str) -> int | str:
+    return text if text == "auto" else _number_from(1)(text)
+
+
+def _split(text: str) -> tuple[float, ...]:
+    try:
+        parts = tuple(float(part) for part in text.replace("/", ",").split(","))
+    except ValueError:
+        parts = ()
+    if not parts or not all(0 < part < 1e6 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of layers such as 38,11")
+    return parts
+
+
+def _plan(options: argparse.Namespace) -> int:
+    try:
+        from checker import planning
+        from checker.catalogue import InventoryError
+        from checker.reports import plans
+    except ImportError as error:
+        return _could_not(f"{error.name} is not installed here; `make setup` in the checkout installs it")
+    if not (ROOT / "catalogue" / "models.yml").is_file():
+        return _could_not("plan needs the repository's catalogue; run it from a checkout: .venv/bin/checker")
+    if options.inventory is None and options.hardware is None:
+        return _could_not("name the host: -i INVENTORY, or --hardware FILE with --model")
+    if options.inventory is None and options.model is None:
+        return _could_not("a hardware file has no tiers: say what to plan with --model, or add -i INVENTORY")
+    wishes = planning.Wishes(
+        tier=options.tier,
+        model=options.model,
+        context=options.context,
+        cache_type=options.cache_type,
+        ubatch=options.ubatch,
+        tensor_split=options.tensor_split,
+        gpu_layers=options.gpu_layers,
+    )
+    try:
+        models = planning.read_yaml(ROOT / "catalogue" / "models.yml")["models"]
+        engines = planning.read_yaml(ROOT / "catalogue" / "engines.yml")["engines"]
+        subjects = planning.subjects(ROOT, options.inventory, options.limit, options.hardware)
+        documents = [planning.make(subject, wishes, models, engines) for subject in subjects]
+    except (planning.PlanningError, InventoryError) as error:
+        return _could_not(str(error))
+    print(plans.render(documents, options.format))
+    fit = all(tier["verdict"] == "fits" for document in documents for tier in document["tiers"])
+    together = not any(document["exclusions"] for document in documents)
+    return PASSED if fit and together else FAILED
 
 
 def _ready(options: argparse.Namespace) -> int:

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import os
-import shutil
-import sys
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
+
+from checker.reports.console import printed
 
 
 def render(document: dict[str, Any]) -> str:
     """Render a verification document as tables, coloured when standard output is a terminal that wants it."""
-    coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    printed = io.StringIO()
-    console = Console(
-        file=printed,
-        force_terminal=coloured,
-        no_color=not coloured,
-        width=max(80, shutil.get_terminal_size((100, 24)).columns),
-    )
-    console.print(Group(*(part for host in document["hosts"] for part in _host(host))))
-    return "\n".join(line.rstrip() for line in printed.getvalue().rstrip().splitlines())
+    return printed(Group(*(part for host in document["hosts"] for part in _host(host))))
 
 
 def _host(report: dict[str, Any]) -> list[Table | Text]:

@@ -1,0 +1,132 @@
+"""Plan documents (docs/schemas/plan.schema.json) as people and programs read them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from checker.placement import short_name
+from checker.reports.console import printed
+
+_BAR = 28
+# Parts of a card, in the order of the bar: key, character, style, word of the legend.
+_PARTS = (
+    ("taken_mib", "░", "dim", "taken"),
+    ("weights_mib", "█", "blue", "weights"),
+    ("kv_mib", "▓", "cyan", "KV cache"),
+    ("rest_mib", "▒", "magenta", "compute and CUDA"),
+)
+
+
+def render(documents: Sequence[dict[str, Any]], name: str) -> str:
+    """Render the plans of some hosts in the named format; JSON is one document, or one a line of several hosts."""
+    if name == "json":
+        indent = 2 if len(documents) == 1 else None
+        return "\n".join(json.dumps(document, indent=indent, ensure_ascii=False) for document in documents)
+    return printed(Group(*(part for document in documents for part in _host(document)), _legend()))
+
+
+def _host(document: dict[str, Any]) -> list[RenderableType]:
+    parts: list[RenderableType] = [Text(document["host"], style="bold underline"), Text()]
+    for tier in document["tiers"]:
+        parts += [*_tier(tier), Text()]
+    together = [" + ".join(names) for names in document["resident_together"]]
+    if len(document["tiers"]) > 1 and together:
+        parts.append(Text.assemble(("resident together: ", "bold"), "; ".join(together)))
+    for exclusion in document["exclusions"]:
+        said = Text.assemble((f"not together: {' + '.join(exclusion['tiers'])}: ", "bold yellow"), exclusion["reason"])
+        parts.append(said)
+    return [*parts, Text()]
+
+
+def _tier(tier: dict[str, Any]) -> list[RenderableType]:
+    placement, fits = tier["placement"], tier["verdict"] == "fits"
+    title = Text.assemble(
+        (tier["name"], "bold"),
+        "  ",
+        ("fits", "bold green") if fits else ("DOES NOT FIT", "bold red"),
+        f"  {tier['model']}, context {placement['ctx_size']:,}",
+    )
+    lines: list[RenderableType] = [title]
+    if fits:
+        lines += [Padding(Text(words), (0, 0, 0, 2)) for words in _words(tier)]
+    lines.append(Padding(_devices(tier), (0, 0, 0, 2)))
+    refused = [candidate for candidate in tier["candidates"] if candidate["verdict"] != "fits"]
+    for candidate in refused:
+        tried = f"✗ {candidate['model']}: " if len(tier["candidates"]) > 1 else "✗ nearest miss: "
+        lines.append(Padding(Text(f"{tried}{candidate['tried']}", style="red"), (0, 0, 0, 2)))
+        lines += [Padding(Text(reason), (0, 0, 0, 4)) for reason in candidate["reasons"]]
+        lines.append(Padding(_changes(candidate["changes"]), (0, 0, 0, 4)))
+    return lines
+
+
+def _changes(changes: list[dict[str, Any]]) -> Table | Text:
+    if not changes:
+        return Text("no change of one kind would make it fit", style="dim")
+    table = Table.grid(padding=(0, 1))
+    for index, change in enumerate(changes):
+        speed = change["tokens_per_second"]
+        table.add_row(
+            Text("" if index else "would fit:", style="dim"),
+            Text(change["what"], style="green"),
+            Text(f"{speed['expected']:.1f} tokens/s" if speed else "", justify="right"),
+        )
+    return table
+
+
+def _words(tier: dict[str, Any]) -> list[str]:
+    placement, speed = tier["placement"], tier["tokens_per_second"]
+    cache = dict.fromkeys([placement["cache_type_k"], placement["cache_type_v"]])
+    words = [f"KV {'/'.join(cache)}", f"micro-batch {placement['ubatch_size']}"]
+    if len(tier["devices"]) > 1 and not placement["pipeline_parallel"]:
+        words.append("no pipeline parallelism")
+    ram = tier["host_ram"]
+    if ram["kv_mib"] or ram["weights_mib"] > 1024:
+        words.append(f"{ram['needed_mib']:,.0f} MiB of host memory")
+    if speed is None:
+        return ["tokens/s not known: the memory bandwidth of a card is not", " · ".join(words)]
+    return [
+        f"{speed['expected']:.1f} tokens/s expected by priors ({speed['low']:.1f} to {speed['high']:.1f}), "
+        f"{speed['bound']:.1f} is the bound",
+        " · ".join(words),
+    ]
+
+
+def _devices(tier: dict[str, Any]) -> Table:
+    table = Table.grid(padding=(0, 1))
+    for device in tier["devices"]:
+        over = device["spare_mib"] is not None and device["spare_mib"] < 0
+        room = None if device["free_mib"] is None else max(0, device["free_mib"] - device["margin_mib"])
+        table.add_row(
+            short_name(device["gpu"]),
+            _bar(device, over),
+            Text(f"{device['total_mib']:,.0f}", style="bold red" if over else "", justify="right"),
+            "of" if room is None else Text(f"of {room:,} MiB", justify="right"),
+            Text(f"{device['layers']} layers", style="dim", justify="right"),
+        )
+    return table
+
+
+def _bar(device: dict[str, Any], over: bool) -> Text:
+    held = {**device, "rest_mib": device["compute_mib"] + device["overhead_mib"]}
+    whole = device["card_mib"] or sum(held[key] for key, *_ in _PARTS)
+    bar, end, drawn = Text("│"), 0.0, 0
+    for key, character, style, _ in _PARTS:
+        end += held[key]
+        cells = min(_BAR, round(end / whole * _BAR)) - drawn
+        bar.append(character * max(0, cells), style="red" if over and key != "taken_mib" else style)
+        drawn += max(0, cells)
+    bar.append(" " * (_BAR - drawn))
+    bar.append("▶" if end > whole else "│", style="bold red" if over else "")
+    return bar
+
+
+def _legend() -> Text:
+    parts = (part for _, character, style, word in _PARTS for part in ((character, style), f" {word}  "))
+    return Text.assemble(*parts, ("numbers are MiB that the tier needs, of what is free less the margin", "dim"))
