@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 # ggml-alloc.c, ggml_op_can_inplace: operations that may write into the memory of what they read.
-_IN_PLACE = frozenset(["ADD", "CLAMP", "DIV", "MUL", "RMS_NORM", "ROPE", "SCALE", "SOFT_MAX", "UNARY"])
+_IN_PLACE = frozenset(["ADD", "ADD_ID", "CLAMP", "DIV", "MUL", "RMS_NORM", "ROPE", "SCALE", "SOFT_MAX", "UNARY"])
 _VIEWS = frozenset(["VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE"])
 # Alignment of the buffers: CUDA 128 (ggml-cuda.cu, buffer_type_get_alignment), others at most that.
 _ALIGNMENT = 128
@@ -121,6 +121,7 @@ class _Builder:
         self.n = work.n_tokens
         self.blocks = dict(work.blocks)
         self.host = len(work.cuda)
+        self.factors: dict[int, _Tensor] = {}
 
     # -- elements -----------------------------------------------------------------------------------------------------
 
@@ -140,14 +141,26 @@ class _Builder:
         return name in self.blocks
 
     def mul_mat(self, name: str, device: int, x: _Tensor, width: int, rows: int) -> _Tensor:
-        return self.node("MUL_MAT", width, rows, self.weight(name, device), x)
+        out = self.node("MUL_MAT", width, rows, self.weight(name, device), x)
+        return self.biased(out, name, device, width, rows)
+
+    def biased(self, x: _Tensor, name: str, device: int, width: int, rows: int) -> _Tensor:
+        bias = f"{name}.bias"
+        return self.node("ADD", width, rows, x, self.weight(bias, device)) if self.has(bias) else x
+
+    def rope(self, x: _Tensor, device: int, width: int) -> _Tensor:
+        name = next((name for name in ("rope_freqs", "rope_factors_long") if self.has(name)), None)
+        # One tensor for all layers of a device, so that it is copied once.
+        extra = [self.factors.setdefault(device, self.weight(name, device))] if name else []
+        return self.node("ROPE", width, self.n, x, self.positions, *extra)
 
     def norm(self, x: _Tensor, name: str, device: int, width: int, rows: int) -> _Tensor:
         # A load pins the norm at a layer's start to the layer's device (llama-context.cpp, graph_get_cb). The engine's
         # own estimate loses the pins (ggml_backend_sched_reserve_size resets them), so that a second tensor crosses to
         # the next device; that larger figure is the one to agree with, for the engine judges by it what fits.
         plain = self.node("NORM" if self.work.architecture in _LAYER_NORM else "RMS_NORM", width, rows, x)
-        return self.node("MUL", width, rows, plain, self.weight(name, device))
+        out = self.node("MUL", width, rows, plain, self.weight(name, device))
+        return self.biased(out, name, device, width, rows)
 
     def hadamard(self, x: _Tensor, rotation: _Tensor, width: int) -> _Tensor:
         return self.view("RESHAPE", self.node("MUL_MAT", width, self.n, rotation, self.view("RESHAPE", x)))
@@ -170,8 +183,7 @@ class _Builder:
         if self.has("attn_q_norm"):
             q = self.norm(q, "attn_q_norm", layer.device, wide_q, n)
             k = self.norm(k, "attn_k_norm", layer.device, wide_k, n)
-        q = self.node("ROPE", wide_q, n, q, self.positions)
-        k = self.node("ROPE", wide_k, n, k, self.positions)
+        q, k = self.rope(q, layer.device, wide_q), self.rope(k, layer.device, wide_k)
         if work.quantised_k and dim_k % 64 == 0:
             turn = self.rotation_k[layer.sliding and work.sliding_cache]
             q, k = self.hadamard(q, turn, wide_q), self.hadamard(k, turn, wide_k)
@@ -193,7 +205,8 @@ class _Builder:
         all_k, all_v = (self.view("PERMUTE", self.view("VIEW", cache)) for cache in (cache_k, cache_v))
         asked = self.view("PERMUTE", self.view("VIEW", q))
         if work.flash_attention:
-            out = self.node("FLASH_ATTN_EXT", layer.n_head * dim_v, n, asked, all_k, all_v, mask)
+            sinks = [self.weight("attn_sinks", layer.device)] if self.has("attn_sinks") else []
+            out = self.node("FLASH_ATTN_EXT", layer.n_head * dim_v, n, asked, all_k, all_v, mask, *sinks)
             # fattn-common.cuh, get_f16_extra_data: kernels that read f16 get a copy of a quantised cache.
             for quantised, wide in ((work.quantised_k, wide_k), (work.quantised_v, wide_v)):
                 out.cuda_extra += cells * wide * _F16 if quantised else 0
@@ -251,8 +264,10 @@ class _Builder:
 
         def mul_mat_id(name: str, x: _Tensor, width: int) -> _Tensor:
             out = self.node("MUL_MAT_ID", width * used, rows, self.weight(name, layer.experts_device), x, chosen)
-            out.rows = rows
-            return out
+            if not self.has(f"{name}.bias"):
+                return out
+            bias = self.weight(f"{name}.bias", layer.experts_device)
+            return self.node("ADD_ID", width * used, rows, out, bias, chosen)
 
         flat = self.view("RESHAPE", x)
         if self.has("ffn_gate_up_exps"):

@@ -58,9 +58,9 @@ class Header:
     `head_dim_k` and `head_dim_v` their sizes (0 for V where the cache keeps K only), `head_dim_k_swa` and
     `head_dim_v_swa` those of sliding layers where they differ, `sliding` tells which layers see only the last `n_swa`
     tokens. `n_ff_exp` and `n_ff_shexp` are the widths of one expert and of the shared ones. `block_bytes` has, by name
-    without `blk.N.` and `.weight`, the bytes of each weight of a layer (of the largest, where layers differ) and of
-    `output`: which there are tells the compute graph; empty where a catalogue does not know. `confidence` tells whether
-    the architecture's rules are known or only its tensors.
+    without `blk.N.` and `.weight`, the bytes of each weight and bias of a layer (of the largest, where layers differ),
+    of `output` and of RoPE's factors: which there are tells the compute graph; empty where a catalogue does not know.
+    `confidence` tells whether the architecture's rules are known or only its tensors.
     """
 
     architecture: str
@@ -281,6 +281,8 @@ def from_metadata(fields: Mapping[str, Any], tensors: Sequence[Tensor], where: s
                 input_bytes += tensor.bytes
             else:
                 output_bytes += tensor.bytes
+            if name.startswith("rope_f"):
+                blocks[name.removesuffix(".weight")] = tensor.bytes
             continue
         layer, part = int(match.group(1)), match.group(2)
         if layer >= n_layer:
@@ -294,7 +296,7 @@ def from_metadata(fields: Mapping[str, Any], tensors: Sequence[Tensor], where: s
         layers[layer] += tensor.bytes
         if _EXPERTS.match(part):
             experts[layer] += tensor.bytes
-        if part.endswith(".weight"):
+        if part.endswith((".weight", ".bias")):
             kind = part.removesuffix(".weight")
             blocks[kind] = max(blocks.get(kind, 0), tensor.bytes)
     missing = sorted(set(range(n_layer)) - seen)
