@@ -69,6 +69,20 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--format", choices=["table", "json"], default="table", help="how to print (default: table)")
     plan.set_defaults(run=_plan)
 
+    lock = commands.add_parser(
+        "lock",
+        help="complete the catalogue: sha256, sizes and headers of its models, from the hub or from a file",
+        description="Asks the hub (HF_ENDPOINT, HF_TOKEN) for the sha256 and size of each model's files, reads headers "
+        "by range (below 16 MB of transfer a model), and writes what was not known into the catalogue.",
+        epilog="exit code: 0 all that was asked for is known, 1 a model is another one than the catalogue says, or "
+        "something stays unknown, 2 a model could not be asked for",
+    )
+    lock.add_argument("names", nargs="*", metavar="NAME", help="models of the catalogue (default: all)")
+    lock.add_argument("--catalogue", metavar="FILE", help="default: catalogue/models.yml of the checkout")
+    lock.add_argument("--file", metavar="GGUF", help="read the only NAME from this file, of which every byte is hashed")
+    lock.add_argument("--format", choices=["table", "json"], default="table", help="how to print (default: table)")
+    lock.set_defaults(run=_lock)
+
     ready = commands.add_parser("ready", help="on a host: wait until a tier is ready (ExecStartPost= of its unit)")
     ready.add_argument("tier", metavar="TIER")
     ready.set_defaults(run=_ready)
@@ -131,6 +145,35 @@ def _plan(options: argparse.Namespace) -> int:
     fit = all(tier["verdict"] == "fits" for document in documents for tier in document["tiers"])
     together = not any(document["exclusions"] for document in documents)
     return PASSED if fit and together else FAILED
+
+
+def _lock(options: argparse.Namespace) -> int:
+    try:
+        from checker import catalogue_file, lock
+        from checker.catalogue import parse_inventory
+        from checker.reports import locks
+    except ImportError as error:
+        return _could_not(f"{error.name} is not installed here; `make setup` in the checkout installs it")
+    path = Path(options.catalogue) if options.catalogue else ROOT / "catalogue" / "models.yml"
+    if options.file and len(options.names) != 1:
+        return _could_not("--file is the file of one model: name that model, and no other")
+    try:
+        text, document = catalogue_file.read(path)
+        _, _, models, problems = parse_inventory([], [], document)
+        unknown = sorted(set(options.names) - set(document))
+        if unknown:
+            return _could_not(f"{path} has no model {', '.join(unknown)}; it has: {', '.join(sorted(document))}")
+        if problems:
+            return _could_not(f"{path} is not right:\n" + "\n".join(problems))
+        wanted = {name: models[name] for name in options.names or models}
+        outcomes = lock.lock(path, wanted, text, Path(options.file) if options.file else None)
+    except catalogue_file.CatalogueFileError as error:
+        return _could_not(str(error))
+    print(locks.render(outcomes, str(path), options.format))
+    statuses = {outcome.status for outcome in outcomes}
+    if "failed" in statuses:
+        return COULD_NOT_RUN
+    return FAILED if statuses & {"differs", "incomplete"} else PASSED
 
 
 def _ready(options: argparse.Namespace) -> int:

@@ -330,13 +330,17 @@ def _read_part(web: Web, url: str, sha256: str | None) -> Part:
     if part:
         return part
     try:
-        content = file_facts(web, url).content
+        facts = file_facts(web, url)
     except GgufError:  # a signed address may answer GET alone; if it does not, that is the error
-        content = None
-    part = header_cache.load(content) if content else None
-    if part:
-        return part
-    part = read_part(RemoteFile(web, url))
-    if content:
-        header_cache.store(content, part)
+        facts = FileFacts(None, None, None)
+    return read_known(web, url, facts)
+
+
+def read_known(web: Web, url: str, facts: FileFacts) -> Part:
+    """Read the header of a file of which the server said what it is, from the cache if that was read before."""
+    part = header_cache.load(facts.content) if facts.content else None
+    if part is None:
+        part = read_part(RemoteFile(web, url))
+        if facts.content:
+            header_cache.store(facts.content, part)
     return part
