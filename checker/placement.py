@@ -185,8 +185,8 @@ class _Search:
         known = [card for card in host.cards if card.total_mib is not None]
         self.host_cards = tuple(known)
         self.cards = sorted(known, key=_canonical)
-        self.rates = {card: _rate(card) for card in known}
-        self.ram_rate = throughput.ram_rate(host.ram, throughput.RAM_EFFICIENCY.expected)
+        self.ram_rate = throughput.ram_rate(host.ram)
+        self._seconds: dict[tuple[_Setting, Card], list[float]] = {}
         self._sums: dict[_Setting, tuple[list[float], list[float]]] = {}
         self._compute: dict[tuple[_Setting, tuple[str, ...], int], tuple[list[float], float]] = {}
 
@@ -239,6 +239,16 @@ class _Search:
             self._sums[setting] = ([0.0, *itertools.accumulate(weights)], [0.0, *itertools.accumulate(reads)])
         return self._sums[setting]
 
+    def seconds(self, setting: _Setting, card: Card) -> list[float]:
+        """Return prefix sums over the layers: seconds of one token on a card."""
+        key = (setting, card)
+        if key not in self._seconds:
+            pace = throughput.prior(card.compute_capability).expected
+            rate = throughput.rate(card, pace)
+            reads = self.sums(setting)[1]
+            self._seconds[key] = [read / rate + layer * pace.layer_s for layer, read in enumerate(reads)]
+        return self._seconds[key]
+
     def fixed(self, setting: _Setting, order: Sequence[Card], n_gpu_layers: int) -> tuple[list[float], float]:
         """Return what each device of an order needs whatever its layers, and what the host needs; MiB.
 
@@ -268,7 +278,7 @@ class _Search:
         weight, read = self.sums(setting)
         caps = [card.room_mib + more_mib - need for card, need in zip(order, fixed, strict=True)]
         start = self.layers - n_gpu_layers
-        found = _shortest(weight, read, caps, [self.rates[card] for card in order], start)
+        found = _shortest(weight, [self.seconds(setting, card) for card in order], caps, start)
         if found is None:
             return None
         places = len(order) + (start > 0)
@@ -423,32 +433,32 @@ class _Search:
 
 
 def _shortest(
-    weight: list[float], read: list[float], caps: Sequence[float], rates: Sequence[float], start: int
+    weight: list[float], took: Sequence[list[float]], caps: Sequence[float], start: int
 ) -> tuple[float, tuple[int, ...]] | None:
     """Return seconds and layers of the fastest cuts into one run of at least one layer for each device.
 
     The layers from `start` on lie on the devices in order; device d holds [a, b) if weight[b] - weight[a] <= caps[d],
-    and takes (read[b] - read[a]) / rates[d]. A shortest path; for each device a window of allowed a, the best in front.
+    and takes took[d][b] - took[d][a]. A shortest path; for each device a window of allowed a, the best in front.
     """
     end = len(weight) - 1
     seconds: list[float | None] = [None] * (end + 1)
     seconds[start] = 0.0
     origins: list[list[int]] = []
-    for cap, rate in zip(caps, rates, strict=True):
+    for cap, own in zip(caps, took, strict=True):
         after: list[float | None] = [None] * (end + 1)
         origin = [-1] * (end + 1)
         window: deque[tuple[float, int]] = deque()
         for b in range(start + 1, end + 1):
             before = seconds[b - 1]
             if before is not None:
-                value = before - read[b - 1] / rate
+                value = before - own[b - 1]
                 while window and window[-1][0] > value:
                     window.pop()
                 window.append((value, b - 1))
             while window and weight[b] - weight[window[0][1]] > cap:
                 window.popleft()
             if window:
-                after[b] = window[0][0] + read[b] / rate
+                after[b] = window[0][0] + own[b]
                 origin[b] = window[0][1]
         seconds = after
         origins.append(origin)
@@ -462,7 +472,7 @@ def _shortest(
 
 
 def _rate(card: Card) -> float:
-    return throughput.rate(card, throughput.efficiency(card.compute_capability).expected)
+    return throughput.rate(card, throughput.prior(card.compute_capability).expected)
 
 
 def _overhead_mib(card: Card) -> float:

@@ -2,8 +2,9 @@
 
 Generation reads every weight it uses, and the KV cache, once for each token, and layer split runs the cards one after
 the other: the time of a token is the sum over the devices of bytes / bandwidth (published runs: two RTX 5060 Ti run a
-27B model at the speed of one). No kernel reaches the datasheet's bandwidth, so each card has an efficiency: a prior by
-compute capability, derived from published runs (tokens/s x bytes / bandwidth). Pure; bytes, seconds, 10^9 bytes/s.
+27B model at the speed of one). That is the bound. What is expected is slower: no kernel reaches the datasheet's
+bandwidth, and every layer costs the start of its kernels, most of the time of a small model or on a very fast card.
+Both are priors by compute capability, fitted to published runs. Pure; bytes, seconds, GB/s (10^9 bytes a second).
 """
 
 from __future__ import annotations
@@ -18,32 +19,65 @@ from checker.tier import Placement
 
 
 @dataclass(frozen=True)
-class Efficiency:
-    """Share of the datasheet's bandwidth that generation reaches: expected, worst and best of the rows it is from."""
+class Pace:
+    """How fast a card generates: share of its bandwidth that is reached, and seconds that each layer costs besides."""
 
-    expected: float
-    low: float
-    high: float
+    share: float
+    layer_s: float
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What to expect of a generation of cards before one was measured, worst and best, and where it comes from."""
+
+    expected: Pace
+    low: Pace
+    high: Pace
     source: str
 
 
-# By compute capability; "8" stands for every 8.x that has no row of its own. Rows are llama.cpp runs of dense 7B to 14B
-# models, Q4_K_M unless another type is named, fully offloaded.
-EFFICIENCIES = {
-    "5": Efficiency(0.45, 0.30, 0.60, "no figure for Maxwell was found; Pascal's, lowered"),
-    "6": Efficiency(
-        0.52, 0.37, 0.63, "GTX 1060 6 GB 0.58, 1080 Ti 0.45, 1080 0.5, 1050 Ti 0.37, P40 (Q4_0) 0.63 (published runs)"
+# By compute capability; "8" stands for every 8.x that has no row of its own. Fitted to llama.cpp runs of dense models,
+# Q4_K_M, fully offloaded, one request; the bytes are those read for a token (the file without its token embedding).
+PRIORS = {
+    "5": Prior(
+        Pace(0.50, 200e-6), Pace(0.30, 300e-6), Pace(0.65, 100e-6), "no run on Maxwell found; Pascal's, lowered"
     ),
-    "7": Efficiency(0.75, 0.60, 0.80, "RTX 2080 0.79, RTX 2070 SUPER 0.73 (published runs); Volta by analogy"),
-    "8": Efficiency(
-        0.74, 0.57, 0.80, "RTX 3080 0.72, 3090 0.75, 3060 0.57, RTX 2080 (same bandwidth) 0.79 (published)"
+    "6": Prior(
+        Pace(0.58, 150e-6),
+        Pace(0.37, 250e-6),
+        Pace(0.72, 80e-6),
+        "GTX 1060 6 GB 7B 24.0 tokens/s, GTX 1080 Ti 14B 24.3, GTX 1050 Ti 3B 20.8 (published runs)",
     ),
-    "9": Efficiency(0.36, 0.30, 0.45, "H100: 14B Q4_K_M 0.36 (our run), 9B 0.32 (published run)"),
-    "12": Efficiency(0.89, 0.80, 0.94, "RTX 5060 Ti 0.92, two of them with layer split 0.88 to 0.90 (published runs)"),
+    "7": Prior(
+        Pace(0.91, 80e-6),
+        Pace(0.75, 140e-6),
+        Pace(0.94, 60e-6),
+        "RTX 2080: 1B 304 tokens/s, 3B 140, 7B 77.0, 8B 71.9; RTX 2070 SUPER 7B 69.9 (published); Volta by analogy",
+    ),
+    "8": Prior(
+        Pace(0.90, 75e-6),
+        Pace(0.70, 140e-6),
+        Pace(0.94, 50e-6),
+        "RTX 3090 7B 150 tokens/s, RTX 3080 8B 112, RTX 3060 8B 42 (published runs)",
+    ),
+    "9": Prior(
+        Pace(0.91, 100e-6),
+        Pace(0.80, 130e-6),
+        Pace(0.95, 65e-6),
+        "H100: 14B 133 tokens/s (our run), 3B 305 (published)",
+    ),
+    "12": Prior(
+        Pace(0.92, 25e-6), Pace(0.82, 60e-6), Pace(0.95, 15e-6), "RTX 5060 Ti 7B 87.8 tokens/s, two of them 27B 22.1"
+    ),
 }
-_UNKNOWN = Efficiency(0.50, 0.30, 0.90, "no figure for this compute capability; a wide guess")
+_UNKNOWN = Prior(
+    Pace(0.60, 150e-6), Pace(0.30, 300e-6), Pace(0.95, 25e-6), "compute capability not known; a wide guess"
+)
 # Two published runs of 14B models on an RTX 2080 with 7 and 9 layers left on the CPU imply 43 and 54 GB/s.
-RAM_EFFICIENCY = Efficiency(0.75, 0.45, 1.0, "RTX 2080 + CPU, 14B: 43 to 54 GB/s of an assumed 51.2 (derived)")
+RAM_PRIOR = Prior(
+    Pace(0.75, 0.0), Pace(0.45, 0.0), Pace(1.0, 0.0), "RTX 2080 + CPU, 14B; of an assumed 51.2 GB/s (derived)"
+)
+_BOUND = Pace(1.0, 0.0)
 
 # Bytes of one number in a KV cache (ggml's block sizes: q8_0 is 34 bytes for 32 numbers).
 CACHE_BYTES = {
@@ -78,11 +112,11 @@ class Speed:
     fill_tokens: int
 
 
-def efficiency(compute_capability: str | None) -> Efficiency:
+def prior(compute_capability: str | None) -> Prior:
     """Return the prior for a card."""
     if compute_capability is None:
         return _UNKNOWN
-    return EFFICIENCIES.get(compute_capability) or EFFICIENCIES.get(compute_capability.split(".")[0], _UNKNOWN)
+    return PRIORS.get(compute_capability) or PRIORS.get(compute_capability.split(".")[0], _UNKNOWN)
 
 
 def layer_reads(header: Header, cache_type_k: str, cache_type_v: str, fill_tokens: int) -> list[float]:
@@ -101,19 +135,19 @@ def layer_reads(header: Header, cache_type_k: str, cache_type_v: str, fill_token
     return [*reads, float(header.output_bytes)]
 
 
-def rate(card: Card, share: float) -> float:
-    """Return the bytes that a card reads in a second at a share of its bandwidth; ValueError when it is not known."""
+def rate(card: Card, pace: Pace) -> float:
+    """Return the bytes that a card reads in a second; ValueError when its bandwidth is not known."""
     if not card.bandwidth_gb_s:
         raise ValueError(
             f"the memory bandwidth of {card.name} is not known: "
             "give bandwidth_gb_s in its entry of the inventory's gpus"
         )
-    return card.bandwidth_gb_s * 1e9 * share
+    return card.bandwidth_gb_s * 1e9 * pace.share
 
 
-def ram_rate(ram: Ram, share: float) -> float:
-    """Return the bytes that the host's memory gives in a second at a share of its bandwidth."""
-    return ram.bandwidth_gb_s * 1e9 * share
+def ram_rate(ram: Ram, pace: Pace = RAM_PRIOR.expected) -> float:
+    """Return the bytes that the host's memory gives in a second."""
+    return ram.bandwidth_gb_s * 1e9 * pace.share
 
 
 def hops_s(header: Header, places: int) -> float:
@@ -126,24 +160,29 @@ def speed(header: Header, placement: Placement, cards: Sequence[Card], ram: Ram)
     fill = int(placement.ctx_size * FILL)
     full = layer_reads(header, placement.cache_type_k, placement.cache_type_v, fill)
     empty = layer_reads(header, placement.cache_type_k, placement.cache_type_v, 0)
-    priors = [efficiency(card.compute_capability) for card in cards]
-
-    def seconds(reads: list[float], shares: list[float], ram_share: float) -> float:
-        return _seconds(
-            header, placement, reads, [rate(c, s) for c, s in zip(cards, shares, strict=True)], ram_rate(ram, ram_share)
-        )
-
+    priors = [prior(card.compute_capability) for card in cards]
     places = sum(count > 0 for count in placement.tensor_split) + (placement.n_gpu_layers < len(full))
     hops = hops_s(header, places)
-    bound = 1 / seconds(empty, [1.0] * len(cards), 1.0)
+    bound = 1 / _seconds(header, placement, empty, cards, [_BOUND] * len(cards), ram_rate(ram, _BOUND))
     expected, low, high = (
-        1 / (seconds(full, [getattr(prior, which) for prior in priors], getattr(RAM_EFFICIENCY, which)) + hops)
-        for which in ("expected", "low", "high")
+        1 / (_seconds(header, placement, full, cards, paces, ram_rate(ram, ram_pace)) + hops)
+        for paces, ram_pace in (
+            ([each.expected for each in priors], RAM_PRIOR.expected),
+            ([each.low for each in priors], RAM_PRIOR.low),
+            ([each.high for each in priors], RAM_PRIOR.high),
+        )
     )
     return Speed(bound, min(expected, bound), min(low, bound), min(high, bound), fill)
 
 
-def _seconds(header: Header, placement: Placement, reads: list[float], rates: list[float], ram_rate: float) -> float:
+def _seconds(
+    header: Header,
+    placement: Placement,
+    reads: Sequence[float],
+    cards: Sequence[Card],
+    paces: Sequence[Pace],
+    host_rate: float,
+) -> float:
     """Sum the seconds of one token over host and devices; devices of row and tensor split work at the same time."""
     start = len(reads) - placement.n_gpu_layers
     host = sum(reads[:start])
@@ -155,10 +194,12 @@ def _seconds(header: Header, placement: Placement, reads: list[float], rates: li
         host += moved
     if placement.split_mode in _SPLIT_BY_ROWS:
         whole, parts = sum(device_reads[start:]), sum(placement.tensor_split) or 1
-        shares = [whole * count / parts / rate for count, rate in zip(placement.tensor_split, rates, strict=True)]
-        return host / ram_rate + max(shares)
+        return host / host_rate + max(
+            whole * count / parts / rate(card, pace) + placement.n_gpu_layers * pace.layer_s
+            for count, card, pace in zip(placement.tensor_split, cards, paces, strict=True)
+        )
     ends = itertools.accumulate(placement.tensor_split, initial=start)
-    ranges = itertools.pairwise(ends)
-    return host / ram_rate + sum(
-        sum(device_reads[first:last]) / rate for (first, last), rate in zip(ranges, rates, strict=True)
+    return host / host_rate + sum(
+        sum(device_reads[first:last]) / rate(card, pace) + (last - first) * pace.layer_s
+        for (first, last), card, pace in zip(itertools.pairwise(ends), cards, paces, strict=True)
     )
