@@ -23,6 +23,8 @@ _ALIGNMENT = 128
 _COPIES = 4
 # ggml-cuda.cu, GGML_OP_OFFLOAD_MIN_BATCH: rows from which work on weights in host memory goes to the device.
 _OFFLOAD_ROWS = 32
+# ggml-cuda.cu, MOE_WEIGHTED_REDUCTION_MAX_EXPERTS: up to so many chosen experts are added up by one kernel.
+_FUSED_EXPERTS = 15
 _F32, _F16, _I32, _I64 = 4, 2, 4, 8
 
 
@@ -75,7 +77,10 @@ class Work:
 
 @dataclass(eq=False)
 class _Tensor:
-    """A tensor of the graph; `buffer` is where it lies already (weights, KV cache), `device` where it is computed."""
+    """A tensor of the graph; `buffer` is where it lies already (weights, KV cache), `device` where it is computed.
+
+    What CUDA adds: `cuda_extra` bytes behind the tensor, and `keep`, tensors not to be freed before this one is done.
+    """
 
     op: str
     bytes: int
@@ -88,6 +93,7 @@ class _Tensor:
     buffer: int = -1
     is_weight: bool = False
     cuda_extra: int = 0
+    keep: list[_Tensor] = field(default_factory=list)
     device: int = -1
     children: int = 0
     views: int = 0
@@ -253,13 +259,17 @@ class _Builder:
         odds = scores if late else self.node("SOFT_MAX", layer.n_expert, rows, scores)
         sorted_ = self.node("ARGSORT", layer.n_expert, rows, odds)
         chosen = self.view("VIEW", sorted_)
-        weights = self.node("GET_ROWS", used, rows, self.view("RESHAPE", odds), chosen)
+        picked = weights = self.node("GET_ROWS", used, rows, self.view("RESHAPE", odds), chosen)
+        routed = [scores, odds, sorted_, picked]
         if late:
             weights = self.view("RESHAPE", self.node("SOFT_MAX", used, rows, self.view("RESHAPE", weights)))
         if self.work.architecture in _WEIGHTS_NORMED:
             flat = self.view("RESHAPE", weights)
-            total = self.node("CLAMP", 1, rows, self.node("SUM_ROWS", 1, rows, flat))
-            weights = self.view("RESHAPE", self.node("DIV", used, rows, flat, total))
+            summed = self.node("SUM_ROWS", 1, rows, flat)
+            total = self.node("CLAMP", 1, rows, summed)
+            divided = self.node("DIV", used, rows, flat, total)
+            weights = self.view("RESHAPE", divided)
+            routed += [summed, total, divided]
         self.graph.expand(weights)
 
         def mul_mat_id(name: str, x: _Tensor, width: int) -> _Tensor:
@@ -270,6 +280,9 @@ class _Builder:
             return self.node("ADD_ID", width * used, rows, out, bias, chosen)
 
         flat = self.view("RESHAPE", x)
+        # ggml-cuda.cu, graph_optimize: what the fused kernels for routing and for the weighted sum read stays.
+        if not late and (layer.n_expert & (layer.n_expert - 1) == 0 or layer.n_expert in (288, 576)):
+            flat.keep = routed
         if self.has("ffn_gate_up_exps"):
             joined = mul_mat_id("ffn_gate_up_exps", flat, 2 * layer.n_ff_exp)
             half = joined.bytes // 2
@@ -297,6 +310,8 @@ class _Builder:
         for part in parts[1:]:
             total = self.node("ADD", n_embd, rows, total, part)
             self.graph.expand(total)
+        if 2 <= used <= _FUSED_EXPERTS:
+            total.keep = [mixed]
         return total if used > 1 else self.node("CONT", n_embd, rows, total)
 
     # -- the whole ----------------------------------------------------------------------------------------------------
@@ -487,9 +502,16 @@ class _Scheduler:
             pending.clear()
             inputs.clear()
 
+        def add(node: _Tensor) -> None:
+            pending.append(node)
+            if node.keep and current < self.host and self.work.cuda[current]:
+                # Of the weighted sum: the operands of the product, as they are after copies were put in.
+                held = node.keep[0].src if node.op == "ADD" else node.keep
+                pending.append(_Tensor("NONE", 0, src=held, view_of=held[0].view_of or held[0], device=current))
+
         for node in self.graph.nodes:
             if node.op in _VIEWS:
-                pending.append(node)
+                add(node)
                 continue
             foreign = any(s.is_weight and s.device != node.device for s in node.src)
             if node.device != current or (inputs and foreign):
@@ -509,7 +531,7 @@ class _Scheduler:
                             copied[key] = copy
                     inputs.append(source)
                 node.src[position] = copied[key]
-            pending.append(node)
+            add(node)
         flush()
         leafs = []
         if self.copies > 1:
