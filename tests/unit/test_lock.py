@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hub_server
+import jsonschema
 import pytest
 import small_gguf
 import yaml
@@ -20,6 +21,7 @@ from checker.catalogue import ModelEntry
 from checker.gguf import read_header
 from checker.lock import Found, FoundFile, compare
 
+SCHEMA = Path(__file__).parents[2] / "docs/schemas/lock.schema.json"
 A, B = "aa" * 32, "bb" * 32
 CATALOGUE = """\
 ---
@@ -78,6 +80,12 @@ def everything(server: HubServer, model: Path, tmp_path: Path) -> None:
     for number, part in enumerate(small_gguf.write(tmp_path / "parts" / "split.gguf", tensors_per_part=5)):
         on_hub(server, f"/o/split/resolve/v1/Q8_0/{part.name}", part.read_bytes(), f"{number}c" * 32, 10**9 + number)
     server.files["/plain.gguf"] = Served(model.read_bytes(), etag='"1-2"')
+
+
+def as_json(capsys: pytest.CaptureFixture[str]) -> Any:
+    document = json.loads(capsys.readouterr().out)
+    jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8"))).validate(document)
+    return document
 
 
 def run(catalogue: Path, *arguments: str) -> int:
@@ -141,8 +149,7 @@ def test_the_result_is_there_for_programs(
 ) -> None:
     everything(server, model, tmp_path)
     assert run(catalogue, "small", "--format", "json") == 0
-    document = json.loads(capsys.readouterr().out)
-    assert document == {
+    assert as_json(capsys) == {
         "schema": "llama-tiers/lock/1",
         "catalogue": str(catalogue),
         "models": [
@@ -248,6 +255,32 @@ def test_a_gated_model_says_what_to_do(server: HubServer, catalogue: Path, capsy
     assert run(catalogue, "small") == 2
     assert "gated or private" in (shown := capsys.readouterr().out)
     assert "set HF_TOKEN" in shown
+
+
+def test_every_status_fits_the_schema(
+    server: HubServer, model: Path, catalogue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    everything(server, model, tmp_path)
+    run(catalogue, "small")
+    text = catalogue.read_text(encoding="utf-8")
+    more = "\n".join(
+        [
+            f"  other:\n    file: model.gguf\n    sha256: {B}\n    huggingface: {{repository: o/r}}",
+            "  absent:\n    file: absent.gguf\n    huggingface: {repository: o/r}\n",
+        ]
+    )
+    catalogue.write_text(text + more, encoding="utf-8")
+    capsys.readouterr()
+
+    assert run(catalogue, "--format", "json") == 2
+
+    assert {entry["name"]: entry["status"] for entry in as_json(capsys)["models"]} == {
+        "small": "unchanged",
+        "split": "locked",
+        "plain": "incomplete",
+        "other": "differs",
+        "absent": "failed",
+    }
 
 
 # --- from a file ---
