@@ -33,6 +33,7 @@ KNOWN_CARDS = {
 # Memory that no process holds and none can have. Priors: a GTX 1060 3 GB without a screen has 3,005 of 3,072 MiB free
 # (aidatatools/ollama-benchmark PR #9), an RTX 3060 Ti "0.2 GB" taken before a load (sudoingX/qwen38-mtp PR #37).
 _RESERVED_SHARE, _RESERVED_LEAST_MIB, _RESERVED_MOST_MIB = 0.025, 64, 512
+_TAKEN_STEP_MIB = 64
 # What a plan leaves free on a card by itself, for what the estimate misses. Prior: 300 MiB on 8 GiB, 150 MiB on 3 GiB;
 # llama.cpp's default of 1,024 MiB pushes layers off a small card.
 _MARGIN_SHARE, _MARGIN_LEAST_MIB = 0.035, 150
@@ -135,20 +136,28 @@ def _taken(total_mib: int, read: Mapping[str, Any], *, behind_rpc: bool) -> tupl
     """Return what tiers cannot have of a card, and why.
 
     Our own running tiers are no obstacle to their successors, so their memory (`tiers_mib` of the profile) is taken off
-    what NVML calls used. A profile that does not tell it apart (a host where tiers may run, read by an older checker)
-    counts as the driver's prior; a card behind an RPC server is used by nobody but tiers.
+    what NVML calls used. What remains counts when it is more than the driver's prior, in whole steps, so that a few MiB
+    that come and go do not change a plan. A profile that does not tell the tiers apart counts as the prior; so does a
+    card behind an RPC server, which nobody but tiers uses.
     """
-    prior = default_reserved_mib(total_mib)
     if read.get("free_mib") is not None:
         return max(0, total_mib - int(read["free_mib"])), "the profile's free_mib"
+    prior = default_reserved_mib(total_mib)
     if read.get("used_mib") is not None and read.get("tiers_mib") is not None and not behind_rpc:
-        return max(0, int(read["used_mib"]) - int(read["tiers_mib"])), "read on the host, without our tiers' memory"
+        others = math.ceil((read["used_mib"] - read["tiers_mib"]) / _TAKEN_STEP_MIB) * _TAKEN_STEP_MIB
+        if read["used_mib"] - read["tiers_mib"] > prior:
+            return min(total_mib, others), "read on the host, without our tiers' memory"
     return prior, "prior for the driver's own"
 
 
 def host(gpus: list[GpuEntry], ram: RamEntry, profile: Mapping[str, Any]) -> Host:
     """Join the inventory's `gpus` and `ram` with the host profile (empty when there is no host to ask)."""
-    read = {gpu["uuid"]: gpu for gpu in profile.get("gpus") or [] if gpu.get("uuid")}
+    tiers_mib = profile.get("tiers_mib") or {}
+    read = {
+        gpu["uuid"]: {"tiers_mib": tiers_mib.get(gpu["uuid"]), **gpu}
+        for gpu in profile.get("gpus") or []
+        if gpu.get("uuid")
+    }
     return Host(
         cards=tuple(card(entry, read.get(entry.uuid or "")) for entry in gpus),
         ram=Ram(

@@ -323,7 +323,7 @@ def split_modes_of(engine: Mapping[str, Any], backend: str, gpus: Sequence[GpuEn
     """Return the split modes that an engine has for these cards: those of the weakest kind of device among them."""
     kinds = {"rpc" if gpu.rpc_endpoint else backend for gpu in gpus}
     modes = [engine["split_modes"].get(kind, []) for kind in sorted(kinds)]
-    return [mode for mode in modes[0] if all(mode in other for other in modes)]
+    return [mode for mode in modes[0] if all(mode in other for other in modes)] if modes else []
 
 
 def parse_inventory(
@@ -398,6 +398,8 @@ def check_inventory(
             # A card whose own entry is wrong was reported already; that it cannot be found follows from that.
             if len(parsed_gpus) == len(gpus):
                 problems.append(resolved)
+            continue
+        if len(parsed_gpus) != len(gpus) and tier.gpus == "any":
             continue
         for uuid in _duplicates(gpu.uuid for gpu in resolved):
             problems.append(f"tier {tier.name}: gpus names {uuid} twice")

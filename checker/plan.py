@@ -22,6 +22,7 @@ from checker.catalogue import (
     GpuEntry,
     InventoryError,
     ModelEntry,
+    RamEntry,
     TierEntry,
     check_inventory,
     is_placeholder,
@@ -485,6 +486,22 @@ def plan(
         _spec(entry, each.chosen, parsed_models[each.chosen.model], engines[engine], backend, places)
         for entry, each in zip(parsed_tiers, planned.tiers, strict=True)
     )
+
+
+def served(gpus: Sequence[Any], tiers: Sequence[Any], models: Mapping[str, Any]) -> list[str]:
+    """Return the model that each tier will probably serve, before there is a host to read.
+
+    By the inventory's figures and datasheets; a tier that cannot be planned with them alone has its first candidate's.
+    """
+    parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
+    host = join_host(parsed_gpus, RamEntry(), {})
+    names = []
+    for entry in parsed_tiers:
+        try:
+            names += [each.chosen.model for each in make(parsed_gpus, [entry], parsed_models, host).tiers]
+        except InventoryError:
+            names.append(entry.candidates[0].model)
+    return names
 
 
 def describe(spec: tier.TierSpec) -> str:

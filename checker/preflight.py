@@ -65,14 +65,13 @@ def from_json(document: Mapping[str, Any]) -> HostProfile:
     )
 
 
-def model_needs(tiers: Sequence[Mapping[str, Any]], models: Mapping[str, Any], directory: str) -> list[Need]:
-    """List every file of the models that the tiers serve, below the host's `directory` of models.
+def model_needs(served: Sequence[str], models: Mapping[str, Any], directory: str) -> list[Need]:
+    """List every file of the models that are `served`, by name, below the host's `directory` of models.
 
     The inventory has passed `catalogue.check_inventory`. A model whose size nobody knows yet is left out.
     """
-    served = {tier["candidates"][0]["model"]: None for tier in tiers}
     needs = []
-    for name in served:
+    for name in dict.fromkeys(served):
         model = ModelEntry.model_validate(models[name])
         parts: Sequence[PartEntry | ModelEntry] = model.parts or [model]
         place = f"{directory}/{(parts[0].sha256 or '')[:12]}"

@@ -7,7 +7,8 @@ DOCUMENTATION = r"""
 module: tier_plan
 short_description: Plan every tier of a host
 description:
-  - Turns the inventory's words and the catalogue into one tier spec for each tier, or fails with every reason why not.
+  - Turns the inventory's words, the catalogue and the host profile into one tier spec for each tier.
+  - Fails with every reason, and its arithmetic, when a tier does not fit or tiers do not fit together.
   - Runs on the controller, with the Python that holds the package C(checker).
 options:
   gpus: {description: The cards of the host, type: list, elements: dict, required: true}
@@ -19,7 +20,8 @@ options:
   release: {description: Folder of the release on the host, type: str, required: true}
   models_directory: {description: Folder of the models on the host, type: str, required: true}
   keys_directory: {description: Folder of the tiers' API keys on the host, type: str, required: true}
-  total_mib: {description: Memory of each card in MiB by UUID, type: dict, default: {}}
+  profile: {description: What gpu_facts read on the host; empty when there is no host to ask, type: dict, default: {}}
+  ram: {description: What the inventory says of the host's memory, type: dict, default: {}}
 attributes:
   check_mode: {support: full}
 author: [llama-tiers]
@@ -42,6 +44,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 specs: {description: One tier spec document (schema llama-tiers/tier/1) for each tier, type: list, returned: success}
+models: {description: Names of the models that the tiers serve, type: list, returned: success}
 summary: {description: One readable line for each tier, type: list, returned: success}
 """
 
@@ -61,7 +64,8 @@ def main() -> None:
             "release": {"type": "str", "required": True},
             "models_directory": {"type": "str", "required": True},
             "keys_directory": {"type": "str", "required": True, "no_log": False},
-            "total_mib": {"type": "dict", "default": {}},
+            "profile": {"type": "dict", "default": {}},
+            "ram": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
@@ -80,12 +84,16 @@ def main() -> None:
             args["engine"],
             args["backend"],
             plan.Places(release=args["release"], models=args["models_directory"], keys=args["keys_directory"]),
-            {uuid: int(total) for uuid, total in args["total_mib"].items()},
+            args["profile"],
+            args["ram"],
         )
     except InventoryError as error:
         module.fail_json(msg=str(error), problems=error.problems)
     module.exit_json(
-        changed=False, specs=[spec.to_json() for spec in specs], summary=[plan.describe(spec) for spec in specs]
+        changed=False,
+        specs=[spec.to_json() for spec in specs],
+        models=list(dict.fromkeys(spec.model.name for spec in specs)),
+        summary=[plan.describe(spec) for spec in specs],
     )
 
 

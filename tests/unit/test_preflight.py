@@ -108,8 +108,7 @@ def test_the_files_of_the_served_models_are_needed_once_each() -> None:
         "unserved": {"file": "x.gguf", "sha256": "d" * 64, "bytes": 9},
         "unsized": {"file": "x.gguf"},
     }
-    tiers = [{"candidates": [{"model": name}, {"model": "unserved"}]} for name in ("one", "two", "one", "unsized")]
-    needs = preflight.model_needs(tiers, models, "/m")
+    needs = preflight.model_needs(["one", "two", "one", "unsized"], models, "/m")
     assert [(need.path, need.mib) for need in needs] == [
         ("/m/aaaaaaaaaaaa/one.gguf", 2),
         ("/m/bbbbbbbbbbbb/two-1.gguf", 1),

@@ -40,6 +40,7 @@ profile:
   contains:
     driver: {description: Version and cuda_version; null when NVML cannot be opened, type: dict}
     gpus: {description: The cards that answer, in NVML's order, type: list, elements: dict}
+    tiers_mib: {description: By UUID what running tiers hold of the card, type: dict}
     problem: {description: Why NVML could not tell everything; null when it could, type: str}
     ram_mib: {description: Memory of the host, type: int}
     disks: {description: For each need its file system with free_mib and what is there, type: list, elements: dict}
@@ -70,6 +71,18 @@ def read_disk(path: str, done: str, mounts: dict[int, str]) -> dict[str, object]
     }
 
 
+def tiers_mib(uuid: str) -> float:
+    """Return the MiB that running tiers hold of a card: the processes in the control groups of their units."""
+    from checker import hardware
+
+    held = 0.0
+    for process in hardware.processes(uuid):
+        cgroup = Path(f"/proc/{process.pid}/cgroup")
+        if cgroup.exists() and "/llama-tier-" in cgroup.read_text():
+            held += process.used_mib
+    return held
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
@@ -78,10 +91,12 @@ def main() -> None:
     from checker import hardware
 
     driver, gpus, problem = None, (), None
+    held: dict[str, float] = {}
     mounts: dict[int, str] = {}
     try:
         driver = hardware.read_driver()
         gpus = hardware.read_gpus()
+        held = {gpu.uuid: tiers_mib(gpu.uuid) for gpu in gpus}
     except hardware.GpuLostError as error:
         gpus, problem = error.found, str(error)
     except hardware.HardwareError as error:
@@ -89,6 +104,7 @@ def main() -> None:
     profile = {
         "driver": dataclasses.asdict(driver) if driver else None,
         "gpus": [dataclasses.asdict(gpu) for gpu in gpus],
+        "tiers_mib": held,
         "problem": problem,
         "ram_mib": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20,
         "disks": [read_disk(need["path"], need["done"], mounts) for need in module.params["needs"]],

@@ -65,6 +65,7 @@ def main() -> None:
     )
     try:
         from checker.catalogue import check_inventory
+        from checker.plan import served
         from checker.preflight import model_needs
     except ImportError as error:
         module.fail_json(msg=missing_required_lib(error.name or "checker"))
@@ -72,7 +73,8 @@ def main() -> None:
     problems = check_inventory(**module.params)
     if problems:
         module.fail_json(msg="the inventory cannot be used:\n" + "\n".join(problems), problems=problems)
-    needs = model_needs(module.params["tiers"], module.params["models"], directory)
+    names = served(module.params["gpus"], module.params["tiers"], module.params["models"])
+    needs = model_needs(names, module.params["models"], directory)
     module.exit_json(changed=False, needs=[asdict(need) for need in needs])
 
 
