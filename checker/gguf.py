@@ -120,6 +120,12 @@ class _Cursor:
         self.at = 0
         self.what = "the header"
 
+    def begin(self) -> bytes:
+        """Read the first bytes, after which the size is known; none when the file is empty."""
+        self._step = next(self._steps)
+        self.data += self._source.read(0, self._step)
+        return bytes(self.data)
+
     def error(self, problem: str) -> GgufError:
         return GgufError(f"{self._source.where}: {problem}")
 
@@ -152,8 +158,8 @@ class _Cursor:
             if end > HEADER_LIMIT:
                 raise self.error(f"{self.what} goes on to byte {end:,}; expected a header of at most {HEADER_LIMIT:,}")
             self._step = next(self._steps, self._step)
-            wanted = max(self._step, end - len(self.data))
-            piece = self._source.read(len(self.data), wanted if size is None else min(wanted, size - len(self.data)))
+            there, last = len(self.data), min(HEADER_LIMIT, size or HEADER_LIMIT)
+            piece = self._source.read(there, min(max(self._step, end - there), last - there))
             if not piece:
                 raise self.error(f"it ends at byte {len(self.data):,}, in {self.what}; expected a whole GGUF")
             self.data += piece
@@ -190,8 +196,7 @@ class _Cursor:
 def read_part(source: Source) -> Part:
     """Read the header of one file; GgufError when it is none that llama.cpp would load."""
     cursor = _Cursor(source)
-    beginning = source.read(0, _STEPS[0])
-    cursor.data += beginning
+    beginning = cursor.begin()
     if not beginning.startswith(b"GGUF"):
         if not beginning:
             raise cursor.error("it is empty, expected a GGUF")

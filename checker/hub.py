@@ -50,7 +50,10 @@ class FileFacts:
 
 def endpoint() -> str:
     """Return the hub's address."""
-    return (os.environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
+    address = (os.environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
+    if not _address(address):
+        raise GgufError(f"HF_ENDPOINT is {address.rpartition('@')[2]!r}, expected an address such as {ENDPOINT}")
+    return address
 
 
 def resolve_url(repository: str, revision: str, file: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
+from urllib.parse import quote
 
 from checker import catalogue_file, gguf, hub
 from checker.catalogue import ModelEntry
@@ -61,12 +62,22 @@ class Outcome:
         return asdict(self) | {"changes": sorted(self.changes)}
 
 
+def file_names(model: ModelEntry) -> list[str]:
+    """Return the names of a model's files, in order."""
+    return [part.file for part in model.parts] if model.parts else gguf.part_names(model.file)
+
+
 def urls(model: ModelEntry) -> list[str]:
-    """Return where the files of a model lie; empty when the catalogue names no source."""
-    names = [part.file for part in model.parts] if model.parts else gguf.part_names(model.file)
+    """Return where the files of a model lie, as the role models fetches them; empty when there is no source."""
+    names = file_names(model)
+    if model.url and len(names) == 1:
+        return [model.url]
+    if model.url:  # the parts are beside the one that is named
+        folder = model.url.partition("?")[0].rpartition("/")[0]
+        return [f"{folder}/{quote(PurePosixPath(name).name)}" for name in names]
     if model.huggingface:
         return [hub.resolve_url(model.huggingface.repository, model.huggingface.revision, name) for name in names]
-    return gguf.part_urls(model.url) if model.url else []
+    return []
 
 
 def needs_header(model: ModelEntry) -> bool:
@@ -80,8 +91,7 @@ def find_remote(web: hub.Web, name: str, model: ModelEntry) -> Found | None:
     if not addresses:
         return None
     facts = [hub.file_facts(web, address) for address in addresses]
-    names = [part.file for part in model.parts] if model.parts else gguf.part_names(model.file)
-    files = tuple(FoundFile(file, fact.sha256, fact.size) for file, fact in zip(names, facts, strict=True))
+    files = tuple(FoundFile(file, fact.sha256, fact.size) for file, fact in zip(file_names(model), facts, strict=True))
     header = None
     if needs_header(model):
         parts = [hub.read_known(web, address, fact) for address, fact in zip(addresses, facts, strict=True)]

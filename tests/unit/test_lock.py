@@ -19,7 +19,7 @@ from hub_server import HubServer, Served
 from checker import catalogue_file, cli
 from checker.catalogue import ModelEntry
 from checker.gguf import read_header
-from checker.lock import Found, FoundFile, compare
+from checker.lock import Found, FoundFile, compare, urls
 
 SCHEMA = Path(__file__).parents[2] / "docs/schemas/lock.schema.json"
 A, B = "aa" * 32, "bb" * 32
@@ -372,7 +372,7 @@ def test_a_catalogue_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.Ca
 
 
 def entry(**words: Any) -> ModelEntry:
-    return ModelEntry.model_validate({"file": "m.gguf", **words})
+    return ModelEntry.model_validate({"file": "m.gguf"} | words)
 
 
 def test_a_model_without_a_source_is_complete_or_says_what_is_missing(model: Path) -> None:
@@ -381,6 +381,24 @@ def test_a_model_without_a_source_is_complete_or_says_what_is_missing(model: Pat
     outcome = compare("m", entry(bytes=5), None)
     assert outcome.status == "incomplete"
     assert outcome.reason == "the catalogue names no source, and sha256 and the file's header are not known"
+
+
+def test_addresses_are_those_from_which_the_hosts_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.example/")
+    at_hub = {"huggingface": {"repository": "o/r"}}
+    split = "Q8_0/m-00001-of-00002.gguf"
+    assert urls(entry()) == []
+    assert urls(entry(**at_hub)) == ["https://hub.example/o/r/resolve/main/m.gguf"]
+    assert urls(entry(url="https://host/a/other.gguf?x=1", **at_hub)) == ["https://host/a/other.gguf?x=1"]
+    assert urls(entry(**{"file": split, **at_hub}))[1] == (
+        "https://hub.example/o/r/resolve/main/Q8_0/m-00002-of-00002.gguf"
+    )
+    assert urls(entry(file=split, url="https://host/a/m-00001-of-00002.gguf?x=1")) == [
+        "https://host/a/m-00001-of-00002.gguf",
+        "https://host/a/m-00002-of-00002.gguf",
+    ]
+    parts = [{"file": name, "sha256": A, "bytes": 1} for name in ("one.gguf", "two.gguf")]
+    assert urls(entry(parts=parts, url="https://host/a/one.gguf"))[1] == "https://host/a/two.gguf"
 
 
 def test_another_number_of_parts_is_another_model() -> None:

@@ -298,6 +298,14 @@ def test_what_is_no_address_is_an_error(server: HubServer, url: str) -> None:
         read_header(url)
 
 
+@pytest.mark.parametrize("value", ["hub", "http://h:port", "ftp://hub", "https://me:passw0rd@[::1"])
+def test_an_endpoint_that_is_none_is_an_error(server: HubServer, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", value)
+    with pytest.raises(GgufError, match=r"HF_ENDPOINT is .* expected an address such as https://") as said:
+        header_of(server, "/m.gguf")
+    assert "passw0rd" not in str(said.value)
+
+
 def test_a_server_that_has_a_bad_moment_is_asked_again(server: HubServer, model: Path) -> None:
     server.files["/m.gguf"] = Served(model.read_bytes(), status=503)
     with pytest.raises(GgufError, match="503"):
