@@ -1,0 +1,239 @@
+"""`checker plan`: the mission's cases answered line by line, from files alone; exit codes, and what bad input gets."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small_gguf
+import yaml
+from planning_cases import BIG, Q4, SMALL
+
+from checker import cli, planning
+
+ROOT = Path(__file__).parents[2]
+HARDWARE = {
+    "gpus": [{"name": BIG, "free_mib": 7900}, {"name": SMALL, "free_mib": 2950}],
+    "ram_mib": 16000,
+}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a plan asked the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = cli.main(["plan", *arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture(scope="module")
+def cases() -> dict[str, dict[str, Any]]:
+    """Plan the reference inventory once: document by case."""
+    models = planning.read_yaml(ROOT / "catalogue/models.yml")["models"]
+    engines = planning.read_yaml(ROOT / "catalogue/engines.yml")["engines"]
+    subjects = planning.subjects(ROOT, str(ROOT / "inventories/reference"), None, None)
+    return {subject.name: planning.make(subject, planning.Wishes(), models, engines) for subject in subjects}
+
+
+@pytest.fixture
+def hardware(tmp_path: Path) -> str:
+    path = tmp_path / "tower.yml"
+    path.write_text(yaml.safe_dump(HARDWARE))
+    return str(path)
+
+
+def tier(document: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(item for item in document["tiers"] if item["name"] == name)
+    return found
+
+
+def needs(planned: dict[str, Any]) -> dict[str, float]:
+    return {device["gpu"]: device["total_mib"] for device in planned["devices"]}
+
+
+def test_fast_and_deep_each_fit_and_exclude_each_other(cases: dict[str, Any]) -> None:
+    document = cases["1-fast-and-deep"]
+    fast, deep = tier(document, "fast"), tier(document, "deep")
+    assert (fast["verdict"], deep["verdict"]) == ("fits", "fits")
+    assert document["resident_together"] == [["fast"], ["deep"]]
+    (exclusion,) = document["exclusions"]
+    both = needs(fast)[BIG] + needs(deep)[BIG]
+    assert f"RTX 3060 Ti needs {both:,.0f} MiB" in exclusion["reason"]
+    assert both > 8192
+
+
+def test_8b_and_7b_side_by_side_do_not_fit_for_the_small_card(cases: dict[str, Any]) -> None:
+    document = cases["2-8b-and-7b-side-by-side"]
+    assert tier(document, "fast")["verdict"] == "fits"
+    small = tier(document, "small")
+    assert small["verdict"] == "does-not-fit"
+    assert small["devices"][0]["weights_mib"] == pytest.approx(5532, abs=60)
+    assert "GTX 1060 3GB needs 6,1" in small["reason"]
+
+
+def test_8_3_is_refused_for_the_small_card_and_38_11_fits(cases: dict[str, Any]) -> None:
+    refused = tier(cases["3-deep-split-8-3"], "deep")
+    assert refused["verdict"] == "does-not-fit"
+    big, small = refused["devices"]
+    assert (big["gpu"], small["gpu"]) == (BIG, SMALL)
+    assert big["spare_mib"] > 0 > small["spare_mib"]
+    # The figures of the engine's own estimate.
+    assert (small["weights_mib"], small["kv_mib"]) == (pytest.approx(2531, abs=2), 384)
+    fits = tier(cases["4-deep-split-38-11"], "deep")
+    assert fits["verdict"] == "fits"
+    assert fits["placement"]["tensor_split"] == [38, 11]
+    assert [device["kv_mib"] for device in fits["devices"]] == [1216, 320]
+
+
+def test_q5_at_8192_does_not_fit_and_says_what_would(cases: dict[str, Any]) -> None:
+    refused = tier(cases["5-deep-q5"], "deep")
+    assert refused["verdict"] == "does-not-fit"
+    changes = [change["what"] for change in refused["candidates"][0]["changes"]]
+    assert any(what.startswith("context ") for what in changes)
+    assert any(what.endswith("on the CPU") for what in changes)
+    assert Q4 in changes
+
+
+def test_7b_alone_and_32b_with_the_cpu_fit(cases: dict[str, Any]) -> None:
+    alone, large = tier(cases["6-7b-alone"], "deep"), tier(cases["7-32b-with-cpu"], "max")
+    assert list(needs(alone)) == [BIG]
+    assert large["verdict"] == "fits"
+    assert large["placement"]["n_gpu_layers"] < 65
+    assert large["host_ram"]["weights_mib"] > 8000
+    assert 1 < large["tokens_per_second"]["expected"] < 6 < alone["tokens_per_second"]["expected"]
+
+
+def test_the_devices_of_a_fitting_tier_add_up(cases: dict[str, Any]) -> None:
+    for document in cases.values():
+        for planned in document["tiers"]:
+            for device in planned["devices"]:
+                parts = sum(device[key] for key in ("weights_mib", "kv_mib", "compute_mib", "overhead_mib"))
+                assert parts == pytest.approx(device["total_mib"], abs=0.3)
+                assert device["free_mib"] == device["card_mib"] - device["taken_mib"]
+                spare = device["free_mib"] - device["margin_mib"] - device["total_mib"]
+                assert spare == pytest.approx(device["spare_mib"], abs=0.1)
+            assert (planned["verdict"] == "fits") == all(device["spare_mib"] >= 0 for device in planned["devices"])
+
+
+def test_production_serves_the_first_candidate_that_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    inventory = ["-i", str(ROOT / "inventories/production")]
+    code, out, _ = run(capsys, *inventory, "--limit", "tower", "--format", "json")
+    deep = tier(json.loads(out), "deep")
+    assert code == 0
+    assert [candidate["verdict"] for candidate in deep["candidates"]] == ["does-not-fit", "fits"]
+    assert deep["model"] == Q4
+    assert [device["uuid"] for device in deep["devices"]] == [None, None]
+    code, out, _ = run(capsys, *inventory, "--format", "json")
+    assert [json.loads(line)["host"] for line in out.splitlines()] == ["tower", "workbench"]
+
+
+def test_the_table_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = run(capsys, "-i", str(ROOT / "inventories/reference"))
+    assert code == 1
+    assert max(len(line) for line in out.splitlines()) <= 80
+    for piece in ("DOES NOT FIT", "tokens/s expected by priors", "not together: fast + deep", "would fit:", "█"):
+        assert piece in out
+
+
+def test_a_hardware_file_and_a_model_of_the_catalogue(capsys: pytest.CaptureFixture[str], hardware: str) -> None:
+    code, out, _ = run(capsys, "--hardware", hardware, "--model", Q4, "--format", "json")
+    document = json.loads(out)
+    planned = tier(document, "model")
+    assert (code, document["host"], planned["verdict"]) == (0, "tower", "fits")
+    assert {device["gpu"]: device["free_mib"] for device in planned["devices"]} == {BIG: 7900, SMALL: 2950}
+    assert planned["host_ram"]["total_mib"] == 16000
+
+
+@pytest.mark.parametrize(
+    ("wish", "code", "seen"),
+    [
+        (["--tensor-split", "8,3"], 1, {"tensor_split": [36, 13]}),
+        (["--tensor-split", "38,11"], 0, {"tensor_split": [38, 11]}),
+        (["--context", "4096"], 0, {"ctx_size": 4096}),
+        (["--cache-type", "q8_0"], 0, {"cache_type_k": "q8_0", "cache_type_v": "q8_0"}),
+        (["--ubatch", "128"], 0, {"ubatch_size": 128}),
+        (["--gpu-layers", "40"], 0, {"n_gpu_layers": 40}),
+        (["--context", "32768"], 1, {"ctx_size": 32768}),
+    ],
+    ids=lambda value: value[0] + value[1] if isinstance(value, list) else "",
+)
+def test_the_command_line_goes_before_the_inventory(
+    capsys: pytest.CaptureFixture[str], hardware: str, wish: list[str], code: int, seen: dict[str, Any]
+) -> None:
+    got, out, _ = run(capsys, "--hardware", hardware, "--model", Q4, "--format", "json", *wish)
+    placement = tier(json.loads(out), "model")["placement"]
+    assert got == code
+    assert {key: placement[key] for key in seen} == seen
+
+
+def test_the_inventorys_tiers_on_other_hardware(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "big.yml"
+    card = {"name": "NVIDIA Big", "total_mib": 24576, "bandwidth_gb_s": 936, "compute_capability": "8.6"}
+    path.write_text(yaml.safe_dump({"gpus": [card], "ram_mib": 64000}))
+    inventory = ["-i", str(ROOT / "inventories/production"), "--limit", "tower"]
+    code, out, _ = run(capsys, *inventory, "--hardware", str(path), "--format", "json")
+    assert code == 0
+    assert tier(json.loads(out), "deep")["candidates"][0]["verdict"] == "fits"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "name the host"),
+        (["--hardware", "{hardware}"], "say what to plan with --model"),
+        (["-i", "nowhere"], "no inventory at nowhere"),
+        (["--hardware", "{hardware}", "--model", "nonesuch"], "neither a model of the catalogue nor a GGUF"),
+        (["--hardware", "nowhere.yml", "--model", Q4], "nowhere.yml cannot be read"),
+        (["--hardware", "{wrong}", "--model", Q4], "gpus[0].colour is not a known key"),
+        (["--hardware", "{nothing}", "--model", Q4], "expected `gpus:` with a list of cards"),
+        (["--hardware", "{mystery}", "--model", Q4], "the memory of NVIDIA Mystery is not known: give total_mib"),
+        (["--hardware", "{hardware}", "--model", "{text}"], "GGUF"),
+        (["-i", "{lab}", "--tier", "nonesuch"], "no tier 'nonesuch'; tiers here: fast, deep"),
+        (["-i", "{lab}", "--limit", "nobody"], "nobody"),
+    ],
+)
+def test_bad_input_is_named_and_exits_2(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, hardware: str, arguments: list[str], said: str
+) -> None:
+    files = {
+        "wrong": yaml.safe_dump({"gpus": [{"name": BIG, "colour": "green"}]}),
+        "nothing": "- 1",
+        "mystery": yaml.safe_dump({"gpus": [{"name": "NVIDIA Mystery"}]}),
+        "text": "<!doctype html>",
+    }
+    paths = {"hardware": hardware, "lab": str(ROOT / "inventories/lab")}
+    for name, text in files.items():
+        (tmp_path / f"{name}.yml").write_text(text)
+        paths[name] = str(tmp_path / f"{name}.yml")
+    code, out, err = run(capsys, *(argument.format(**paths) for argument in arguments))
+    assert (code, out) == (2, "")
+    assert err.startswith("checker: ")
+    assert said in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--context", "12"], ["--tensor-split", "8,x"], ["--gpu-layers", "0"], ["--cache-type", "q2"]]
+)
+def test_absurd_arguments_exit_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["plan", "--hardware", "x.yml", *arguments])
+    assert stopped.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_a_models_own_file_is_planned_for(capsys: pytest.CaptureFixture[str], tmp_path: Path, hardware: str) -> None:
+    (file,) = small_gguf.write(tmp_path / "some-model.gguf")
+    code, out, _ = run(capsys, "--hardware", hardware, "--model", str(file), "--format", "json")
+    planned = tier(json.loads(out), "model")
+    assert (code, planned["model"], planned["verdict"]) == (0, "some-model.gguf", "fits")
