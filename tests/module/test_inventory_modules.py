@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
-from modules import run
+import pytest
+from modules import MODULES, run
 
+from checker import hardware
 from inventories import BIG, SMALL, inventory
 
 MODELS_DIRECTORY = "/var/lib/llama-tiers/models"
@@ -34,9 +37,10 @@ def test_all_problems_of_an_inventory_are_said_at_once() -> None:
         assert piece in result["msg"]
 
 
-def plan(**changes: Any) -> dict[str, Any]:
+def plan(profile: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     return run(
         "tier_plan",
+        profile=profile or {},
         release="/opt/llama-tiers/current",
         models_directory=MODELS_DIRECTORY,
         keys_directory="/etc/llama-tiers/keys",
@@ -52,6 +56,18 @@ def test_a_plan_has_a_spec_and_a_line_for_each_tier() -> None:
     assert {spec["model"]["file"] for spec in result["specs"]} == {TINY}
     assert [device["uuid"] for device in result["specs"][1]["devices"]] == [BIG["uuid"], SMALL["uuid"]]
     assert len(result["summary"]) == 2
+
+
+def test_a_plan_says_which_models_are_served() -> None:
+    assert plan()["models"] == ["tiny"]
+
+
+def test_a_plan_is_refused_by_what_was_read_on_the_host() -> None:
+    result = plan(profile={"gpus": [{"uuid": BIG["uuid"], "total_mib": 300}], "ram_mib": 16000})
+
+    assert result["failed"] is True
+    assert "RTX 3060 Ti needs" in result["msg"]
+    assert "(300 - 64 taken - 150 margin)" in result["msg"]
 
 
 def test_a_plan_fails_with_every_reason() -> None:
@@ -121,3 +137,18 @@ def test_gpu_facts_finds_what_is_there_of_a_file(tmp_path: Path) -> None:
     assert profile["driver"] is not None or profile["problem"]
     assert [(disk["done"], disk["present_mib"]) for disk in profile["disks"]] == [(True, 0), (False, 3), (False, 0)]
     assert len({disk["filesystem"] for disk in profile["disks"]}) == 1
+
+
+def test_what_our_own_tiers_hold_of_a_card_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    specification = importlib.util.spec_from_file_location("gpu_facts", MODULES["gpu_facts"])
+    assert specification and specification.loader
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    groups = {7: "0::/system.slice/llama-tier-deep.service\n", 8: "0::/user.slice/session-1.scope\n"}
+    for pid, group in groups.items():
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "cgroup").write_text(group)
+    # The third has ended since it was listed.
+    held = tuple(hardware.GpuProcess(pid, mib) for pid, mib in ((7, 6000.5), (8, 900.0), (9, 50.0)))
+    monkeypatch.setattr(hardware, "processes", lambda uuid: held)
+    assert module.tiers_mib(BIG["uuid"], tmp_path) == 6000.5

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from checker.catalogue import check_inventory
+from checker.catalogue import check_inventory, with_placeholders
 from inventories import BIG, SMALL, inventory
 
 
@@ -43,6 +43,18 @@ PLACEMENT = (*CANDIDATE, "placement")
         ((*PLACEMENT, "n_gpu_layers"), 4, ["tier deep", "adds up to 5", "n_gpu_layers = 4"]),
         ((*PLACEMENT, "split_mode"), "row", ["tier deep", "'row'", "engine new has", "engines that have it: old"]),
         ((*PLACEMENT, "split_mode"), "none", ["tier deep", "'none' uses one card", "2 gpus"]),
+        (PLACEMENT, "automatic", ["tier deep", "placement"]),
+        (PLACEMENT, {"split_mode": "tensor"}, ["tier deep", "'tensor' needs a tensor_split of your own"]),
+        (PLACEMENT, {"n_cpu_moe": 2}, ["tier deep", "n_cpu_moe needs a tensor_split of your own"]),
+        ((*PLACEMENT, "n_gpu_layers"), "auto", ["tier deep", "'auto' cannot go with tensor_split [3, 2]"]),
+        ((*PLACEMENT, "n_gpu_layers"), "some", ["tier deep", "n_gpu_layers"]),
+        ((*DEEP, "cache_types"), ["q2_k"], ["tier deep", "cache_types[0] 'q2_k'"]),
+        ((*DEEP, "gpus"), "all", ["tier deep", "gpus"]),
+        (("gpus", 1, "total_mib"), -1, ["gpu NVIDIA GeForce GTX 1060 3GB", "total_mib -1"]),
+        (("gpus", 1, "compute_capability"), "pascal", ["compute_capability 'pascal'"]),
+        (("models", "tiny", "header"), None, ["tier deep", "'tiny' has no header", "`checker lock tiny`"]),
+        (("models", "tiny", "header", "n_layer"), 5, ["model tiny", "header", "5 layers"]),
+        (("models", "tiny", "header", "colour"), "red", ["model tiny", "header", "colour"]),
         ((*PLACEMENT, "tensor_splitt"), [1], ["tier deep", "tensor_splitt is not a known key"]),
         ((*DEEP, "gpus"), ["RTX 9090"], ["tier deep", "'RTX 9090'", BIG["uuid"]]),
         ((*DEEP, "gpus"), [BIG["name"], BIG["uuid"]], ["tier deep", "twice", BIG["uuid"]]),
@@ -63,6 +75,28 @@ def test_a_problem_is_named(path: tuple[Any, ...], value: Any, said: list[str]) 
     set_at(given, path, value)
     problems = check_inventory(**given)
     assert any(all(part in problem for part in said) for problem in problems), problems
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["auto", {}, {"n_gpu_layers": "auto"}, {"n_gpu_layers": 3}, {"cache_type_k": "q8_0"}, {"split_mode": "none"}],
+)
+def test_a_placement_without_a_split_is_the_planners(value: Any) -> None:
+    given = inventory()
+    set_at(given, PLACEMENT, value)
+    set_at(given, (*DEEP, "gpus"), "any")
+    assert check_inventory(**given) == []
+    del given["tiers"][1]["candidates"][0]["placement"]
+    assert check_inventory(**given) == []
+
+
+def test_cards_that_are_wrong_make_no_second_problem_of_any() -> None:
+    given = inventory(gpus=[BIG | {"uuid": "edit-me"}, SMALL])
+    given["tiers"] = [given["tiers"][1] | {"gpus": "any"}]
+    (problem,) = check_inventory(**given)
+    assert "uuid 'edit-me'" in problem
+    given["gpus"] = with_placeholders(given["gpus"])
+    assert check_inventory(**given) == []
 
 
 def test_all_problems_are_reported_at_once() -> None:

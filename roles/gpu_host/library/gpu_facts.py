@@ -71,13 +71,13 @@ def read_disk(path: str, done: str, mounts: dict[int, str]) -> dict[str, object]
     }
 
 
-def tiers_mib(uuid: str) -> float:
+def tiers_mib(uuid: str, proc: Path = Path("/proc")) -> float:
     """Return the MiB that running tiers hold of a card: the processes in the control groups of their units."""
     from checker import hardware
 
     held = 0.0
     for process in hardware.processes(uuid):
-        cgroup = Path(f"/proc/{process.pid}/cgroup")
+        cgroup = proc / str(process.pid) / "cgroup"
         if cgroup.exists() and "/llama-tier-" in cgroup.read_text():
             held += process.used_mib
     return held
