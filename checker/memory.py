@@ -8,6 +8,7 @@ src/llama-context.cpp), and through `checker.compute` the compute buffers. Summe
 
 from __future__ import annotations
 
+import math
 import struct
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -35,6 +36,11 @@ CACHE_TYPES = {
 }
 # llama-context.cpp: cells of a cache are a multiple of this.
 _PAD = 256
+# llama-model.cpp, llama_meta_device_get_split_state: what tensor split cuts, and what of that it leaves whole.
+_CUT = ("attn_q", "attn_k", "attn_v", "attn_output", "attn_sinks", "ffn_up", "ffn_gate", "ffn_down")
+_WHOLE = ("attn_q_norm", "attn_k_norm", "attn_output.bias", "attn_output_norm", "ffn_gate_inp", "ffn_down.bias")
+# Bytes of 256 numbers in the K-quants, whose blocks are of 256; other types are cut in 128.
+_K_QUANTS = (84, 110, 144, 176, 210)
 # common/common.h, n_batch: the logical batch that llama-server sets unless told otherwise.
 _BATCH = 2048
 
@@ -193,12 +199,20 @@ def _estimate(
     overheads: tuple[Overhead, ...],
     outputs: str,
 ) -> Estimate:
-    split = placement.tensor_split if placement.split_mode != "none" else (1,)
-    where = assignment(model.n_layer, placement.n_gpu_layers, split)
     count = len(kinds)
-    weights = _weights(model, placement, where, count)
-    kv = _kv(model, placement, where, count)
-    buffers = _compute(model, placement, where, kinds, outputs)
+    # Under tensor split all devices are one to the layers (src/llama.cpp, the "Meta" device).
+    split = placement.tensor_split if placement.split_mode in ("layer", "row") else (1,)
+    where = assignment(model.n_layer, placement.n_gpu_layers, split)
+    if placement.split_mode == "tensor":
+        weights, kv = _tensor_split(model, placement, where)
+        each = _compute(model, placement, where, kinds[:1], outputs)
+        buffers = [each[0]] * count + [each[HOST]]
+    else:
+        weights = _weights(model, placement, where, count)
+        kv = _kv(model, placement, where, count)
+        if placement.split_mode == "row":
+            weights = _row_split(model, placement, weights)
+        buffers = _compute(model, placement, where, kinds, outputs)
     devices = tuple(
         DeviceMemory(
             weights_mib=weights[device] / MIB,
@@ -242,6 +256,81 @@ def _kv(model: header.Header, placement: tier.Placement, where: Sequence[int], c
         row += _row_bytes(model.head_kv[layer] * dim_v, placement.cache_type_v)
         held[device] += cells * row
     return held
+
+
+def _row_split(model: header.Header, placement: tier.Placement, held: Sequence[int]) -> list[int]:
+    """Share the weights of all devices out by rows (engines up to b9889; ggml-cuda.cu, get_row_split).
+
+    The few vectors that stay whole on a layer's device are shared out with the rest: less than 1 MiB.
+    """
+    on_devices = sum(held[:-1])
+    ends = [on_devices * end // sum(placement.tensor_split) for end in accumulate(placement.tensor_split)]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)] + [held[HOST]]
+
+
+def _portions(total: int, granule: int, split: Sequence[int], rotation: int) -> list[int]:
+    """Cut `total` as `llama_meta_device_get_split_state` does: whole granules, the remainder to the last in turn."""
+    count = len(split)
+    turned = [split[(index + rotation) % count] for index in range(count)]
+    portions, low = [0] * count, 0
+    for index, end in enumerate(accumulate(turned)):
+        high = total if index == count - 1 else total * end // sum(turned) // granule * granule
+        portions[(index + rotation) % count] = high - low
+        low = high
+    return portions
+
+
+def _block(size: int, numbers: int) -> int:
+    """Return how many columns of a matrix are cut together, told from its bytes."""
+    return 256 if numbers and size * 256 // numbers in _K_QUANTS else 128
+
+
+def _tensor_split(model: header.Header, placement: tier.Placement, where: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Return bytes of weights and of the KV cache by device, and last the host's, under tensor split.
+
+    src/llama-model.cpp, `llama_meta_device_get_split_state`: attention is cut between KV heads, the feed-forward
+    between columns, the output between rows, by turns from layer to layer; vectors, routers and a tied embedding are on
+    every device whole. The engine has no estimate of its own for this mode to agree with. Where layers are quantised
+    differently, attention's share of a layer is taken from the largest ones.
+    """
+    split, count = placement.tensor_split, len(placement.tensor_split)
+    full, sliding, streams, _ = _cells(model, placement)
+    blocks = dict(model.block_bytes)
+    cut = {name: size for name, size in blocks.items() if name.startswith(_CUT) and not name.startswith(_WHOLE)}
+    attention = sum(size for name, size in cut.items() if name.startswith("attn_"))
+    whole = sum(size for name, size in blocks.items() if name not in cut and name != "output")
+    part = attention / sum(cut.values()) if cut else 0.3
+    weights, kv = [0] * (count + 1), [0] * (count + 1)
+    weights[HOST] += model.token_embd_bytes
+    turns = {True: 0, False: 0}
+    for layer, place in enumerate(where[:-1]):
+        rotation = turns[model.sliding[layer]] % count
+        turns[model.sliding[layer]] += 1
+        dim_k, dim_v = model.head_dims(layer)
+        heads = model.head_kv[layer]
+        cells = (sliding if model.sliding[layer] else full) * streams
+        per_head = cells * (_row_bytes(dim_k, placement.cache_type_k) + _row_bytes(dim_v, placement.cache_type_v))
+        if place == HOST:
+            weights[HOST] += model.layer_bytes[layer]
+            kv[HOST] += heads * per_head
+            continue
+        wide = model.n_head[layer] // max(heads, 1) * dim_k
+        granule = math.lcm(wide, _block(blocks.get("attn_output", 0), model.n_head[layer] * dim_v * model.n_embd))
+        by_head = _portions(heads, max(granule // max(wide, 1), 1), split, rotation)
+        columns, down = (model.n_ff[layer], "ffn_down")
+        if model.expert_bytes[layer]:
+            columns, down = model.n_ff_exp, "ffn_down_exps"
+        numbers = columns * model.n_embd * (model.n_expert if model.expert_bytes[layer] else 1)
+        by_column = _portions(columns, _block(blocks.get(down, 0), numbers), split, rotation)
+        rest = model.layer_bytes[layer] - whole
+        for device in range(count):
+            share = part * by_head[device] / max(heads, 1) + (1 - part) * by_column[device] / max(columns, 1)
+            weights[device] += whole + round(rest * share)
+            kv[device] += by_head[device] * per_head
+    rows = _portions(model.output_bytes, 1, split, model.n_layer % count)
+    for device in range(count):
+        weights[device] += model.output_bytes if model.tied else rows[device]
+    return weights, kv
 
 
 def by_layer(model: header.Header, placement: tier.Placement) -> tuple[float, ...]:
@@ -311,45 +400,3 @@ def _compute(
         blocks=model.block_bytes,
     )
     return list(compute.buffers(work))
-
-
-@dataclass(frozen=True)
-class Header:
-    """What the planner needs of a GGUF header (catalogue, `header:`); bytes are sums over the tensor table.
-
-    `layer_bytes` has n_layer entries; `output_bytes` is what goes with the output layer (with tied embeddings the
-    embedding matrix once more); `token_embd_bytes` stays on the host.
-    """
-
-    architecture: str
-    n_layer: int
-    layer_bytes: tuple[int, ...] | None = None
-    output_bytes: int | None = None
-    token_embd_bytes: int | None = None
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Weights in MiB, by device in device order, and on the host."""
-
-    devices_mib: tuple[float, ...]
-    host_mib: float
-
-
-def weights(header: Header, tensor_split: tuple[int, ...]) -> Weights | None:
-    """Weigh a whole-layer tensor split; None when the catalogue does not know the tensor table of the model.
-
-    `tensor_split` holds layers per device and adds up to n_gpu_layers, at most n_layer + 1.
-    """
-    if header.layer_bytes is None or header.output_bytes is None or header.token_embd_bytes is None:
-        return None
-    layers = (*header.layer_bytes, header.output_bytes)
-    start = len(layers) - sum(tensor_split)
-    if start < 0:
-        raise ValueError(f"tensor split {list(tensor_split)} places more than the {len(layers)} layers there are")
-    on_host = sum(layers[:start]) + header.token_embd_bytes
-    by_device = []
-    for count in tensor_split:
-        by_device.append(sum(layers[start : start + count]) / MIB)
-        start += count
-    return Weights(devices_mib=tuple(by_device), host_mib=on_host / MIB)

@@ -2,7 +2,7 @@
 
 Run alone with python3, gguf and numpy, no network and no weights:
 
-    python3 tests/truth/truth.py --bin DIR --kind rpc  --out rpc.json     # any machine: CPU rpc-servers play the devices
+    python3 tests/truth/truth.py --bin DIR --kind rpc  --out rpc.json     # any machine: CPU rpc-servers are devices
     python3 tests/truth/truth.py --bin DIR --kind cuda --out cuda.json    # one CUDA card plays one to three
 
 DIR holds llama-server and llama-fit-params (for rpc: ggml-rpc-server as well) of one build. Both tools are asked:
