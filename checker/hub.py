@@ -36,6 +36,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class FileFacts:
     """What a server says of a file without sending it; None is what it does not say."""
 
+    server: str
     size: int | None
     sha256: str | None
     etag: str | None
@@ -45,14 +46,15 @@ class FileFacts:
         """Name the file's content, so that what was read of it can be found again."""
         if self.sha256:
             return f"sha256 {self.sha256}"
-        return f"etag {self.etag} of {self.size} bytes" if self.etag and self.size else None
+        # An ETag means something to the server that made it, and to no other.
+        return f"etag {self.etag} of {self.size} bytes at {self.server}" if self.etag and self.size else None
 
 
 def endpoint() -> str:
     """Return the hub's address."""
     address = (os.environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
     if not _address(address):
-        raise GgufError(f"HF_ENDPOINT is {address.rpartition('@')[2]!r}, expected an address such as {ENDPOINT}")
+        raise GgufError(f"HF_ENDPOINT is {_raw(address)}, expected an address such as {ENDPOINT}")
     return address
 
 
@@ -65,6 +67,11 @@ def shown(url: str) -> str:
     """Return a URL as messages may show it: without what can hold a secret (user, password, query)."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _raw(url: str) -> str:
+    """Return the same of a text that is no URL."""
+    return repr(url.partition("?")[0].rpartition("@")[2])
 
 
 def _address(url: str) -> bool:
@@ -163,7 +170,7 @@ class Web:
         except ValueError:
             target = location
         if not _address(target):
-            raise GgufError(f"{where} leads on to {target.partition('?')[0]!r}, expected a web address")
+            raise GgufError(f"{where} leads on to {_raw(target)}, expected a web address")
         return target
 
 
@@ -207,18 +214,21 @@ def file_facts(web: Web, url: str) -> FileFacts:
         answer = web.ask("HEAD", at, where, {})
         headers = answer.headers
         linked = _etag(headers.get("X-Linked-Etag"))
+        server = urlsplit(at).netloc.rpartition("@")[2]
         if linked or not answer.is_redirect:
             answer.close()
             if not linked and answer.status_code in (405, 501):  # a server without HEAD has not said anything of it
-                return FileFacts(None, None, None)
+                return FileFacts(server, None, None, None)
             if answer.status_code >= 400:
                 raise _refused(answer, at, where)
             length = headers.get("X-Linked-Size" if linked else "Content-Length", "")
             etag = linked or _etag(headers.get("ETag"))
+            # Only a hub's own word: what another server's ETag is made of is not known.
+            known = linked and _origin(at) in (_origin(endpoint()), _origin(ENDPOINT)) and _SHA256.fullmatch(linked)
             return FileFacts(
+                server,
                 size=int(length) if re.fullmatch(r"\d{1,18}", length) else None,
-                # Only the hub's own word: what another server's ETag is made of is not known.
-                sha256=linked if linked and _SHA256.fullmatch(linked) else None,
+                sha256=linked if known else None,
                 etag=etag,
             )
         at = web.follow(at, answer, where)
@@ -272,8 +282,14 @@ class RemoteFile:
             span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
             encoding = answer.headers.get("Content-Encoding", "identity")
             if span and int(span[1]) == start and encoding == "identity":
-                self.size = int(span[2]) if span[2] != "*" else self.size
-                return answer
+                size = int(span[2]) if span[2] != "*" else self.size
+                if self.size in (None, size):
+                    self.size = size
+                    return answer
+                answer.close()
+                raise GgufError(
+                    f"{self.where} changed while it was read ({self.size:,}, then {size:,} bytes); try again"
+                )
             answer.close()
             raise GgufError(
                 f"{self.where} answers a request for bytes from {start:,} with Content-Range "
@@ -322,7 +338,7 @@ def read_parts(urls: Sequence[str], sha256s: Sequence[str | None] | None = None,
     """
     for url in urls:
         if not _address(url):
-            raise GgufError(f"{url.partition('?')[0]!r} is no address of a file on a web server")
+            raise GgufError(f"{_raw(url)} is no address of a file on a web server")
     with web or Web() as connections:
         known = sha256s or [None] * len(urls)
         return [_read_part(connections, url, sha256) for url, sha256 in zip(urls, known, strict=True)]
@@ -335,7 +351,7 @@ def _read_part(web: Web, url: str, sha256: str | None) -> Part:
     try:
         facts = file_facts(web, url)
     except GgufError:  # a signed address may answer GET alone; if it does not, that is the error
-        facts = FileFacts(None, None, None)
+        facts = FileFacts("", None, None, None)
     return read_known(web, url, facts)
 
 

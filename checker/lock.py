@@ -102,16 +102,16 @@ def find_remote(web: hub.Web, name: str, model: ModelEntry) -> Found | None:
 def find_local(model: ModelEntry, path: Path) -> Found:
     """Read a model's file, or all its parts, from this machine: header, size, and the sha256 of every byte."""
     header = gguf.read_header(path)
-    folder = PurePosixPath(model.file).parent
+    here = [path.with_name(name) for name in gguf.part_names(path.name)]
+    names = file_names(model)
+    if len(names) != len(here):  # a model that was split, or joined; otherwise it may be called anything here
+        names = [str(PurePosixPath(model.file).parent / part.name) for part in here]
     files = []
-    for name in gguf.part_names(path.name):
-        part = path.with_name(name)
+    for name, part in zip(names, here, strict=True):
         try:
-            files.append(FoundFile(str(folder / name), _sha256(part), part.stat().st_size))
+            files.append(FoundFile(name, _sha256(part), part.stat().st_size))
         except OSError as error:
             raise gguf.GgufError(f"{part} cannot be read: {error.strerror or error}") from error
-    if len(files) == 1:  # whatever it is called here
-        files = [FoundFile(model.file, files[0].sha256, files[0].bytes)]
     return Found(str(path), tuple(files), header)
 
 
@@ -198,7 +198,7 @@ def _missing(files: Sequence[FoundFile], state: str) -> str:
 
 def _contradiction(known: Sequence[FoundFile], found: Found) -> str | None:
     if known and len(known) != len(found.files):
-        return f"the catalogue has {len(known)} parts, but {found.source} has {len(found.files)}"
+        return f"the catalogue's model is {len(known)} file(s), {found.source} is {len(found.files)}: another model"
     for old, new in zip(known, found.files, strict=False):
         for key, here, there in (("sha256", old.sha256, new.sha256), ("bytes", old.bytes, new.bytes)):
             if here and there and here != there:

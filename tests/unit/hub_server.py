@@ -25,6 +25,7 @@ class Served:
     content_type: str = "application/octet-stream"
     ranges: bool = True
     content_range: str | None = None  # says that in place of the truth
+    grows: int = 0  # bytes that it has more after each range
     token: str | None = None  # who does not send it is refused
     cuts: list[int] = field(default_factory=list)  # bytes after which the next answers are cut
 
@@ -103,6 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
         start, end = int(asked[1]), min(int(asked[2]) + 1, file.length)
         if start >= file.length:
             return self._answer(416, b"", {"Content-Range": f"bytes */{file.length}"}, body)
+        file.size = file.length + file.grows
         told = file.content_range or f"bytes {start}-{end - 1}/{file.length}"
         return self._answer(206, file.bytes(start, end), facts | {"Content-Range": told}, body, file)
 

@@ -299,16 +299,24 @@ def test_a_local_file_is_hashed_and_read(
 
 
 def test_local_parts_are_all_hashed(server: HubServer, catalogue: Path, tmp_path: Path) -> None:
-    parts = small_gguf.write(tmp_path / "split.gguf", tensors_per_part=5)
+    parts = small_gguf.write(tmp_path / "mine.gguf", tensors_per_part=5)
     assert run(catalogue, "split", "--file", str(parts[1])) == 0
     assert entries(catalogue)["split"]["parts"] == [
         {
-            "file": f"Q8_0/{part.name}",
+            "file": f"Q8_0/split-0000{number + 1}-of-00003.gguf",
             "sha256": hashlib.sha256(part.read_bytes()).hexdigest(),
             "bytes": part.stat().st_size,
         }
-        for part in parts
+        for number, part in enumerate(parts)
     ]
+
+
+def test_a_local_model_in_another_number_of_files_is_another_one(
+    server: HubServer, model: Path, catalogue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = small_gguf.write(tmp_path / "mine.gguf", tensors_per_part=5)
+    assert run(catalogue, "small", "--file", str(parts[0])) == 1
+    assert "the catalogue's model is 1 file(s)" in capsys.readouterr().out
 
 
 def test_a_local_file_that_is_another_one_is_not_taken(
@@ -405,7 +413,7 @@ def test_another_number_of_parts_is_another_model() -> None:
     parts = [{"file": f"m-0000{number}-of-00002.gguf", "sha256": A, "bytes": 1} for number in (1, 2)]
     outcome = compare("m", entry(parts=parts), Found("there", (FoundFile("m.gguf", A, 1),), None))
     assert (outcome.status, outcome.changes) == ("differs", {})
-    assert outcome.reason == "the catalogue has 2 parts, but there has 1"
+    assert outcome.reason == "the catalogue's model is 2 file(s), there is 1: another model"
 
 
 def test_what_the_catalogue_knows_and_the_server_does_not_tell_is_kept() -> None:

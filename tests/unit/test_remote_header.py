@@ -247,6 +247,13 @@ def test_another_range_than_the_one_asked_for_is_refused(server: HubServer, mode
         header_of(server, "/m.gguf")
 
 
+def test_a_file_that_changes_while_it_is_read_is_refused(server: HubServer, tmp_path: Path) -> None:
+    path = small_gguf.write(tmp_path / "large.gguf", tokens=20_000)[0]
+    server.files["/m.gguf"] = Served(path.read_bytes(), grows=1)
+    with pytest.raises(GgufError, match="changed while it was read"):
+        header_of(server, "/m.gguf")
+
+
 def test_a_circle_of_redirects_ends(server: HubServer) -> None:
     server.files["/m.gguf"] = Served(b"", location="/m.gguf")
     with pytest.raises(GgufError, match="leads on and on"):
@@ -294,8 +301,10 @@ def test_a_server_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch,
     "url", ["http://", "https:///m.gguf", "http://[::1/m.gguf", "http://a b/m.gguf", "http://h:port/m"]
 )
 def test_what_is_no_address_is_an_error(server: HubServer, url: str) -> None:
-    with pytest.raises(GgufError):
+    with pytest.raises(GgufError) as refused:
         read_header(url)
+    assert "passw0rd" not in str(refused.value)
+    assert "s3cret" not in str(refused.value)
 
 
 @pytest.mark.parametrize("value", ["hub", "http://h:port", "ftp://hub", "https://me:passw0rd@[::1"])
@@ -386,7 +395,7 @@ def test_facts_of_a_file_on_the_hub(server: HubServer) -> None:
     as_hub(server, b"", size=8_988_110_240)
     with hub.Web() as web:
         facts = hub.file_facts(web, hub.resolve_url("o/r", "main", "model.gguf"))
-    assert facts == hub.FileFacts(8_988_110_240, SHA256, SHA256)
+    assert facts == hub.FileFacts(f"127.0.0.1:{server.port}", 8_988_110_240, SHA256, SHA256)
     assert server.methods() == ["HEAD"]  # and not on to the other host
 
 
@@ -401,7 +410,18 @@ def test_a_renamed_repository_is_followed(server: HubServer) -> None:
 def test_a_plain_servers_etag_is_no_sha256(server: HubServer) -> None:
     server.files["/m.gguf"] = Served(b"12345", etag=f'"{SHA256}"')
     with hub.Web() as web:
-        assert hub.file_facts(web, f"{server.url}/m.gguf") == hub.FileFacts(5, None, SHA256)
+        assert hub.file_facts(web, f"{server.url}/m.gguf") == hub.FileFacts(f"127.0.0.1:{server.port}", 5, None, SHA256)
+
+
+def test_another_server_that_speaks_as_the_hub_is_not_believed(
+    server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.example")
+    as_hub(server, b"", size=5)
+    with hub.Web() as web:
+        facts = hub.file_facts(web, f"{server.url}/o/r/resolve/main/model.gguf")
+    assert facts.sha256 is None
+    assert facts.content == f"etag {SHA256} of 5 bytes at 127.0.0.1:{server.port}"
 
 
 def test_names_in_an_address_are_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
