@@ -144,7 +144,7 @@ def _estimate(header: Header, placement: Placement, cards: Sequence[Card]) -> me
         header,
         placement,
         tuple(card.kind for card in cards),
-        overheads=tuple(_overhead(card) for card in cards),
+        overheads=tuple(overhead(card) for card in cards),
     )
 
 
@@ -476,10 +476,11 @@ def _rate(card: Card) -> float:
 
 
 def _overhead_mib(card: Card) -> float:
-    return _overhead(card).mib
+    return overhead(card).mib
 
 
-def _overhead(card: Card) -> memory.Overhead:
+def overhead(card: Card) -> memory.Overhead:
+    """Return what CUDA itself takes of a card, and where the figure comes from."""
     return memory.cuda_overhead(card.compute_capability) if card.kind == "CUDA" else memory.NO_OVERHEAD
 
 

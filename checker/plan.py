@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from checker import argv, placement, tier
+from checker import argv, placement, throughput, tier
 from checker.cards import Card, Host
 from checker.cards import host as join_host
 from checker.catalogue import (
@@ -47,11 +47,12 @@ class Places:
 
 @dataclass(frozen=True)
 class CandidatePlan:
-    """One candidate put to the arithmetic."""
+    """One candidate put to the arithmetic; `confidence` is that of its header."""
 
     model: str
     demand: Demand
     result: Choice | Refusal
+    confidence: str
 
     @property
     def choice(self) -> Choice:
@@ -135,7 +136,7 @@ def _tier(
             result = placement.search(header, own, wanted, _quantisations(candidate.model, models))
         except ValueError as error:
             raise InventoryError([f"tier {entry.name}: {error}"]) from error
-        tried.append(CandidatePlan(candidate.model, wanted, result))
+        tried.append(CandidatePlan(candidate.model, wanted, result, header.confidence))
         if tried[-1].fits:
             break
     return TierPlan(entry.name, tuple(tried))
@@ -335,6 +336,7 @@ def _candidate_json(name: str, candidate: CandidatePlan) -> dict[str, Any]:
         "model": candidate.model,
         "verdict": _verdict(candidate),
         "reason": None if candidate.fits else refusal(name, candidate),
+        "confidence": candidate.confidence,
         "placement": {
             **words,
             "tensor_split": list(choice.placement.tensor_split),
@@ -357,6 +359,8 @@ def _candidate_json(name: str, candidate: CandidatePlan) -> dict[str, Any]:
                 "overhead_mib": round(need.overhead_mib, 1),
                 "total_mib": round(need.total_mib, 1),
                 "spare_mib": None if card.total_mib is None else round(spare, 1),
+                "overhead_by": placement.overhead(card).source,
+                "speed_by": throughput.prior(card.compute_capability).source,
             }
             for device, card, need, spare in zip(
                 devices(choice), choice.cards, choice.estimate.devices, choice.spare_mib, strict=True

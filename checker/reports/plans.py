@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from checker.header import KNOWN
 from checker.placement import short_name
 from checker.reports.console import printed
 
@@ -37,7 +38,7 @@ def _host(document: dict[str, Any]) -> list[RenderableType]:
     for tier in document["tiers"]:
         parts += [*_tier(tier), Text()]
     together = [" + ".join(names) for names in document["resident_together"]]
-    if len(document["tiers"]) > 1 and together:
+    if len(together) > 1 or any("+" in names for names in together):
         parts.append(Text.assemble(("resident together: ", "bold"), "; ".join(together)))
     for exclusion in document["exclusions"]:
         said = Text.assemble((f"not together: {' + '.join(exclusion['tiers'])}: ", "bold yellow"), exclusion["reason"])
@@ -54,6 +55,8 @@ def _tier(tier: dict[str, Any]) -> list[RenderableType]:
         f"  {tier['model']}, context {placement['ctx_size']:,}",
     )
     lines: list[RenderableType] = [title]
+    if tier["confidence"] != KNOWN:
+        lines.append(Padding(Text(f"low confidence: memory by {tier['confidence']}", style="yellow"), (0, 0, 0, 2)))
     if fits:
         lines += [Padding(Text(words), (0, 0, 0, 2)) for words in _words(tier)]
     lines.append(Padding(_devices(tier), (0, 0, 0, 2)))
