@@ -78,12 +78,43 @@ def test_sizes_agree_with_those_of_files_that_were_loaded(
         assert math.isclose(is_, known, rel_tol=0.001, abs_tol=0.55 if known > 400 else 0.06), (is_, known)
 
 
-def test_the_derived_size_and_a_vocabulary_make_the_published_file() -> None:
-    name = "deepseek-r1-distill-qwen-14b-q4_k_m"
-    data = sum(-(-tensor.bytes // 32) * 32 for tensor in shapes.MODELS[name].tensors())
-    rest = MODELS[name]["bytes"] - data
-    # Qwen's vocabulary with its merges takes 5.9 MB in every file; more would be tensors that the shapes do not know.
-    assert 5_900_000 < rest < 6_000_000
+# Bytes of published files, as public lists of downloads have them (bartowski's repositories on the hub).
+PUBLISHED = {
+    "R1 14B": (
+        shapes.R1_QWEN_14B,
+        {"Q4_K_M": 8988110240, "Q5_K_M": 10508873120, "Q6_K": 12124683680, "Q8_0": 15701597600},
+    ),
+    "Qwen2.5 7B": (
+        shapes.QWEN2_7B,
+        {"Q4_K_M": 4683074240, "Q5_K_M": 5444831936, "Q6_K": 6254199488, "Q8_0": 8098525888},
+    ),
+    "Qwen2.5 14B": (
+        shapes.QWEN2_14B,
+        {"Q4_K_M": 8988110976, "Q5_K_M": 10508873856, "Q6_K": 12124684416, "Q8_0": 15701598336},
+    ),
+    "Qwen2.5 32B": (
+        shapes.QWEN2_32B,
+        {"Q4_K_M": 19851336576, "Q5_K_M": 23262157696, "Q6_K": 26886155136, "Q8_0": 34820885376},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_derived_tensors_leave_the_same_header_in_every_quantisation(name: str) -> None:
+    """What a published file has besides the derived tensors is its header, which does not depend on the mix.
+
+    One wrong type or shape of one tensor in one mix, and these would not be one number.
+    """
+    shape, files = PUBLISHED[name]
+    data = {mix: sum(-(-tensor.bytes // 32) * 32 for tensor in shapes.quantised(shape, mix)) for mix in files}
+    headers = {size - data[mix] for mix, size in files.items()}
+    assert len(headers) == 1, headers
+    # Qwen's vocabulary with its merges.
+    assert 5_900_000 < headers.pop() < 6_000_000
+
+
+def test_the_size_in_the_catalogue_is_the_published_one() -> None:
+    assert MODELS["deepseek-r1-distill-qwen-14b-q4_k_m"]["bytes"] == PUBLISHED["R1 14B"][1]["Q4_K_M"]
 
 
 @here
