@@ -20,8 +20,8 @@ from checker import catalogue_file  # noqa: E402
 from checker.header import Header, Tensor, from_metadata  # noqa: E402
 
 CATALOGUE = Path(__file__).parents[2] / "catalogue/models.yml"
-# Sixteen published files of these shapes have exactly the derived tensors (tests/contract/test_catalogue_models.py); what
-# is left to be wrong is a publisher who used another mix, which `checker lock` finds out.
+# Sixteen published files of these shapes have exactly the derived tensors (tests/contract/test_catalogue_models.py);
+# what is left to be wrong is a publisher who used another mix, which `checker lock` finds out.
 TOLERANCE = 0.001
 
 
