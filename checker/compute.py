@@ -256,8 +256,9 @@ class _Builder:
         used, n_embd = layer.n_expert_used, self.work.n_embd
         scores = self.mul_mat("ffn_gate_inp", layer.device, x, layer.n_expert, rows)
         late = self.work.architecture in _SOFT_MAX_LATE
+        before = self.work.architecture in _WEIGHTED_BEFORE
         odds = scores if late else self.node("SOFT_MAX", layer.n_expert, rows, scores)
-        sorted_ = self.node("ARGSORT", layer.n_expert, rows, odds)
+        sorted_ = self.node("ARGSORT", layer.n_expert, rows, scores if before else odds)
         chosen = self.view("VIEW", sorted_)
         picked = weights = self.node("GET_ROWS", used, rows, self.view("RESHAPE", odds), chosen)
         routed = [scores, odds, sorted_, picked]
@@ -281,7 +282,10 @@ class _Builder:
 
         flat = self.view("RESHAPE", x)
         # ggml-cuda.cu, graph_optimize: what the fused kernels for routing and for the weighted sum read stays.
-        if not late and (layer.n_expert & (layer.n_expert - 1) == 0 or layer.n_expert in (288, 576)):
+        if before:
+            repeated = self.node("REPEAT", n_embd * used, rows, flat)
+            flat = self.node("MUL", n_embd * used, rows, repeated, weights)
+        if not late and not before and (layer.n_expert & (layer.n_expert - 1) == 0 or layer.n_expert in (288, 576)):
             flat.keep = routed
         if self.has("ffn_gate_up_exps"):
             joined = mul_mat_id("ffn_gate_up_exps", flat, 2 * layer.n_ff_exp)
@@ -301,7 +305,7 @@ class _Builder:
             else:
                 inner = self.node("UNARY", layer.n_ff_exp * used, rows, up)
         down = mul_mat_id("ffn_down_exps", inner, n_embd)
-        mixed = self.node("MUL", n_embd * used, rows, down, weights)
+        mixed = down if before else self.node("MUL", n_embd * used, rows, down, weights)
         self.graph.expand(mixed)
         parts = [self.view("VIEW", mixed, n_embd * rows * _F32) for _ in range(used)]
         for part in parts:
@@ -310,7 +314,7 @@ class _Builder:
         for part in parts[1:]:
             total = self.node("ADD", n_embd, rows, total, part)
             self.graph.expand(total)
-        if 2 <= used <= _FUSED_EXPERTS:
+        if 2 <= used <= _FUSED_EXPERTS and not before:
             total.keep = [mixed]
         return total if used > 1 else self.node("CONT", n_embd, rows, total)
 
@@ -364,7 +368,9 @@ class _Builder:
             normed = self.node("GET_ROWS", n_embd, rows, normed, out_ids) if parallel else normed
         if parallel:
             ffn = self.feed_forward(layer, normed, rows)
-            return self.node("ADD", n_embd, rows, self.node("ADD", n_embd, rows, ffn, out), residual)
+            branches = {"attention": out, "ffn": ffn, "residual": residual}
+            first, second, third = (branches[name] for name in _BRANCHES.get(self.work.architecture, _FFN_FIRST))
+            return self.node("ADD", n_embd, rows, self.node("ADD", n_embd, rows, first, second), third)
         if self.has("post_attention_norm") and self.has("ffn_norm"):
             out = self.norm(out, "post_attention_norm", layer.device, n_embd, rows)
         between = self.node("ADD", n_embd, rows, out, residual)
@@ -385,6 +391,15 @@ _LAYER_NORM = frozenset(
 _LATE_OUTPUTS = frozenset(["deepseek2", "gpt-oss"])
 # the residual is the first operand of the sum, so that its memory is written into;
 _RESIDUAL_FIRST = frozenset(["phi3"])
+# the branches of a layer with one norm for both are added up in another order;
+_FFN_FIRST = ("ffn", "attention", "residual")
+_BRANCHES = {
+    "cohere2": ("ffn", "residual", "attention"),
+    "command-r": ("ffn", "residual", "attention"),
+    "phi2": ("attention", "ffn", "residual"),
+}
+# what goes into the experts is weighted, not what comes out;
+_WEIGHTED_BEFORE = frozenset(["llama4"])
 # experts' weights: soft-maxed when chosen, or divided by their sum;
 _SOFT_MAX_LATE = frozenset(["gpt-oss"])
 _WEIGHTS_NORMED = frozenset(["llama", "phi3", "phimoe", "qwen3moe"])

@@ -159,6 +159,14 @@ def _check(model: header.Header, placement: tier.Placement, kinds: Sequence[str]
         value = getattr(placement, key)
         if value not in CACHE_TYPES:
             raise PlacementError(f"{key} {value!r}: expected one of {', '.join(CACHE_TYPES)}")
+    # src/llama-context.cpp, llama_init_from_model: a head is whole blocks of the cache's type.
+    for which, key in enumerate(("cache_type_k", "cache_type_v")):
+        numbers = CACHE_TYPES[getattr(placement, key)][1]
+        wide = {model.head_dims(layer)[which] for layer in range(model.n_layer)}
+        if any(dim % numbers for dim in wide):
+            raise PlacementError(
+                f"{key} {getattr(placement, key)!r}: heads of {max(wide)} are no multiple of {numbers}"
+            )
     if placement.cache_type_v not in ("f32", "f16", "bf16") and placement.flash_attn == "off":
         raise PlacementError(f"cache_type_v {placement.cache_type_v!r} needs flash_attn 'on'")
     for key, low in (("ctx_size", 1), ("ubatch_size", 1), ("parallel", 1), ("n_gpu_layers", 0), ("n_cpu_moe", 0)):

@@ -72,6 +72,51 @@ def _gpt_oss(shape: shapes.Shape) -> Table:
             yield f"{block}.{part}.bias", size[1:]
 
 
+def _norms_after(shape: shapes.Shape) -> Table:
+    """Yield the tensors of a model that has norms only after its blocks (src/models/olmo2.cpp)."""
+    for name, size in shapes.unquantised(shape):
+        part = name.split(".")[-2]
+        if part in ("attn_norm", "ffn_norm"):
+            continue
+        width = {"attn_q_norm": shape.n_head, "attn_k_norm": shape.n_head_kv}.get(part)
+        yield name, (width * shape.head,) if width else size
+
+
+def _shared_experts(shape: shapes.Shape) -> Table:
+    """Yield the tensors of a model with a shared expert beside the chosen ones (src/models/llama4.cpp)."""
+    ff = shape.extra.get("expert_shared_feed_forward_length", shape.n_ff_expert)
+    for name, size in shapes.unquantised(shape):
+        yield name, size
+        block, _, part = name.removesuffix(".weight").rpartition(".")
+        if part == "ffn_up_exps":
+            if shape.architecture == "qwen2moe":
+                yield f"{block}.ffn_gate_inp_shexp.weight", (shape.n_embd,)
+            yield f"{block}.ffn_gate_shexp.weight", (shape.n_embd, ff)
+            yield f"{block}.ffn_up_shexp.weight", (shape.n_embd, ff)
+            yield f"{block}.ffn_down_shexp.weight", (ff, shape.n_embd)
+
+
+def _phi2(shape: shapes.Shape) -> Table:
+    """Yield the tensors of phi-2: one norm for both branches, biases everywhere (src/models/phi2.cpp)."""
+    for name, size in _layer_norm(shape):
+        if "ffn_norm" not in name:
+            yield name, size
+    yield "output.bias", (shape.n_vocab,)
+
+
+def _command_r(shape: shapes.Shape) -> Table:
+    """Yield the tensors of a model with one norm for both branches and a gate (src/models/cohere2.cpp)."""
+    return ((name, size) for name, size in shapes.unquantised(shape) if "ffn_norm" not in name)
+
+
+def _stablelm(shape: shapes.Shape) -> Table:
+    """Yield the tensors of a model with LayerNorm and its biases (src/models/stablelm.cpp)."""
+    for name, size in shapes.unquantised(shape):
+        yield name, size
+        if name.endswith("_norm.weight"):
+            yield name.replace(".weight", ".bias"), size
+
+
 def _gpt_oss_types(name: str, size: tuple[int, ...]) -> str | None:
     if name.endswith("_exps.weight"):
         return "MXFP4"
@@ -247,6 +292,172 @@ OTHERS = {
             ),
             "Q4_K_M",
             table=_parallel,
+        ),
+        Other(
+            "phi-2-q4_k_m",
+            shapes.Shape(
+                architecture="phi2",
+                n_layer=32,
+                n_embd=2560,
+                n_ff=10240,
+                n_head=32,
+                n_head_kv=32,
+                n_vocab=51200,
+                n_ctx_train=2048,
+                extra={**LAYER_NORM, "rope.dimension_count": 32},
+            ),
+            "Q4_K_M",
+            table=_phi2,
+        ),
+        Other(
+            "stablelm-2-1_6b-q4_k_m",
+            shapes.Shape(
+                architecture="stablelm",
+                n_layer=24,
+                n_embd=2048,
+                n_ff=5632,
+                n_head=32,
+                n_head_kv=32,
+                n_vocab=100352,
+                n_ctx_train=4096,
+                extra={**LAYER_NORM, "rope.dimension_count": 16},
+            ),
+            "Q4_K_M",
+            table=_stablelm,
+        ),
+        # One norm for both branches, a window in three of four layers, tied.
+        Other(
+            "c4ai-command-r7b-q4_k_m",
+            shapes.Shape(
+                architecture="cohere2",
+                n_layer=32,
+                n_embd=4096,
+                n_ff=14336,
+                n_head=32,
+                n_head_kv=8,
+                n_vocab=256000,
+                n_ctx_train=132096,
+                tied=True,
+                n_swa=4096,
+                extra={**LAYER_NORM, "logit_scale": 0.25},
+            ),
+            "Q4_K_M",
+            table=_command_r,
+        ),
+        # Norms only after the blocks, none before.
+        Other(
+            "olmo-2-7b-instruct-q4_k_m",
+            shapes.Shape(
+                architecture="olmo2",
+                n_layer=32,
+                n_embd=4096,
+                n_ff=11008,
+                n_head=32,
+                n_head_kv=32,
+                n_vocab=100352,
+                n_ctx_train=4096,
+                qk_norm=True,
+                post_norms=True,
+            ),
+            "Q4_K_M",
+            table=_norms_after,
+        ),
+        Other(
+            "gemma-7b-it-q4_k_m",
+            replace(
+                GEMMA,
+                architecture="gemma",
+                n_layer=28,
+                n_embd=3072,
+                n_ff=24576,
+                n_head=16,
+                n_head_kv=16,
+                n_vocab=256000,
+                n_ctx_train=8192,
+                qk_norm=False,
+                post_norms=False,
+                n_swa=0,
+            ),
+            "Q4_K_M",
+        ),
+        Other(
+            "granite-3.1-8b-instruct-q4_k_m",
+            replace(
+                LLAMA,
+                architecture="granite",
+                n_layer=40,
+                n_ff=12800,
+                n_vocab=49155,
+                tied=True,
+                extra={
+                    "rope.dimension_count": 128,
+                    "logit_scale": 16.0,
+                    "attention.scale": 0.0078125,
+                    "embedding_scale": 12.0,
+                    "residual_scale": 0.22,
+                },
+            ),
+            "Q4_K_M",
+        ),
+        # Norms before and after, fused gate, two KV heads.
+        Other(
+            "glm-4-9b-0414-q4_k_m",
+            shapes.Shape(
+                architecture="glm4",
+                n_layer=40,
+                n_embd=4096,
+                n_ff=13696,
+                n_head=32,
+                n_head_kv=2,
+                n_vocab=151552,
+                n_ctx_train=32768,
+                head_dim=128,
+                qkv_bias=True,
+                fused_gate=True,
+                post_norms=True,
+                extra={"rope.dimension_count": 64},
+            ),
+            "Q4_K_M",
+        ),
+        # A shared expert beside the chosen ones; in the second one expert is chosen and three of four layers slide.
+        Other(
+            "qwen1.5-moe-a2.7b-chat-q4_k_m",
+            shapes.Shape(
+                architecture="qwen2moe",
+                n_layer=24,
+                n_embd=2048,
+                n_ff=5632,
+                n_head=16,
+                n_head_kv=16,
+                n_vocab=151936,
+                n_ctx_train=8192,
+                qkv_bias=True,
+                n_expert=60,
+                n_expert_used=4,
+                n_ff_expert=1408,
+                extra={"expert_shared_feed_forward_length": 5632},
+            ),
+            "Q4_K_M",
+            table=_shared_experts,
+        ),
+        Other(
+            "llama-4-scout-17b-16e-instruct-q4_k_m",
+            shapes.Shape(
+                architecture="llama4",
+                n_layer=48,
+                n_embd=5120,
+                n_ff=16384,
+                n_head=40,
+                n_head_kv=8,
+                n_vocab=202048,
+                n_ctx_train=10485760,
+                n_expert=16,
+                n_expert_used=1,
+                n_ff_expert=8192,
+                extra={"interleave_moe_layer_step": 1, "rope.dimension_count": 128},
+            ),
+            "Q4_K_M",
+            table=_shared_experts,
         ),
     )
 }
