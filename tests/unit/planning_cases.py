@@ -95,8 +95,8 @@ def headers(draw: st.DrawFn, most_layers: int = 5) -> header.Header:
 
 
 @st.composite
-def hosts(draw: st.DrawFn, most_cards: int = 2) -> Host:
-    count = draw(st.integers(1, most_cards))
+def hosts(draw: st.DrawFn, most_cards: int = 2, least_cards: int = 1) -> Host:
+    count = draw(st.integers(least_cards, most_cards))
     generations = {"8.6": 448.0, "6.1": 192.0, "7.5": 448.0}
     drawn = []
     for index in range(count):
@@ -111,3 +111,16 @@ def hosts(draw: st.DrawFn, most_cards: int = 2) -> Host:
             )
         )
     return Host(tuple(drawn), Ram(draw(st.sampled_from([None, 3000, 16000])), 40.0))
+
+
+@st.composite
+def tight(draw: st.DrawFn, cards: int = 2, most_layers: int = 5) -> tuple[header.Header, Host]:
+    """Draw a model and cards that hold it together just about, and none of them alone as a rule."""
+    model, host = draw(headers(most_layers)), draw(hosts(cards, cards))
+    whole = model.total_bytes / MIB
+    sized = []
+    for each in host.cards:
+        fixed = 250 if each.compute_capability == "8.6" else 120
+        room = int(whole * draw(st.floats(0.2, 0.9))) + fixed * (each.kind == "CUDA") + draw(st.integers(20, 300))
+        sized.append(dataclasses.replace(each, total_mib=room))
+    return model, dataclasses.replace(host, cards=tuple(sized))

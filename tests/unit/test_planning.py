@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +238,14 @@ def test_a_models_own_file_is_planned_for(capsys: pytest.CaptureFixture[str], tm
     code, out, _ = run(capsys, "--hardware", hardware, "--model", str(file), "--format", "json")
     planned = tier(json.loads(out), "model")
     assert (code, planned["model"], planned["verdict"]) == (0, "some-model.gguf", "fits")
+
+
+def test_planning_the_reference_cases_is_quick() -> None:
+    models = planning.read_yaml(ROOT / "catalogue/models.yml")["models"]
+    engines = planning.read_yaml(ROOT / "catalogue/engines.yml")["engines"]
+    subjects = planning.subjects(ROOT, str(ROOT / "inventories/reference"), None, None)
+    began = time.process_time()
+    for subject in subjects:
+        planning.make(subject, planning.Wishes(), models, engines)
+    # 0.3 s are wanted, and half of that is seen; a busy machine may take longer.
+    assert time.process_time() - began < 0.6
