@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from operator import eq
 
 # ggml-alloc.c, ggml_op_can_inplace: operations that may write into the memory of what they read.
 _IN_PLACE = frozenset(["ADD", "ADD_ID", "CLAMP", "DIV", "MUL", "RMS_NORM", "ROPE", "SCALE", "SOFT_MAX", "UNARY"])
@@ -189,7 +190,8 @@ class _Builder:
         if self.has("attn_q_norm"):
             q = self.norm(q, "attn_q_norm", layer.device, wide_q, n)
             k = self.norm(k, "attn_k_norm", layer.device, wide_k, n)
-        q, k = self.rope(q, layer.device, wide_q), self.rope(k, layer.device, wide_k)
+        if layer.sliding or work.architecture not in _ROPE_WHERE_SLIDING:
+            q, k = self.rope(q, layer.device, wide_q), self.rope(k, layer.device, wide_k)
         if work.quantised_k and dim_k % 64 == 0:
             turn = self.rotation_k[layer.sliding and work.sliding_cache]
             q, k = self.hadamard(q, turn, wide_q), self.hadamard(k, turn, wide_k)
@@ -398,6 +400,8 @@ _BRANCHES = {
     "command-r": ("ffn", "residual", "attention"),
     "phi2": ("attention", "ffn", "residual"),
 }
+# layers that see everything have no RoPE;
+_ROPE_WHERE_SLIDING = frozenset(["cohere2"])
 # what goes into the experts is weighted, not what comes out;
 _WEIGHTED_BEFORE = frozenset(["llama4"])
 # experts' weights: soft-maxed when chosen, or divided by their sum;
@@ -617,19 +621,23 @@ class _Scheduler:
 
 
 def _representatives(layers: Sequence[Layer]) -> tuple[Layer, ...]:
-    """Keep, of each run of layers on one device, the first two and the last of every kind: more changes no peak."""
-    kept: list[int] = []
+    """Keep of each run of layers on one device as many as its peak depends on.
+
+    Kinds of layers come back after a period, and what lies where alternates from layer to layer: whole periods, an even
+    number of layers, can be left out once every kind was there twice.
+    """
+    kept: list[Layer] = []
     start = 0
     for end in range(1, len(layers) + 1):
         if end < len(layers) and layers[end].device == layers[start].device:
             continue
-        by_kind: dict[Layer, list[int]] = {}
-        for index in range(start, end):
-            by_kind.setdefault(layers[index], []).append(index)
-        for indices in by_kind.values():
-            kept += sorted({*indices[:2], indices[-1]})
+        run = layers[start:end]
+        period = next(step for step in range(1, len(run) + 1) if all(map(eq, run, run[step:])))
+        step = period if period % 2 == 0 else 2 * period
+        least = max(2 * period, 3)
+        kept += run if len(run) < least else run[: least + (len(run) - least) % step]
         start = end
-    return tuple(layers[index] for index in sorted(set(kept) | {len(layers) - 1}))
+    return tuple(kept)
 
 
 def buffers(work: Work) -> tuple[int, ...]:
