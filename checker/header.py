@@ -148,13 +148,12 @@ _SLIDING: dict[str, _Sliding] = {
     "llama4": _Sliding(4, fixed=8192),
     "olmo2": _Sliding(4),
 }
-# Architectures whose layers are plain attention in every layer, with nothing of their own that memory depends on.
-# phi3 reads a sliding window and switches it off (src/models/phi3.cpp).
-_PLAIN = frozenset(
+# Architectures whose figures are held to the engine's own (tests/truth/models.py has a model of each). phi3 reads a
+# sliding window and switches it off (src/models/phi3.cpp).
+_HELD = frozenset(
     {
-        *("baichuan", "command-r", "falcon", "gemma", "glm4", "granite", "granitemoe", "internlm2", "llama"),
-        *("mistral3", "olmo", "olmoe", "orion", "phi2", "phi3", "phimoe", "qwen2", "qwen2moe", "qwen3", "qwen3moe"),
-        *("seed_oss", "smollm3", "stablelm", "starcoder", "starcoder2"),
+        *("cohere2", "falcon", "gemma", "gemma2", "gemma3", "glm4", "gpt-oss", "granite", "llama", "llama4", "olmo2"),
+        *("phi2", "phi3", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "stablelm", "starcoder2"),
     }
 )
 # Keep one compressed K per token and no V (src/llama-hparams.cpp, is_mla).
@@ -328,12 +327,13 @@ def from_metadata(fields: Mapping[str, Any], tensors: Sequence[Tensor], where: s
     n_expert = read.number("expert_count", 0, MAX_EXPERTS, 0)
     n_ff = read.numbers("feed_forward_length", n_layer, 0, MAX_DIMENSION, 0)
     n_swa, sliding = _sliding(read, n_layer)
-    known = architecture in _PLAIN or architecture in _SLIDING or architecture in _MLA
-    known = known and read.number("nextn_predict_layers", 0, MAX_LAYERS, 0) == 0
+    # Layers that predict further tokens are in the table, but computed in a graph of their own.
+    known = architecture in _HELD and read.number("nextn_predict_layers", 0, MAX_LAYERS, 0) == 0
 
-    if architecture in _MLA and read.key("attention.key_length_mla") in fields:
+    compressed = architecture in _MLA and read.key("attention.key_length_mla") in fields
+    if compressed:
         head_dim_v = 0
-    if not known:
+    elif not known:
         widths = _heads_by_names(table, n_layer, widest)
         kv = max(head_kv)
         if widths and kv and widths[0] % kv == 0 and widths[1] % kv == 0:

@@ -16,6 +16,8 @@ import cases
 import compare
 import models
 
+from checker import header, memory
+
 ROOT = Path(__file__).parents[2]
 TRUTHS = sorted((ROOT / "docs/evidence").glob("planner-truth-*.json"))
 # What is published: bytes of the file. The tokenizer is what a header-only file lacks.
@@ -62,6 +64,22 @@ def test_the_engine_answered_nearly_every_case_and_says_who_it_is(path: Path) ->
     answered = {row.case for row in rows(path)}
     assert len(answered) >= max(150, 0.95 * len(truth["cases"]))
     assert {row.tool for row in rows(path)} == set(compare.TOOLS)
+
+
+@pytest.mark.parametrize("path", TRUTHS, ids=lambda path: path.stem)
+def test_what_the_engine_refuses_the_planner_refuses(path: Path) -> None:
+    for answer in document(path)["cases"]:
+        refused = "error" in answer["llama-server"]
+        case = cases.from_json(answer["case"])
+        kinds = [document(path)["kind"].upper()] * len(case.tensor_split)
+        if refused:
+            with pytest.raises(memory.PlacementError):
+                memory.estimate(compare.header_of(case.model), compare.placement_of(case), kinds)
+
+
+def test_an_architecture_is_called_known_when_a_truth_holds_it() -> None:
+    held = {models.MODELS[case.model].shape.architecture for case in cases.CASES}
+    assert held == header._HELD
 
 
 @pytest.mark.parametrize("path", TRUTHS, ids=lambda path: path.stem)
