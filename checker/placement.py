@@ -2,9 +2,10 @@
 
 The search is exact over what llama.cpp can do with whole layers: which cards, in which order, how many layers on each,
 type of the KV cache, micro-batch, pipeline parallelism, layers left on the CPU. It is fast because what a range of
-layers weighs is a difference of prefix sums, and what a device needs besides depends on its place and hardly on the
-cut: for one order of cards the best cuts are a shortest path over (device, layer). `memory.estimate` has the last word
-on every placement that leaves this module. Pure; memory in MiB, speed in tokens per second.
+layers weighs is a difference of prefix sums, and what a device needs besides depends on its place and not on the cut
+(but for a few layers): for one order of cards the best cuts are a shortest path over (device, layer).
+`memory.estimate` has the last word on every placement that leaves this module. Pure; memory in MiB, speed in tokens per
+second.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ _EQUAL = 0.991
 _BALANCE = 0.999
 # Every order of so many cards is tried; of more, every first and last card (what lies between them only moves cuts).
 _ORDERED = 5
+# With so few layers on a device its compute buffers depend on their number (memory.estimate); with more they do not.
+_FEW = 6
 # A context is looked for in these steps; llama.cpp pads it to 256.
 _CONTEXT_STEP = 256
 
@@ -166,6 +169,23 @@ class _Setting:
     pipeline: bool
 
 
+@dataclass
+class _Buffers:
+    """Compute buffers by device, MiB: with many layers on it, and by (device, count) with a few, as they are learnt."""
+
+    many: list[float]
+    few: dict[tuple[int, int], float]
+    host_mib: float
+
+
+@dataclass(frozen=True)
+class _Room:
+    """MiB that a device has for weights and KV: of many layers, and by count of a few."""
+
+    many: float
+    few: list[float]
+
+
 @dataclass(frozen=True)
 class _Cut:
     """The fastest cuts for one setting and order of cards."""
@@ -188,7 +208,7 @@ class _Search:
         self.ram_rate = throughput.ram_rate(host.ram)
         self._seconds: dict[tuple[_Setting, Card], list[float]] = {}
         self._sums: dict[_Setting, tuple[list[float], list[float]]] = {}
-        self._compute: dict[tuple[_Setting, tuple[str, ...], int], tuple[list[float], float]] = {}
+        self._buffers: dict[tuple[_Setting, tuple[str, ...], int], _Buffers] = {}
 
     def settings(self, cache_type: tuple[str, str], n_gpu_layers: int) -> list[_Setting]:
         """Return the settings, the preferred one first and the one that needs least memory last.
@@ -249,72 +269,96 @@ class _Search:
             self._seconds[key] = [read / rate + layer * pace.layer_s for layer, read in enumerate(reads)]
         return self._seconds[key]
 
-    def fixed(self, setting: _Setting, order: Sequence[Card], n_gpu_layers: int) -> tuple[list[float], float]:
-        """Return what each device of an order needs whatever its layers, and what the host needs; MiB.
-
-        The compute buffers are those of an even split: they depend on a device's place. `verified` sees to the rest.
-        """
+    def buffers(self, setting: _Setting, order: Sequence[Card], n_gpu_layers: int) -> _Buffers:
+        """Return the compute buffers of an order of cards, with many layers on each (an even split has that)."""
         kinds = tuple(card.kind for card in order)
         key = (setting, kinds, n_gpu_layers)
-        if key not in self._compute:
+        if key not in self._buffers:
             even = whole_layers([1] * len(kinds), n_gpu_layers)
             estimate = memory.estimate(self.header, self.placement(setting, even), kinds)
-            self._compute[key] = ([device.compute_mib for device in estimate.devices], estimate.host.total_mib)
-        compute, host_mib = self._compute[key]
-        return [mib + _overhead_mib(card) for mib, card in zip(compute, order, strict=True)], host_mib
+            many = [device.compute_mib for device in estimate.devices]
+            self._buffers[key] = _Buffers(many, {}, estimate.host.total_mib)
+        return self._buffers[key]
 
     def cut(
         self,
         setting: _Setting,
         order: tuple[Card, ...],
         n_gpu_layers: int,
-        fixed: Sequence[float],
+        buffers: _Buffers | None = None,
         more_mib: float = 0.0,
     ) -> _Cut | None:
-        """Return the fastest cuts for one order of cards that need `fixed` besides their layers, None when none fits.
+        """Return the fastest cuts for one order of cards, None when none fits.
 
-        `more_mib` is memory that every card is given in thought (negative: that it must leave).
+        `buffers` are the compute buffers to leave room for, none when not given; `more_mib` is memory that every card
+        is given in thought (negative: that it must leave).
         """
         weight, read = self.sums(setting)
-        caps = [card.room_mib + more_mib - need for card, need in zip(order, fixed, strict=True)]
         start = self.layers - n_gpu_layers
-        found = _shortest(weight, [self.seconds(setting, card) for card in order], caps, start)
-        if found is None:
-            return None
+        took = [self.seconds(setting, card) for card in order]
+        free = [card.room_mib + more_mib - _overhead_mib(card) for card in order]
+        while True:
+            room = [
+                _Room(
+                    mib - (buffers.many[device] if buffers else 0.0),
+                    [mib - (buffers.few.get((device, count), 0.0) if buffers else 0.0) for count in range(_FEW + 1)],
+                )
+                for device, mib in enumerate(free)
+            ]
+            found = _shortest(weight, took, room, start)
+            if found is None:
+                return None
+            if buffers is None or not self.learnt(buffers, setting, order, found[1]):
+                break
         places = len(order) + (start > 0)
         seconds = found[0] + read[start] / self.ram_rate + throughput.hops_s(self.header, places)
         return _Cut(seconds, setting, order, found[1])
+
+    def learnt(self, buffers: _Buffers, setting: _Setting, order: Sequence[Card], split: tuple[int, ...]) -> bool:
+        """Learn the buffers of devices that hold a few layers; tell whether there was anything to learn."""
+        new = [
+            (device, count)
+            for device, count in enumerate(split)
+            if count <= _FEW and (device, count) not in buffers.few
+        ]
+        if new:
+            kinds = tuple(card.kind for card in order)
+            estimate = memory.estimate(self.header, self.placement(setting, split), kinds)
+            buffers.few |= {(device, count): estimate.devices[device].compute_mib for device, count in new}
+        return bool(new)
 
     def cuts(self, setting: _Setting, n_gpu_layers: int, more_mib: float = 0.0) -> list[_Cut]:
         """Return the fastest cuts of every order that has any."""
         found = []
         for order in self.orders:
-            if len(order) > n_gpu_layers:
+            # Where there is no room without compute buffers there is none with them.
+            if len(order) > n_gpu_layers or self.cut(setting, order, n_gpu_layers, None, more_mib) is None:
                 continue
-            # What no compute buffer of any size would fit beside needs no look at them.
-            if self.cut(setting, order, n_gpu_layers, [_overhead_mib(card) for card in order], more_mib) is None:
-                continue
-            fixed, host_mib = self.fixed(setting, order, n_gpu_layers)
-            if self.ram.room_mib is None or host_mib <= self.ram.room_mib:
-                found.append(self.cut(setting, order, n_gpu_layers, fixed, more_mib))
+            buffers = self.buffers(setting, order, n_gpu_layers)
+            if self.ram.room_mib is None or buffers.host_mib <= self.ram.room_mib:
+                found.append(self.cut(setting, order, n_gpu_layers, buffers, more_mib))
         return [cut for cut in found if cut is not None]
 
     def verified(self, cut: _Cut) -> _Cut | None:
         """Return the cut, or the next best of its order, that fits by the estimate itself."""
         n_gpu_layers, best = sum(cut.split), None
-        fixed, _ = self.fixed(cut.setting, cut.order, n_gpu_layers)
+        known = self.buffers(cut.setting, cut.order, n_gpu_layers)
+        own = _Buffers(list(known.many), dict(known.few), known.host_mib)
         tried: _Cut | None = cut
-        for _ in range(6):
+        for _ in range(8):
             if tried is None or (best and tried.seconds >= best.seconds):
                 break
             choice = self.choice(tried)
-            needs = [need.compute_mib + need.overhead_mib for need in choice.estimate.devices]
             if choice.fits:
                 best = tried
-                fixed = needs
-            else:
-                fixed = [max(need, before) for need, before in zip(needs, fixed, strict=True)]
-            tried = self.cut(cut.setting, cut.order, n_gpu_layers, fixed)
+            for device, (count, need) in enumerate(zip(tried.split, choice.estimate.devices, strict=True)):
+                if count <= _FEW:
+                    own.few[device, count] = max(own.few.get((device, count), 0.0), need.compute_mib)
+                elif choice.fits:
+                    own.many[device] = need.compute_mib
+                else:
+                    own.many[device] = max(own.many[device], need.compute_mib)
+            tried = self.cut(cut.setting, cut.order, n_gpu_layers, own)
         return best
 
     def choice(self, cut: _Cut) -> Choice:
@@ -323,11 +367,7 @@ class _Search:
 
     def could_be(self, setting: _Setting, n_gpu_layers: int) -> float | None:
         """Return seconds that no placement of so many layers can beat, None when even weights and KV do not fit."""
-        cuts = (
-            self.cut(setting, order, n_gpu_layers, [_overhead_mib(card) for card in order])
-            for order in self.orders
-            if len(order) <= n_gpu_layers
-        )
+        cuts = (self.cut(setting, order, n_gpu_layers) for order in self.orders if len(order) <= n_gpu_layers)
         return min((cut.seconds for cut in cuts if cut), default=None)
 
     def best(self, cache_type: tuple[str, str], n_gpu_layers: int) -> _Cut | None:
@@ -361,11 +401,11 @@ class _Search:
     def balanced(self, cut: _Cut) -> _Cut:
         """Return a cut of the same order that is as fast and leaves the tightest card as much as can be."""
         n_gpu_layers, best = sum(cut.split), cut
-        fixed, _ = self.fixed(cut.setting, cut.order, n_gpu_layers)
+        buffers = self.buffers(cut.setting, cut.order, n_gpu_layers)
         low, high = 0.0, max(self.choice(cut).spare_mib)
         while high - low > 16 and len(cut.order) > 1:
             middle = (low + high) / 2
-            found = self.cut(cut.setting, cut.order, n_gpu_layers, fixed, -middle)
+            found = self.cut(cut.setting, cut.order, n_gpu_layers, buffers, -middle)
             if found and found.seconds * _BALANCE <= cut.seconds and self.choice(found).fits:
                 low, best = middle, found
             else:
@@ -433,33 +473,44 @@ class _Search:
 
 
 def _shortest(
-    weight: list[float], took: Sequence[list[float]], caps: Sequence[float], start: int
+    weight: list[float], took: Sequence[list[float]], rooms: Sequence[_Room], start: int
 ) -> tuple[float, tuple[int, ...]] | None:
     """Return seconds and layers of the fastest cuts into one run of at least one layer for each device.
 
-    The layers from `start` on lie on the devices in order; device d holds [a, b) if weight[b] - weight[a] <= caps[d],
-    and takes took[d][b] - took[d][a]. A shortest path; for each device a window of allowed a, the best in front.
+    The layers from `start` on lie on the devices in order; device d can hold [a, b) if weight[b] - weight[a] is within
+    its room, and takes took[d][b] - took[d][a]. A shortest path: up to `_FEW` layers each a is looked at, beyond that
+    the allowed a are a window, the best in front.
     """
     end = len(weight) - 1
     seconds: list[float | None] = [None] * (end + 1)
     seconds[start] = 0.0
     origins: list[list[int]] = []
-    for cap, own in zip(caps, took, strict=True):
+    for room, own in zip(rooms, took, strict=True):
         after: list[float | None] = [None] * (end + 1)
         origin = [-1] * (end + 1)
         window: deque[tuple[float, int]] = deque()
         for b in range(start + 1, end + 1):
-            before = seconds[b - 1]
+            least, place = None, -1
+            for a in range(max(start, b - _FEW), b):
+                before = seconds[a]
+                if before is None or weight[b] - weight[a] > room.few[b - a]:
+                    continue
+                if least is None or before - own[a] < least:
+                    least, place = before - own[a], a
+            a = b - _FEW - 1
+            before = seconds[a] if a >= start else None
             if before is not None:
-                value = before - own[b - 1]
+                value = before - own[a]
                 while window and window[-1][0] > value:
                     window.pop()
-                window.append((value, b - 1))
-            while window and weight[b] - weight[window[0][1]] > cap:
+                window.append((value, a))
+            while window and weight[b] - weight[window[0][1]] > room.many:
                 window.popleft()
-            if window:
-                after[b] = window[0][0] + own[b]
-                origin[b] = window[0][1]
+            if window and (least is None or window[0][0] <= least):
+                least, place = window[0]
+            if least is not None:
+                after[b] = least + own[b]
+                origin[b] = place
         seconds = after
         origins.append(origin)
     total = seconds[end]
@@ -513,8 +564,9 @@ def search(
     if demand.split is not None:
         return _explicit(header, host, demand, demand.split, alternatives or {})
     work = _Search(header, host, demand)
-    if not work.cards:
-        names = ", ".join(card.name for card in host.cards) or "no card"
+    unknown = [card.name for card in host.cards if card.total_mib is None]
+    if unknown or not work.cards:
+        names = ", ".join(unknown) or "any card"
         raise ValueError(f"the memory of {names} is not known: give total_mib in its entry of the inventory's gpus")
     found = work.run()
     if found:

@@ -67,10 +67,14 @@ class CandidatePlan:
 
 @dataclass(frozen=True)
 class TierPlan:
-    """One tier: `candidates` in order of preference up to the first that fits, which is the chosen one."""
+    """One tier: `candidates` in order of preference up to the first that fits, which is the chosen one.
+
+    `cards` are those that the tier may use.
+    """
 
     name: str
     candidates: tuple[CandidatePlan, ...]
+    cards: tuple[Card, ...]
 
     @property
     def chosen(self) -> CandidatePlan:
@@ -139,7 +143,7 @@ def _tier(
         tried.append(CandidatePlan(candidate.model, wanted, result, header.confidence))
         if tried[-1].fits:
             break
-    return TierPlan(entry.name, tuple(tried))
+    return TierPlan(entry.name, tuple(tried), own.cards)
 
 
 def demand(entry: TierEntry, candidate: Candidate) -> Demand:
@@ -242,7 +246,7 @@ def _squeezed(
             return None
         kept = found.chosen
         choice = replace(kept.choice, cards=tuple(whole[card] for card in kept.choice.cards), ram=host.ram)
-        done.append(replace(found, candidates=(*before.candidates[:-1], replace(kept, result=choice))))
+        done.append(replace(before, candidates=(*before.candidates[:-1], replace(kept, result=choice))))
     return None if _over(done, host) else tuple(done)
 
 
@@ -303,6 +307,7 @@ def _tier_json(planned: TierPlan) -> dict[str, Any]:
     return {
         "name": planned.name,
         **_candidate_json(planned.name, planned.chosen),
+        "unused_gpus": [card.name for card in planned.cards if card not in planned.chosen.choice.cards],
         "candidates": [_tried_json(candidate) for candidate in planned.candidates],
     }
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from checker.cards import Card, Ram
 from checker.header import Header
+from checker.memory import CACHE_TYPES
 from checker.tier import Placement
 
 
@@ -79,19 +80,6 @@ RAM_PRIOR = Prior(
 )
 _BOUND = Pace(1.0, 0.0)
 
-# Bytes of one number in a KV cache (ggml's block sizes: q8_0 is 34 bytes for 32 numbers).
-CACHE_BYTES = {
-    "f32": 4.0,
-    "f16": 2.0,
-    "bf16": 2.0,
-    "q8_0": 34 / 32,
-    "q5_1": 24 / 32,
-    "q5_0": 22 / 32,
-    "q4_1": 20 / 32,
-    "q4_0": 18 / 32,
-    "iq4_nl": 18 / 32,
-}
-
 # One hidden vector (f32) crosses PCIe at each cut: its bytes are next to nothing, the wait for it is the cost.
 _PCIE_GB_S = 6.0
 _HOP_S = 50e-6
@@ -130,9 +118,15 @@ def layer_reads(header: Header, cache_type_k: str, cache_type_v: str, fill_token
         experts = header.expert_bytes[layer]
         cells = min(fill_tokens, header.n_swa) if header.sliding[layer] else fill_tokens
         dim_k, dim_v = header.head_dims(layer)
-        cached = header.head_kv[layer] * (dim_k * CACHE_BYTES[cache_type_k] + dim_v * CACHE_BYTES[cache_type_v])
+        cached = header.head_kv[layer] * (dim_k * _cache_bytes(cache_type_k) + dim_v * _cache_bytes(cache_type_v))
         reads.append(size - experts + experts * used + cells * cached)
     return [*reads, float(header.output_bytes)]
+
+
+def _cache_bytes(cache_type: str) -> float:
+    """Return the bytes of one number in a KV cache."""
+    size, numbers = CACHE_TYPES[cache_type]
+    return size / numbers
 
 
 def rate(card: Card, pace: Pace) -> float:

@@ -60,6 +60,9 @@ def _tier(tier: dict[str, Any]) -> list[RenderableType]:
     if fits:
         lines += [Padding(Text(words), (0, 0, 0, 2)) for words in _words(tier)]
     lines.append(Padding(_devices(tier), (0, 0, 0, 2)))
+    if fits and tier["unused_gpus"]:
+        names = ", ".join(short_name(name) for name in tier["unused_gpus"])
+        lines.append(Padding(Text(f"not used: {names}", style="dim"), (0, 0, 0, 2)))
     refused = [candidate for candidate in tier["candidates"] if candidate["verdict"] != "fits"]
     for candidate in refused:
         tried = f"✗ {candidate['model']}: " if len(tier["candidates"]) > 1 else "✗ nearest miss: "

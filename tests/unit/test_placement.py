@@ -155,6 +155,19 @@ def test_the_best_split_of_the_missions_14b_is_that_of_all_splits() -> None:
     assert choice.speed.expected >= 0.99 * best
 
 
+@pytest.mark.parametrize("cache_type", [F16, Q8])
+@pytest.mark.parametrize("more", range(0, 200, 23))
+def test_sliding_layers_are_searched_as_exactly(cache_type: tuple[str, str], more: int) -> None:
+    sliding = tuple(layer % 6 != 5 for layer in range(14))
+    model = small_header([70] * 14, n_swa=1024, sliding=sliding)
+    first, second = card("a", 1000 + more), card("b", 600, 192.0, compute_capability="6.1")
+    host, demand = Host((first, second)), Demand(8192, cache_types=(cache_type,))
+    choice, best = found(model, host, demand), optimum(model, host, demand)
+    assert (choice is None) == (best is None)
+    if choice and choice.speed and best:
+        assert choice.speed.expected >= 0.99 * best
+
+
 def test_an_explicit_split_is_refused_with_the_arithmetic_and_the_split_that_fits() -> None:
     eight_three = placement.whole_layers((8, 3), 49)
     assert eight_three == (36, 13)
