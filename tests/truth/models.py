@@ -464,12 +464,15 @@ OTHERS = {
 MODELS: dict[str, shapes.ShapedModel] = {**shapes.MODELS, **OTHERS}
 
 
-def write(model: shapes.ShapedModel, directory: Path) -> Path:
-    """Write the sparse GGUF of a model and return its path."""
-    path = directory / f"{model.name}.gguf"
+def write(model: shapes.ShapedModel, directory: Path, vocabulary: bool = False) -> Path:
+    """Write the sparse GGUF of a model and return its path; with a made-up vocabulary it can answer, all zeros."""
+    path = directory / f"{model.name}{'-speaking' if vocabulary else ''}.gguf"
     writer = gguf.GGUFWriter(path, model.shape.architecture)
     for key, value in model.metadata().items():
-        _add(writer, key, value)
+        if not (vocabulary and key == "tokenizer.ggml.model"):
+            _add(writer, key, value)
+    if vocabulary:
+        _add_vocabulary(writer, model.shape.n_vocab)
     for tensor in model.tensors():
         writer.add_tensor_info(
             tensor.name,
@@ -488,6 +491,21 @@ def write(model: shapes.ShapedModel, directory: Path) -> Path:
         file.seek(0, 2)
         file.truncate(-(-file.tell() // alignment) * alignment + data)
     return path
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter, count: int) -> None:
+    """Add the smallest SentencePiece vocabulary that the engine takes: specials, bytes, and words of no meaning."""
+    special = ["<unk>", "<s>", "</s>"]
+    every_byte = [f"<0x{byte:02X}>" for byte in range(256)]
+    words = [f"w{number}" for number in range(count - len(special) - len(every_byte))]
+    kinds = gguf.TokenType
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([*special, *every_byte, *words])
+    writer.add_token_scores([0.0] * count)
+    types = [kinds.UNKNOWN, kinds.CONTROL, kinds.CONTROL, *([kinds.BYTE] * 256), *([kinds.NORMAL] * len(words))]
+    writer.add_token_types([int(kind) for kind in types])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:

@@ -5,6 +5,9 @@ Run alone with python3, gguf and numpy, no network and no weights:
     python3 tests/truth/truth.py --bin DIR --kind rpc  --out rpc.json     # any machine: CPU rpc-servers are devices
     python3 tests/truth/truth.py --bin DIR --kind cuda --out cuda.json    # one CUDA card plays one to three
 
+With --overhead the server then really loads models (of zeros) onto the card, answers a prompt of 600 tokens, and what
+its process holds beyond its buffers is recorded: context, modules, libraries' pools.
+
 DIR holds llama-server and llama-fit-params (for rpc: ggml-rpc-server as well) of one build. Both tools are asked:
 `llama-fit-params --fit-print on`, and llama-server's own fit stage (`--log-jsonl`, rows fit_memory_breakdown), which is
 what is deployed; the server is killed as soon as it has told. The two differ by the rows of logits that they reserve.
@@ -22,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -57,10 +61,18 @@ def flags(case: cases.Case, gguf: Path, devices: Sequence[str], endpoints: Seque
     ]
 
 
+def free_port() -> int:
+    """Return a TCP port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
 def fit_params(binary: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> dict[str, list[int]]:
     """Return model, context and compute in MiB by device, as llama-fit-params prints them."""
     done = subprocess.run(
-        [binary, *arguments, "--fit-print", "on"],
+        [str(binary), *arguments, "--fit-print", "on"],
         capture_output=True,
         text=True,
         env=dict(environment),
@@ -79,12 +91,10 @@ def fit_params(binary: Path, arguments: Sequence[str], environment: Mapping[str,
 
 def server(binary: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> dict[str, list[int]]:
     """Return model, context and compute in MiB by device, as llama-server's fit stage tells them; then kill it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [
-            *(binary, *arguments),
+            *(str(binary), *arguments),
             *("--fit", "on", "--cache-ram", "0", "--host", "127.0.0.1", "--port", str(port)),
             *("--offline", "--no-ui", "--no-warmup", "--log-jsonl"),
         ],
@@ -95,7 +105,7 @@ def server(binary: Path, arguments: Sequence[str], environment: Mapping[str, str
     )
     watchdog = threading.Timer(TIMEOUT_S, process.kill)
     watchdog.start()
-    last = []
+    last: list[str] = []
     try:
         assert process.stdout is not None
         for line in process.stdout:
@@ -110,15 +120,66 @@ def server(binary: Path, arguments: Sequence[str], environment: Mapping[str, str
     raise RuntimeError(f"rc {process.returncode}: {' '.join(last)[-300:]}")
 
 
+# One and two devices, small and large: what grows with neither is the card's.
+OVERHEAD = (
+    cases.Case("qwen3-0.6b-q8_0", (29,), 29),
+    cases.Case("qwen3-0.6b-q8_0", (22, 7), 29),
+    cases.Case("llama-3.2-1b-instruct-q8_0", (17,), 17, cache_type_k="q8_0", cache_type_v="q8_0"),
+    cases.Case("qwen2.5-7b-instruct-abliterated-q6_k", (29,), 29),
+    cases.Case("deepseek-r1-distill-qwen-14b-q4_k_m", (38, 11), 49),
+)
+
+
+def used_mib(pid: int) -> int:
+    """Return what a process holds on all cards, as nvidia-smi tells it; what all hold where it names no process."""
+    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    told = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+    by_pid = {int(pid): int(mib) for pid, mib in (line.split(",") for line in told if line.strip())}
+    return by_pid[pid] if pid in by_pid else sum(by_pid.values())
+
+
+def overhead(binary: Path, case: cases.Case, directory: Path) -> dict[str, Any]:
+    """Load a model for good, let it answer, and return what its process holds beside its buffers; MiB."""
+    devices = [f"CUDA{index}" for index in range(len(case.tensor_split))]
+    environment = dict(os.environ, GGML_CUDA_DEVICES=str(len(devices)))
+    arguments = flags(case, models.write(models.MODELS[case.model], directory, vocabulary=True), devices, [])
+    told = server(binary, arguments, environment)
+    port = free_port()
+    process = subprocess.Popen(
+        [binary, *arguments, "--fit", "off", "--host", "127.0.0.1", "--port", str(port), "--offline", "--no-ui"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(600):
+            if process.poll() is not None:
+                raise RuntimeError(f"llama-server ended with {process.returncode}")
+            try:
+                with urllib.request.urlopen(f"{url}/health", timeout=5) as reply:
+                    if reply.status == 200:
+                        break
+            except OSError:
+                time.sleep(0.2)
+        body = json.dumps({"prompt": [300 + token for token in range(600)], "n_predict": 8, "ignore_eos": True})
+        with urllib.request.urlopen(f"{url}/completion", data=body.encode(), timeout=120) as reply:
+            reply.read()
+        process_mib = used_mib(process.pid)
+    finally:
+        process.kill()
+        process.wait()
+    buffers = sum(sum(figures) for device, figures in told.items() if device != "Host")
+    return {"process_mib": process_mib, "buffers_mib": buffers, "overhead_mib": process_mib - buffers}
+
+
 @contextmanager
 def rpc_servers(binary: Path, count: int) -> Iterator[list[str]]:
     """Run `count` rpc-servers on the CPU, one for each device, and yield their endpoints."""
     started, endpoints = [], []
     try:
         for _ in range(count):
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
+            port = free_port()
             started.append(
                 subprocess.Popen(
                     [binary, "--host", "127.0.0.1", "--port", str(port), "--threads", "1"],
@@ -165,6 +226,7 @@ def main() -> int:
     parser.add_argument("--bin", type=Path, required=True, help="directory of the engine's programs")
     parser.add_argument("--kind", choices=["rpc", "cuda"], required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--overhead", action="store_true", help="cuda: measure what a process holds beside its buffers")
     parser.add_argument("--only", default="", help="ask only about cases whose name holds this")
     options = parser.parse_args()
     binaries = options.bin.resolve()
@@ -190,6 +252,15 @@ def main() -> int:
                     answer[tool] = {"error": str(error).replace(str(directory), "").replace(str(binaries), "")}
             answers.append(answer)
             print(f"{number}/{len(chosen)} {case.name}", file=sys.stderr)
+        overheads = []
+        for case in OVERHEAD if options.overhead else ():
+            found: dict[str, Any] = {"case": case.to_json()}
+            try:
+                found |= overhead(binaries / "llama-server", case, directory)
+            except (RuntimeError, OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
+                found["error"] = str(error).replace(str(directory), "").replace(str(binaries), "")
+            overheads.append(found)
+            print(f"overhead {case.name}: {found.get('overhead_mib', found.get('error'))}", file=sys.stderr)
     document = {
         "schema": SCHEMA,
         "engine": (version.stderr + version.stdout).strip().splitlines()[0],
@@ -198,6 +269,7 @@ def main() -> int:
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "command": f"python3 tests/truth/truth.py --bin DIR --kind {options.kind} --out {options.out.name}",
         "unit": "MiB: model, context, compute",
+        "overhead": overheads,
         "cases": answers,
     }
     head = json.dumps({key: value for key, value in document.items() if key != "cases"}, indent=1)
