@@ -405,6 +405,31 @@ def _compute(
             and not placement.n_cpu_moe
         ),
         sliding_cache=any(model.sliding),
-        blocks=model.block_bytes,
+        blocks=model.block_bytes or _usual_blocks(model),
     )
     return list(compute.buffers(work))
+
+
+def _usual_blocks(model: header.Header) -> tuple[tuple[str, int], ...]:
+    """Return what the weights of a layer usually are, for a catalogue that tells only what a layer weighs."""
+    gate, up, down = ("ffn_gate", "ffn_up", "ffn_down")
+    wide = max(model.n_ff)
+    if model.n_expert:
+        gate, up, down = (f"{name}_exps" for name in (gate, up, down))
+        wide = model.n_ff_exp * model.n_expert
+    heads, heads_kv = max(model.n_head), max(model.head_kv)
+    widths = {
+        "attn_q": heads * model.head_dim_k,
+        "attn_k": heads_kv * model.head_dim_k,
+        "attn_v": heads_kv * model.head_dim_v,
+        "attn_output": heads * model.head_dim_v,
+        gate: wide,
+        up: wide,
+        down: wide,
+    }
+    share = max(model.layer_bytes) / max(sum(widths.values()), 1)
+    matrices = {name: round(width * share) for name, width in widths.items()}
+    vectors = dict.fromkeys(("attn_norm", "ffn_norm"), 4 * model.n_embd)
+    output = {"output": model.output_bytes}
+    router = {"ffn_gate_inp": 4 * model.n_embd * model.n_expert} if model.n_expert else {}
+    return tuple(sorted({**matrices, **vectors, **output, **router}.items()))

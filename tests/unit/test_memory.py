@@ -246,6 +246,13 @@ def test_cuda_copies_weights_of_the_host_to_the_first_device() -> None:
     assert cuda[1] == rpc[1]
 
 
+def test_a_model_without_a_table_is_taken_for_a_usual_one() -> None:
+    named = {"attn_norm": 1, "ffn_norm": 1, "output": 1}
+    named |= {name: 1 for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")}
+    known = replace(FOUR, block_bytes=tuple(sorted(named.items())))
+    assert compute(PLACEMENT) == compute(PLACEMENT, model=known)
+
+
 def test_a_server_keeps_logits_of_a_row_per_slot_and_the_tools_of_a_micro_batch() -> None:
     model = replace(FOUR, n_vocab=150_000)
     server = memory.estimate(model, PLACEMENT, ["RPC"]).devices[0].compute_mib
