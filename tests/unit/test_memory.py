@@ -248,7 +248,7 @@ def test_cuda_copies_weights_of_the_host_to_the_first_device() -> None:
 
 def test_a_model_without_a_table_is_taken_for_a_usual_one() -> None:
     named = {"attn_norm": 1, "ffn_norm": 1, "output": 1}
-    named |= {name: 1 for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")}
+    named |= dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"), 1)
     known = replace(FOUR, block_bytes=tuple(sorted(named.items())))
     assert compute(PLACEMENT) == compute(PLACEMENT, model=known)
 
