@@ -477,7 +477,24 @@ def plan(
     profile: Mapping[str, Any] | None = None,
     ram: Mapping[str, Any] | None = None,
 ) -> tuple[tier.TierSpec, ...]:
+    """Return one spec for each tier of a host, as `for_site` plans it."""
+    return for_site(gpus, tiers, models, engines, engine, backend, places, profile, ram)[0]
+
+
+def for_site(
+    gpus: Sequence[Any],
+    tiers: Sequence[Any],
+    models: Mapping[str, Any],
+    engines: Mapping[str, Any],
+    engine: str,
+    backend: str,
+    places: Places,
+    profile: Mapping[str, Any] | None = None,
+    ram: Mapping[str, Any] | None = None,
+) -> tuple[tuple[tier.TierSpec, ...], tuple[str, ...]]:
     """Plan every tier of a host for site.yml; InventoryError lists all reasons why that cannot be done.
+
+    Returns one spec for each tier, and one sentence for each candidate that was passed over.
 
     Arguments are the inventory's words as Ansible hands them over; `profile` is the host profile, empty when there is
     no host to ask. All tiers of a host are served at once, so tiers that exclude each other are refused.
@@ -491,10 +508,12 @@ def plan(
     found = problems(planned)
     if found:
         raise InventoryError(found)
-    return tuple(
+    passed_over = (refusal(each.name, tried) for each in planned.tiers for tried in each.candidates if not tried.fits)
+    specs = (
         _spec(entry, each.chosen, parsed_models[each.chosen.model], engines[engine], backend, places)
         for entry, each in zip(parsed_tiers, planned.tiers, strict=True)
     )
+    return tuple(specs), tuple(passed_over)
 
 
 def served(gpus: Sequence[Any], tiers: Sequence[Any], models: Mapping[str, Any]) -> list[str]:

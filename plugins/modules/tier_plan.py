@@ -45,6 +45,7 @@ EXAMPLES = r"""
 RETURN = r"""
 specs: {description: One tier spec document (schema llama-tiers/tier/1) for each tier, type: list, returned: success}
 models: {description: Names of the models that the tiers serve, type: list, returned: success}
+passed_over: {description: One sentence for each candidate that does not fit, type: list, returned: success}
 summary: {description: One readable line for each tier, type: list, returned: success}
 """
 
@@ -76,7 +77,7 @@ def main() -> None:
         module.fail_json(msg=f"the controller's Python has no checker ({error}); run `make setup`")
     args = module.params
     try:
-        specs = plan.plan(
+        specs, passed_over = plan.for_site(
             args["gpus"],
             args["tiers"],
             args["models"],
@@ -94,6 +95,7 @@ def main() -> None:
         specs=[spec.to_json() for spec in specs],
         models=list(dict.fromkeys(spec.model.name for spec in specs)),
         summary=[plan.describe(spec) for spec in specs],
+        passed_over=list(passed_over),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import pytest
@@ -93,7 +94,9 @@ def test_tiers_that_cannot_be_resident_together_are_refused_with_the_arithmetic(
     taken = 64 + default_margin_mib(1000)
     said = refusal(profile=host(int(max(fast, deep)) + taken + 20))
     assert "fast and deep cannot be resident together: RTX 3060 Ti needs" in said
-    assert f"(fast {fast:,.0f} + deep {deep:,.0f})" in said
+    shares = re.search(r"\(fast (\d+) \+ deep (\d+)\)", said)
+    assert shares
+    assert [int(mib) for mib in shares.groups()] == [pytest.approx(fast, abs=1), pytest.approx(deep, abs=1)]
     assert specs(profile=host(int(fast + deep) + taken + 2))
 
 
@@ -119,7 +122,10 @@ def wanted(name: str, *models: str, port: int = 8081, gpus: Any = "any", **chang
 
 
 def test_the_first_candidate_that_fits_is_served() -> None:
-    (deep,) = plan.plan(**mission(wanted("deep", Q5, Q4, "deepseek-r1-distill-qwen-7b-q6_k")), places=PLACES)
+    (deep,), (passed_over,) = plan.for_site(
+        **mission(wanted("deep", Q5, Q4, "deepseek-r1-distill-qwen-7b-q6_k")), places=PLACES
+    )
+    assert passed_over.startswith(f"deep: {Q5}, context 8,192")
     assert deep.model.name == Q4
     assert sum(device.layers for device in deep.devices) == 49
     assert deep.predicted

@@ -46,6 +46,7 @@ profile:
     disks: {description: For each need its file system with free_mib and what is there, type: list, elements: dict}
 """
 
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -96,7 +97,10 @@ def main() -> None:
     try:
         driver = hardware.read_driver()
         gpus = hardware.read_gpus()
-        held = {gpu.uuid: tiers_mib(gpu.uuid) for gpu in gpus}
+        for gpu in gpus:
+            # Not every card tells its processes; a plan does without.
+            with contextlib.suppress(hardware.HardwareError):
+                held[gpu.uuid] = tiers_mib(gpu.uuid)
     except hardware.GpuLostError as error:
         gpus, problem = error.found, str(error)
     except hardware.HardwareError as error:
