@@ -147,7 +147,7 @@ def _taken(total_mib: int, read: Mapping[str, Any], *, behind_rpc: bool) -> tupl
         others = math.ceil((read["used_mib"] - read["tiers_mib"]) / _TAKEN_STEP_MIB) * _TAKEN_STEP_MIB
         if read["used_mib"] - read["tiers_mib"] > prior:
             return min(total_mib, others), "read on the host, without our tiers' memory"
-    return prior, "prior for the driver's own"
+    return prior, "driver, by prior"
 
 
 def host(gpus: list[GpuEntry], ram: RamEntry, profile: Mapping[str, Any]) -> Host:

@@ -34,7 +34,7 @@ def render(documents: Sequence[dict[str, Any]], name: str) -> str:
 
 
 def _host(document: dict[str, Any]) -> list[RenderableType]:
-    parts: list[RenderableType] = [Text(document["host"], style="bold underline"), Text()]
+    parts: list[RenderableType] = [Text(document["host"], style="bold underline"), *_cards(document), Text()]
     for tier in document["tiers"]:
         parts += [*_tier(tier), Text()]
     together = [" + ".join(names) for names in document["resident_together"]]
@@ -44,6 +44,19 @@ def _host(document: dict[str, Any]) -> list[RenderableType]:
         said = Text.assemble((f"not together: {' + '.join(exclusion['tiers'])}: ", "bold yellow"), exclusion["reason"])
         parts.append(said)
     return [*parts, Text()]
+
+
+def _cards(document: dict[str, Any]) -> list[Text]:
+    """Say of each card that a tier uses how much of it is free for tiers, and by what reckoning."""
+    said = {}
+    for device in (device for tier in document["tiers"] for device in tier["devices"]):
+        if device["card_mib"] is not None:
+            room = max(0, device["free_mib"] - device["margin_mib"])
+            said[device["uuid"] or device["gpu"], device["gpu"]] = (
+                f"{short_name(device['gpu'])}: {room:,} MiB for tiers = {device['card_mib']:,} - "
+                f"{device['taken_mib']:,} taken ({device['taken_by']}) - {device['margin_mib']:,} margin"
+            )
+    return [Text(line, style="dim") for line in said.values()]
 
 
 def _tier(tier: dict[str, Any]) -> list[RenderableType]:
