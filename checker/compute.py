@@ -71,6 +71,8 @@ class Work:
     flash_attention: bool
     quantised_k: bool
     quantised_v: bool
+    f16_k: bool
+    f16_v: bool
     pipeline: bool
     sliding_cache: bool
     blocks: tuple[tuple[str, int], ...]
@@ -181,7 +183,9 @@ class _Builder:
         wide_q, wide_k, wide_v = layer.n_head * dim_k, layer.n_head_kv * dim_k, layer.n_head_kv * dim_v
         if self.has("attn_qkv"):
             joined = self.mul_mat("attn_qkv", layer.device, x, wide_q + wide_k + wide_v, n)
-            q, k, v = (self.view("VIEW", joined, wide * n * _F32) for wide in (wide_q, wide_k, wide_v))
+            # A part's rows are as far apart as the whole's, and so are those of its copy on another device.
+            apart = joined.bytes - joined.bytes // n
+            q, k, v = (self.view("VIEW", joined, apart + wide * _F32) for wide in (wide_q, wide_k, wide_v))
         else:
             q, k, v = (
                 self.view("RESHAPE", self.mul_mat(name, layer.device, x, wide, n))
@@ -215,9 +219,9 @@ class _Builder:
         if work.flash_attention:
             sinks = [self.weight("attn_sinks", layer.device)] if self.has("attn_sinks") else []
             out = self.node("FLASH_ATTN_EXT", layer.n_head * dim_v, n, asked, all_k, all_v, mask, *sinks)
-            # fattn-common.cuh, get_f16_extra_data: kernels that read f16 get a copy of a quantised cache.
-            for quantised, wide in ((work.quantised_k, wide_k), (work.quantised_v, wide_v)):
-                out.cuda_extra += cells * wide * _F16 if quantised else 0
+            # fattn-common.cuh, get_f16_extra_data: kernels that read f16 get a copy of a cache of another type.
+            for f16, wide in ((work.f16_k, wide_k), (work.f16_v, wide_v)):
+                out.cuda_extra += 0 if f16 else cells * wide * _F16
             out = self.view("RESHAPE", out)
         else:
             scores = self.node("MUL_MAT", layer.n_kv * layer.n_head, n, all_k, asked)

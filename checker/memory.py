@@ -397,6 +397,8 @@ def _compute(
         flash_attention=placement.flash_attn != "off",
         quantised_k=placement.cache_type_k not in ("f32", "f16", "bf16"),
         quantised_v=placement.cache_type_v not in ("f32", "f16", "bf16"),
+        f16_k=placement.cache_type_k == "f16",
+        f16_v=placement.cache_type_v == "f16",
         pipeline=(
             len(kinds) > 1
             and full_offload

@@ -230,8 +230,9 @@ def test_pipeline_parallelism_costs_compute_buffers_and_one_layer_on_the_host_en
     assert compute(one_less) == compute(replace(one_less, pipeline_parallel=False))
 
 
-def test_cuda_holds_f16_copies_of_a_quantised_cache() -> None:
-    quantised = replace(PLACEMENT, cache_type_k="q8_0", cache_type_v="q8_0", ctx_size=32768)
+@pytest.mark.parametrize("cache_type", ["q8_0", "q4_0", "bf16"])
+def test_cuda_holds_f16_copies_of_a_cache_of_another_type(cache_type: str) -> None:
+    quantised = replace(PLACEMENT, cache_type_k=cache_type, cache_type_v=cache_type, ctx_size=32768)
     # One layer's K and V in f16.
     extra = 2 * 32768 * 128 * 2 / MIB
     assert compute(quantised, "CUDA")[0] >= compute(quantised)[0] + extra - 4
