@@ -53,8 +53,8 @@ def _cards(document: dict[str, Any]) -> list[Text]:
         if device["card_mib"] is not None:
             room = max(0, device["free_mib"] - device["margin_mib"])
             said[device["uuid"] or device["gpu"], device["gpu"]] = (
-                f"{short_name(device['gpu'])}: {room:,} MiB for tiers = {device['card_mib']:,} - "
-                f"{device['taken_mib']:,} taken ({device['taken_by']}) - {device['margin_mib']:,} margin"
+                f"{short_name(device['gpu'])}: {room:,} of {device['card_mib']:,} MiB free "
+                f"({device['taken_mib']:,} taken: {device['taken_by']}; {device['margin_mib']:,} margin)"
             )
     return [Text(line, style="dim") for line in said.values()]
 
