@@ -197,8 +197,6 @@ def test_a_split_that_leaves_a_card_empty_fails_although_health_is_200() -> None
     deep = next(tier for tier in document["hosts"][0]["tiers"] if tier["name"] == "deep")
     assert deep["verdict"] == "fail"
     assert any(SMALL in reason for reason in deep["reasons"]), deep["reasons"]
-    result = run(ROOT / ".venv/bin/checker", "ready", "deep")
-    assert result.returncode != 0
 
 
 def test_readiness_refuses_a_server_on_the_wrong_cards() -> None:
