@@ -8,6 +8,7 @@ replaced by what served before.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import shutil
@@ -20,6 +21,7 @@ from checker import hardware, systemd, tier
 
 _UNITS = Path("/etc/systemd/system")
 _PROVEN = Path("/var/lib/llama-tiers/proven")
+_LOCK = Path("/run/llama-tiers/activation.lock")
 _POLL_S = 0.5
 
 Report = Callable[[str], None]
@@ -121,13 +123,20 @@ def _message(line: str) -> str:
         return line.strip()
 
 
-def _roll_back(name: str, failed: tier.TierSpec, report: Report) -> str:
-    """Put back what served before; return what serves now, as the end of a sentence."""
+def _put_back(name: str) -> bool:
+    """Lay out the unit and spec that were proven last; False when there are none."""
     directory = _PROVEN / name
     if not (directory / "unit").exists():
-        return f"nothing served as {name} before, so it is down"
-    shutil.copy2(directory / "unit", _UNITS / failed.unit)
+        return False
+    shutil.copy2(directory / "unit", _UNITS / _unit(name))
     shutil.copy2(directory / "spec.json", tier.DIRECTORY / f"{name}.json")
+    return True
+
+
+def _roll_back(name: str, report: Report) -> str:
+    """Put back what served before; return what serves now, as the end of a sentence."""
+    if not _put_back(name):
+        return f"nothing served as {name} before, so it is down"
     systemd.daemon_reload()
     before = tier.load(name)
     reason = _start(before, report)
@@ -136,19 +145,31 @@ def _roll_back(name: str, failed: tier.TierSpec, report: Report) -> str:
     return f"what served before does not start either ({reason}), so {name} is down"
 
 
-def _retire(keep: Sequence[str], report: Report) -> list[str]:
-    retired = []
-    for path in sorted(_UNITS.glob("llama-tier-*.service")):
-        name = path.stem.removeprefix("llama-tier-")
-        if name in keep:
-            continue
-        report(f"{name}: is in the inventory no longer, stopping")
-        systemd.disable_now(path.name)
-        path.unlink()
-        (tier.DIRECTORY / f"{name}.json").unlink(missing_ok=True)
-        shutil.rmtree(_PROVEN / name, ignore_errors=True)
-        retired.append(name)
-    return retired
+def _unit(name: str) -> str:
+    return f"llama-tier-{name}.service"
+
+
+def _leftovers(names: Sequence[str]) -> list[str]:
+    """Name the tiers that have files on this host and no place among `names`, those of an interrupted removal too."""
+    units = {path.stem.removeprefix("llama-tier-") for path in _UNITS.glob(_unit("*"))}
+    specs = {path.stem for path in tier.DIRECTORY.glob("*.json")}
+    return sorted((units | specs) - set(names))
+
+
+def _remove(name: str) -> None:
+    if (_UNITS / _unit(name)).exists():
+        systemd.disable_now(_unit(name))
+    (tier.DIRECTORY / f"{name}.json").unlink(missing_ok=True)
+    shutil.rmtree(_PROVEN / name, ignore_errors=True)
+    (_UNITS / _unit(name)).unlink(missing_ok=True)
+
+
+def _served_port(name: str) -> int | None:
+    """Return the port on which a tier was proven, which it holds until it is started anew."""
+    try:
+        return int(json.loads((_PROVEN / name / "spec.json").read_text(encoding="utf-8"))["port"])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -162,24 +183,54 @@ class Outcome:
 def activate(names: Sequence[str], report: Report) -> Outcome:
     """Bring every named tier up as its files say, and remove every other; ActivationError names the first that fails.
 
-    Tiers are started one at a time, in the given order, so that at most one of those that serve is down at any moment.
+    Tiers are started one at a time, in the given order, so that at most one of those that serve is down at any moment;
+    only one that holds the port of another has to go down before its turn. After a failure every tier has the unit and
+    spec again with which it was proven, and what was stopped serves again. A second call waits for the first to end.
     """
+    _LOCK.parent.mkdir(parents=True, exist_ok=True)
+    with _LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _activate(names, report)
+
+
+def _activate(names: Sequence[str], report: Report) -> Outcome:
     specs = [tier.load(name) for name in names]
-    retired = _retire(names, report)
-    if retired or any(systemd.needs_daemon_reload(spec.unit) for spec in specs):
+    leftovers = _leftovers(names)
+    stopped = [name for name in leftovers if (_UNITS / _unit(name)).exists()]
+    for name in stopped:
+        report(f"{name}: is in the inventory no longer, stopping")
+        systemd.stop(_unit(name))
+    if any(systemd.needs_daemon_reload(spec.unit) for spec in specs):
         systemd.daemon_reload()
-    activated = []
-    for spec in specs:
-        inputs = _inputs(spec.name)
-        active = systemd.unit_state(spec.unit).active_state == "active"
-        if active and _proven_digest(spec.name) == inputs.digest():
-            continue
+    changed = [spec for spec in specs if not _is_proven(spec)]
+    for index, spec in enumerate(changed):
+        for other in changed[index + 1 :]:
+            if _served_port(other.name) == spec.port:
+                systemd.stop(other.unit)
+                stopped.append(other.name)
         systemd.enable(spec.unit)
         reason = _start(spec, report)
         if reason is not None:
-            raise ActivationError(
-                f"tier {spec.name} did not become ready: {reason}; {_roll_back(spec.name, spec, report)}"
-            )
-        _remember(spec.name, inputs)
-        activated.append(spec.name)
-    return Outcome(activated=tuple(activated), retired=tuple(retired))
+            now = _roll_back(spec.name, report)
+            _serve_as_before([later.name for later in changed[index + 1 :]], stopped)
+            raise ActivationError(f"tier {spec.name} did not become ready: {reason}; {now}")
+        _remember(spec.name, _inputs(spec.name))
+    for name in leftovers:
+        _remove(name)
+    if leftovers:
+        systemd.daemon_reload()
+    return Outcome(activated=tuple(spec.name for spec in changed), retired=tuple(leftovers))
+
+
+def _is_proven(spec: tier.TierSpec) -> bool:
+    active = systemd.unit_state(spec.unit).active_state == "active"
+    return active and _proven_digest(spec.name) == _inputs(spec.name).digest()
+
+
+def _serve_as_before(untried: Sequence[str], stopped: Sequence[str]) -> None:
+    """Give tiers whose turn did not come what they were proven with, and start those that were stopped for others."""
+    for name in untried:
+        _put_back(name)
+    systemd.daemon_reload()
+    for name in stopped:
+        systemd.restart(_unit(name))

@@ -34,9 +34,13 @@ class EngineId:
 
 @dataclass(frozen=True)
 class UnitEvidence:
-    """State of the unit; `load_s` is from the start of the process to "active", readiness included."""
+    """State of the unit; `load_s` is from the start of the process to "active", readiness included.
+
+    `invocation_id` is systemd's name of this run of the unit, empty when there is none.
+    """
 
     active_state: str
+    invocation_id: str
     main_pid: int | None
     load_s: float | None
 

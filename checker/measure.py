@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from checker import hardware, llama_server, systemd
 from checker.evidence import (
@@ -15,7 +16,7 @@ from checker.evidence import (
     Served,
     UnitEvidence,
 )
-from checker.llama_server import LlamaServer, LoggedBuffers, ServerError
+from checker.llama_server import Buffers, LlamaServer, LoggedBuffers, ServerError
 from checker.tier import TierSpec
 
 PROMPT = "Explain quantum computing in simple terms."
@@ -31,11 +32,15 @@ _SPARE_S = 60
 _UNREAD = HostEvidence(weights_mib=None, kv_mib=None, compute_mib=None)
 
 
-def measure(spec: TierSpec) -> Evidence:
-    """Measure everything about a tier; what cannot be measured becomes a sentence in `problems`, never an error."""
+def measure(spec: TierSpec, earlier: Iterable[Mapping[str, Any]] = ()) -> Evidence:
+    """Measure everything about a tier; what cannot be measured becomes a sentence in `problems`, never an error.
+
+    `earlier` are evidence documents, newest first; one of the same run of the unit tells where the weights went once
+    the journal does not tell it any more.
+    """
     problems: list[str] = []
     state, unit = _unit(spec, problems)
-    logged = _logged(spec, state, problems)
+    logged = _logged(spec, state, earlier, problems)
     server = LlamaServer(spec.base_url, spec.key_file)
     served, completion = _ask(spec, server, problems)
     # After the completion: a backend may allocate with the first one.
@@ -60,14 +65,16 @@ def _unit(spec: TierSpec, problems: list[str]) -> tuple[systemd.UnitState | None
         state = systemd.unit_state(spec.unit)
     except systemd.SystemdError as error:
         problems.append(str(error))
-        return None, UnitEvidence(active_state="unknown", main_pid=None, load_s=None)
+        return None, UnitEvidence(active_state="unknown", invocation_id="", main_pid=None, load_s=None)
     load_s = None
     if state.active_state == "active" and 0 < state.started_monotonic_us <= state.active_monotonic_us:
         load_s = round((state.active_monotonic_us - state.started_monotonic_us) / 1e6, 3)
-    return state, UnitEvidence(active_state=state.active_state, main_pid=state.main_pid, load_s=load_s)
+    return state, UnitEvidence(state.active_state, state.invocation_id, state.main_pid, load_s)
 
 
-def _logged(spec: TierSpec, state: systemd.UnitState | None, problems: list[str]) -> LoggedBuffers | None:
+def _logged(
+    spec: TierSpec, state: systemd.UnitState | None, earlier: Iterable[Mapping[str, Any]], problems: list[str]
+) -> LoggedBuffers | None:
     if state is None or not state.invocation_id:
         return None
     try:
@@ -78,11 +85,34 @@ def _logged(spec: TierSpec, state: systemd.UnitState | None, problems: list[str]
     logged = llama_server.buffers(lines, spec.devices)
     if logged.found:
         return logged
+    # A server that runs for weeks outlives what the journal keeps of its start.
+    for evidence in earlier:
+        if evidence["tier"] == spec.name and evidence["unit"].get("invocation_id") == state.invocation_id:
+            told = _read_earlier(spec, evidence)
+            if told is not None:
+                return told
     problems.append(
         f"the journal of {spec.unit} does not tell where this run put the weights (not loaded yet, or vacuumed since): "
         f"systemctl restart {spec.unit} has them logged anew"
     )
     return None
+
+
+def _read_earlier(spec: TierSpec, evidence: Mapping[str, Any]) -> LoggedBuffers | None:
+    """Return the buffers in an earlier evidence of the same run of the unit, None when they could not be read then."""
+    found = [(device["name"], device["uuid"], _buffers(device)) for device in evidence["devices"]]
+    count = len(spec.devices)
+    host = _buffers(evidence["host"])
+    own = [buffers for _, _, buffers in found[:count] if buffers is not None]
+    if host is None or len(own) < count:
+        return None
+    others = {name: buffers for name, uuid, buffers in found[count:] if not uuid and buffers is not None}
+    return LoggedBuffers(devices=tuple(own), host=host, others=others, found=True)
+
+
+def _buffers(document: Mapping[str, Any]) -> Buffers | None:
+    values = [document[key] for key in ("weights_mib", "kv_mib", "compute_mib")]
+    return None if None in values else Buffers(*values)
 
 
 def _ask(spec: TierSpec, server: LlamaServer, problems: list[str]) -> tuple[Served | None, Completion | None]:

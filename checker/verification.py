@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
@@ -14,15 +14,17 @@ from checker.tier import TierSpec
 from checker.verdict import judge
 
 
-def report(specs: Sequence[TierSpec], host: str) -> Report:
+def report(specs: Sequence[TierSpec], host: str, earlier: Sequence[Mapping[str, Any]] = ()) -> Report:
     """Measure and judge the tiers one after the other; `host` is the name that the inventory gives this host.
+
+    `earlier` are evidence documents of this host, newest first.
 
     A host passes when it has tiers and each of them passes. Never raises for what is down: the tiers' reasons tell.
     """
     driver, gpus = _cards()
     tiers = []
     for spec in specs:
-        evidence = measure(spec)
+        evidence = measure(spec, earlier)
         tiers.append(TierReport(spec.name, judge(spec, evidence), evidence))
     return Report(
         host=host,

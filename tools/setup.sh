@@ -32,7 +32,7 @@ stamp=$(cat requirements/"$what".txt pyproject.toml | sha256sum | cut -c1-16)
 marker=.venv/$what.$stamp
 [ -e "$marker" ] && exit 0
 echo "setup: making .venv with $("$python" --version) and the locked packages of requirements/$what.txt"
-[ -x .venv/bin/python ] || "$python" -m venv .venv
+.venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
 .venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements/"$what".txt
 .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
 rm -f .venv/"$what".*

@@ -10,6 +10,9 @@ rm -rf "$logs"
 mkdir -p "$logs"
 touch "$logs/results"
 
+# A lane in the background would outlive an interrupt.
+trap 'trap - TERM; kill 0' INT TERM
+
 part() { # name command...
     local name=$1 start=$SECONDS log
     log=$logs/$(tr -cs 'a-zA-Z0-9.\n' - <<<"$name").log

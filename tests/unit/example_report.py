@@ -37,7 +37,7 @@ def report(host: str = "tower", failed: bool = False, unreadable: bool = False) 
         model=ModelId(planned.model.name, planned.model.sha256),
         engine=EngineId(planned.engine.commit, planned.engine.release),
         placement=planned.placement,
-        unit=UnitEvidence("active", 4711, 3.14),
+        unit=UnitEvidence("active", "0123456789abcdef0123456789abcdef", 4711, 3.14),
         served=Served(planned.model.file, planned.model.name, 4096, f"b1-{COMMIT[:9]}"),
         devices=(
             DeviceEvidence("RPC0", BIG["uuid"], BIG["name"], 184.86, 184.86, 20.0, 52.84, 262.0),
@@ -50,7 +50,7 @@ def report(host: str = "tower", failed: bool = False, unreadable: bool = False) 
     if unreadable:
         evidence = replace(
             evidence,
-            unit=UnitEvidence("failed", None, None),
+            unit=UnitEvidence("failed", "", None, None),
             served=None,
             devices=tuple(
                 replace(device, weights_mib=None, kv_mib=None, compute_mib=None, process_mib=None)

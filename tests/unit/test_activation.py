@@ -22,7 +22,7 @@ NOT_READY = "not ready: deep: holds nothing on GPU-3060"
 class Played:
     """systemd of a host: a unit runs with the files that were there when it started, and as systemd had read it.
 
-    A tier whose model or unit file holds the word `broken` does not become active.
+    A tier whose model or unit file holds the word `broken`, or whose port another one holds, does not become active.
     """
 
     root: Path
@@ -47,9 +47,14 @@ class Played:
             "key": (self.root / f"{name}.key").read_text(),
         }
 
-    def write(self, name: str, model: str = "one", unit: str = "one", key: str = "one") -> None:
+    def write(
+        self, name: str, model: str = "one", unit: str = "one", key: str = "one", port: int | None = None
+    ) -> None:
         spec = fake_tier.spec(
-            name=name, key_file=str(self.root / f"{name}.key"), model=tier.Model(model, "/m", "ab" * 32)
+            f"http://127.0.0.1:{port or {'fast': 8080}.get(name, 8081)}",
+            name=name,
+            key_file=str(self.root / f"{name}.key"),
+            model=tier.Model(model, "/m", "ab" * 32),
         )
         (self.units / spec.unit).write_text(f"[Service]\n# {unit}\n")
         (self.root / "tiers" / f"{name}.json").write_text(json.dumps(spec.to_json()))
@@ -76,7 +81,9 @@ class Played:
         self.serving.pop(name, None)
         self.loaded.setdefault(unit, (self.units / unit).read_text())
         files = self.files(name) | {"unit": self.loaded[unit]}
-        if BROKEN in files["unit"] or json.loads(files["spec"])["model"]["name"] == BROKEN:
+        spec = json.loads(files["spec"])
+        taken = {json.loads(other["spec"])["port"] for other in self.serving.values()}
+        if BROKEN in files["unit"] or spec["model"]["name"] == BROKEN or spec["port"] in taken:
             self.states[unit] = "failed"
         else:
             self.states[unit] = "activating"
@@ -110,6 +117,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Played:
     monkeypatch.setattr(tier, "load", lambda name: load(name, tmp_path / "tiers"))
     monkeypatch.setattr(activation, "_UNITS", played.units)
     monkeypatch.setattr(activation, "_PROVEN", tmp_path / "proven")
+    monkeypatch.setattr(activation, "_LOCK", tmp_path / "run/lock")
     monkeypatch.setattr(activation, "_POLL_S", 0)
     for name in ("unit_state", "restart", "stop", "disable_now", "daemon_reload", "needs_daemon_reload", "journal"):
         monkeypatch.setattr(systemd, name, getattr(played, name))
@@ -203,7 +211,56 @@ def test_a_failure_leaves_the_tiers_after_it_as_they_serve(host: Played) -> None
     assert "tier fast" in refused("fast", "deep")
     assert (host.model("fast"), host.model("deep")) == ("one", "one")
     host.write("fast", model="two")
+    host.write("deep", model="two")
     assert activate("fast", "deep").activated == ("fast", "deep")
+
+
+def test_a_failure_leaves_no_unproven_file_for_the_next_boot(host: Played) -> None:
+    proven(host, "fast", "deep")
+    deep = host.files("deep")
+    host.write("fast", model=BROKEN)
+    host.write("deep", model="two", unit="two")
+    refused("fast", "deep")
+    assert host.files("deep") == deep
+    assert host.starts == ["fast", "fast"], "deep was not touched"
+
+
+def test_two_tiers_can_swap_their_ports(host: Played) -> None:
+    proven(host, "fast", "deep")
+    host.write("fast", port=8081)
+    host.write("deep", port=8080)
+    assert activate("fast", "deep").activated == ("fast", "deep")
+    assert {name: json.loads(files["spec"])["port"] for name, files in host.serving.items()} == {
+        "fast": 8081,
+        "deep": 8080,
+    }
+
+
+def test_a_tier_that_gave_up_its_port_serves_again_when_the_other_fails(host: Played) -> None:
+    proven(host, "fast", "deep")
+    before = dict(host.serving)
+    host.write("fast", port=8081, model=BROKEN)
+    host.write("deep", port=8080)
+    refused("fast", "deep")
+    assert host.serving == before
+
+
+def test_a_renamed_tier_serves_under_its_old_name_when_the_new_one_fails(host: Played) -> None:
+    proven(host, "deep")
+    before = dict(host.serving)
+    host.write("deeper", model=BROKEN)
+    assert "nothing served as deeper before" in refused("deeper")
+    assert host.serving == before
+    host.write("deeper")
+    assert activate("deeper") == Outcome(activated=("deeper",), retired=("deep",))
+    assert list(host.serving) == ["deeper"]
+
+
+def test_what_an_interrupted_removal_left_is_removed(host: Played) -> None:
+    proven(host, "fast", "deep")
+    (host.units / "llama-tier-deep.service").unlink()
+    assert activate("fast").retired == ("deep",)
+    assert not list(host.root.glob("*/*deep*"))
 
 
 def test_a_first_start_that_fails_has_nothing_to_go_back_to(host: Played) -> None:

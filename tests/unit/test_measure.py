@@ -16,7 +16,9 @@ from checker.verdict import judge
 from inventories import BIG, SMALL
 
 UNIT = "llama-tier-deep.service"
+STRAY_BUFFER = ("load_tensors", "CUDA7", "model", 12.5)
 PID = 4711
+RUN = "0123456789abcdef0123456789abcdef"
 STRAY = {"name": "GeForce 7", "uuid": "GPU-stray"}
 NO_NVML = hardware.HardwareError("the NVIDIA kernel module is not loaded: modprobe nvidia")
 
@@ -30,7 +32,7 @@ class Host:
     """What systemd and NVML tell; an error in place of an answer is raised."""
 
     state: systemd.UnitState | systemd.SystemdError = field(
-        default_factory=lambda: systemd.UnitState("active", "running", PID, "run-1", "success", 1_000_000, 4_140_000)
+        default_factory=lambda: systemd.UnitState("active", "running", PID, RUN, "success", 1_000_000, 4_140_000)
     )
     journal: list[str] | systemd.SystemdError = field(
         default_factory=lambda: [fake_tier.as_jsonl(message) for message in fake_tier.messages(fake_tier.LOG)]
@@ -54,7 +56,7 @@ def told(answer: object) -> object:
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     played = Host()
-    asked = {UNIT: lambda: played.state, (UNIT, "run-1"): lambda: played.journal}
+    asked = {UNIT: lambda: played.state, (UNIT, RUN): lambda: played.journal}
     monkeypatch.setattr(systemd, "unit_state", lambda unit: told(asked[unit]()))
     monkeypatch.setattr(systemd, "journal", lambda *run: told(asked[run]()))
     monkeypatch.setattr(hardware, "read_gpus", lambda: told(played.gpus))
@@ -77,7 +79,7 @@ def test_a_good_tier_is_measured_whole(host: Host, server: fake_tier.Server) -> 
     assert evidence.model == ModelId("tiny", "ab" * 32)
     assert evidence.engine == EngineId(fake_tier.COMMIT, "/opt/llama-tiers/releases/one")
     assert evidence.placement == spec.placement
-    assert evidence.unit == UnitEvidence("active", PID, 3.14)
+    assert evidence.unit == UnitEvidence("active", RUN, PID, 3.14)
     assert evidence.served == Served(spec.model.file, "tiny", 4096, "b1-0c1e57098")
     assert evidence.devices == (
         DeviceEvidence("RPC0", BIG["uuid"], BIG["name"], 184.86, 184.86, 20.0, 41.57, 262.5),
@@ -128,6 +130,26 @@ def test_a_journal_without_buffers_says_how_to_get_them(host: Host, server: fake
     assert f"systemctl restart {UNIT}" in problem
 
 
+def test_a_journal_that_forgot_is_replaced_by_what_an_earlier_verification_read(
+    host: Host, server: fake_tier.Server
+) -> None:
+    host.journal = [fake_tier.as_jsonl(message) for message in fake_tier.messages([*fake_tier.LOG, STRAY_BUFFER])]
+    whole = measure(server.spec)
+    host.journal = ["slot release: id 0"]
+    forgotten = measure(server.spec)
+    assert forgotten.problems != ()
+    documents = [evidence.to_json() for evidence in (forgotten, whole)]
+    again = measure(server.spec, documents)
+    assert (again.devices, again.host, again.problems) == (whole.devices, whole.host, ())
+
+
+def test_an_earlier_run_of_the_unit_tells_nothing_of_this_one(host: Host, server: fake_tier.Server) -> None:
+    whole = measure(server.spec).to_json()
+    whole["unit"]["invocation_id"] = "f" * 32
+    host.journal = ["slot release: id 0"]
+    assert measure(server.spec, [whole]).devices[0].weights_mib is None
+
+
 def test_a_journal_that_cannot_be_read_is_a_problem(host: Host, server: fake_tier.Server) -> None:
     host.journal = systemd.SystemdError("journalctl --sync failed (exit 1): no")
     evidence = measure(server.spec)
@@ -138,7 +160,7 @@ def test_a_journal_that_cannot_be_read_is_a_problem(host: Host, server: fake_tie
 def test_without_systemd_the_server_is_asked_all_the_same(host: Host, server: fake_tier.Server) -> None:
     host.state = systemd.SystemdError("systemctl is not on this host")
     evidence = measure(server.spec)
-    assert evidence.unit == UnitEvidence("unknown", None, None)
+    assert evidence.unit == UnitEvidence("unknown", "", None, None)
     assert evidence.completion is not None
     assert evidence.problems == ("systemctl is not on this host",)
 
@@ -182,10 +204,10 @@ def test_a_device_that_only_the_log_tells_of_stands_last(host: Host, server: fak
 
 
 def test_without_a_process_no_card_is_asked(host: Host, server: fake_tier.Server) -> None:
-    host.state = systemd.UnitState("failed", "failed", None, "run-1", "exit-code", 1_000_000, 0)
+    host.state = systemd.UnitState("failed", "failed", None, RUN, "exit-code", 1_000_000, 0)
     host.gpus = NO_NVML
     evidence = measure(server.spec)
-    assert evidence.unit == UnitEvidence("failed", None, None)
+    assert evidence.unit == UnitEvidence("failed", RUN, None, None)
     assert [device.process_mib for device in evidence.devices] == [None, None]
     assert evidence.problems == ()
 
@@ -203,7 +225,7 @@ def test_without_a_process_no_card_is_asked(host: Host, server: fake_tier.Server
 def test_load_time_is_of_this_start(
     host: Host, server: fake_tier.Server, active_state: str, started_us: int, active_us: int, load_s: float | None
 ) -> None:
-    host.state = systemd.UnitState(active_state, "running", PID, "run-1", "success", started_us, active_us)
+    host.state = systemd.UnitState(active_state, "running", PID, RUN, "success", started_us, active_us)
     assert measure(server.spec).unit.load_s == load_s
 
 

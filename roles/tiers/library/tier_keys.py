@@ -47,8 +47,12 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    keys = module.params["keys"]
-    short = [name for name, key in keys.items() if len(str(key)) < 16]
+    # A line's end at the end of a key comes with many ways to encrypt one.
+    keys = {name: str(key).strip() for name, key in module.params["keys"].items()}
+    spaced = [name for name, key in keys.items() if key.split() != [key] and key]
+    if spaced:
+        module.fail_json(msg=f"tiers_api_keys: the key of {', '.join(spaced)} has white space in it")
+    short = [name for name, key in keys.items() if len(key) < 16]
     if short:
         module.fail_json(msg=f"tiers_api_keys: the key of {', '.join(short)} is shorter than 16 characters")
     unknown = sorted(set(keys) - set(module.params["tiers"]))
@@ -57,7 +61,7 @@ def main() -> None:
     written = []
     for name in module.params["tiers"]:
         path = Path(module.params["directory"]) / name
-        wanted = str(keys[name]) if name in keys else None
+        wanted = keys.get(name)
         current = path.read_text().strip() if path.exists() else None
         if current is None or (wanted is not None and wanted != current):
             written.append(name)

@@ -43,6 +43,7 @@ summary: {description: One readable line for each tier, type: list, elements: st
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -55,6 +56,15 @@ def write(path, document):
     new.write_text(document, encoding="utf-8")
     new.chmod(0o644)
     new.replace(path)
+
+
+def read_earlier(directory):
+    """Return the evidence documents of earlier reports, newest first; a report that was cut off tells nothing."""
+    found = []
+    for path in sorted(directory.glob("*.json"), reverse=True):
+        with suppress(ValueError, KeyError):
+            found += [tier["evidence"] for tier in json.loads(path.read_text(encoding="utf-8"))["tiers"]]
+    return found
 
 
 def main() -> None:
@@ -79,13 +89,13 @@ def main() -> None:
     if not specs:
         module.fail_json(msg=f"no tier is on this host ({tier.DIRECTORY} has no spec); run site.yml first")
 
-    report = verification.report(specs, module.params["host"])
+    evidence = Path(module.params["evidence_directory"])
+    report = verification.report(specs, module.params["host"], read_earlier(evidence))
     document = report.to_json()
     fact = Path(module.params["fact"])
     verified = json.dumps(verification.stable(report), indent=2) + "\n"
     is_news = report.passed and (not fact.exists() or fact.read_text(encoding="utf-8") != verified)
     if not module.check_mode:
-        evidence = Path(module.params["evidence_directory"])
         write(evidence / f"{report.recorded_at.replace(':', '')}.json", json.dumps(document, indent=2) + "\n")
         for old in sorted(evidence.glob("*.json"))[: -module.params["keep"]]:
             old.unlink()
