@@ -41,6 +41,8 @@ _CUT = ("attn_q", "attn_k", "attn_v", "attn_output", "attn_sinks", "ffn_up", "ff
 _WHOLE = ("attn_q_norm", "attn_k_norm", "attn_output.bias", "attn_output_norm", "ffn_gate_inp", "ffn_down.bias")
 # Bytes of 256 numbers in the K-quants, whose blocks are of 256; other types are cut in 128.
 _K_QUANTS = (84, 110, 144, 176, 210)
+# ggml-cuda/mmq.cuh of b3fed31b, get_mmq_y_host: 128 from Volta on, 64 before; the larger, for unequal cards.
+_ROW_TILE = 128
 # common/common.h, n_batch: the logical batch that llama-server sets unless told otherwise.
 _BATCH = 2048
 
@@ -267,13 +269,35 @@ def _kv(model: header.Header, placement: tier.Placement, where: Sequence[int], c
 
 
 def _row_split(model: header.Header, placement: tier.Placement, held: Sequence[int]) -> list[int]:
-    """Share the weights of all devices out by rows (engines up to b9889; ggml-cuda.cu, get_row_split).
+    """Share the weights of all devices out by rows, by `tensor_split`; the host's stay.
 
-    The few vectors that stay whole on a layer's device are shared out with the rest: less than 1 MiB.
+    ggml/src/ggml-cuda/ggml-cuda.cu, `get_row_split`, of engine b3fed31b: each matrix on its own, in whole tiles of
+    rows. The few vectors that stay whole on a layer's device are shared out with the rest: less than 1 MiB. That engine
+    tells nothing of this mode beforehand, so no truth holds these figures.
     """
+    split = placement.tensor_split
+    rows = _matrix_rows(model)
+    blocks = {name: size for name, size in (model.block_bytes or _usual_blocks(model)) if rows.get(name, 0) > 1}
+    total = sum(blocks.values()) or 1
     on_devices = sum(held[:-1])
-    ends = [on_devices * end // sum(placement.tensor_split) for end in accumulate(placement.tensor_split)]
+    shares = [0.0] * len(split)
+    for name, size in blocks.items():
+        for device, portion in enumerate(_portions(rows[name], _ROW_TILE, split, 0)):
+            shares[device] += size / total * portion / rows[name]
+    ends = [round(on_devices * share) for share in accumulate(shares[:-1])] + [on_devices]
     return [end - start for start, end in zip([0, *ends], ends, strict=False)] + [held[HOST]]
+
+
+def _matrix_rows(model: header.Header) -> dict[str, int]:
+    """Return how many rows each matrix of a layer has."""
+    heads, heads_kv, wide = max(model.n_head), max(model.head_kv), max(model.n_ff)
+    query, key, value = heads * model.head_dim_k, heads_kv * model.head_dim_k, heads_kv * model.head_dim_v
+    experts = model.n_expert * model.n_ff_exp
+    return {
+        **{"attn_q": query, "attn_k": key, "attn_v": value, "attn_qkv": query + key + value},
+        **{"attn_output": model.n_embd, "ffn_down": model.n_embd, "ffn_gate": wide, "ffn_up": wide},
+        **{"ffn_gate_exps": experts, "ffn_up_exps": experts, "ffn_down_exps": model.n_expert * model.n_embd},
+    }
 
 
 def _portions(total: int, granule: int, split: Sequence[int], rotation: int) -> list[int]:

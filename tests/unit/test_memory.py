@@ -285,7 +285,10 @@ def test_split_mode_none_puts_all_on_the_first_device() -> None:
 
 def test_row_split_shares_weights_by_rows_and_leaves_the_cache_with_the_layers() -> None:
     found = estimate(FOUR, replace(TWO, split_mode="row", tensor_split=(4, 1)))
-    assert [device.weights_mib for device in found.devices] == pytest.approx([31 * 4 / 5, 31 / 5])
+    shares = [device.weights_mib / 31 for device in found.devices]
+    assert sum(shares) == pytest.approx(1)
+    # Whole tiles of 128 rows: of 128, 512 and 1024 rows the first card gets 0, 384 and 768.
+    assert 0.7 < shares[0] < 0.8
     assert found.devices[1].kv_mib == 0
 
 
