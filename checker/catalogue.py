@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import ip_address
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, ValidationError, field_validator
 
 from checker import catalogue_file
 from checker import header as headers
@@ -65,6 +66,12 @@ class Api(_Written):
     """Where a tier listens. Its key is no part of this: see `tiers_api_keys` of the role tiers."""
 
     bind: str = "127.0.0.1"
+
+    @field_validator("bind")
+    @classmethod
+    def _is_an_address(cls, bind: str) -> str:
+        ip_address(bind)
+        return bind
 
 
 class PlacementEntry(_Written):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,7 +24,12 @@ GATE = "Refuse tiers that did not pass"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = _parser().parse_args(arguments)
-    code: int = options.run(options)
+    try:
+        code: int = options.run(options)
+    except Exception:
+        # Python's own exit code for it is 1, which would say that a verdict failed.
+        traceback.print_exc()
+        return COULD_NOT_RUN
     return code
 
 

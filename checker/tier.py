@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +121,11 @@ class TierSpec:
 
     @property
     def base_url(self) -> str:
-        """URL of the tier's HTTP API, without a path."""
-        return f"http://{self.bind}:{self.port}"
+        """URL at which the host itself reaches the tier's HTTP API, without a path."""
+        address = ip_address(self.bind)
+        if address.is_unspecified:
+            address = ip_address("127.0.0.1" if address.version == 4 else "::1")
+        return f"http://[{address}]:{self.port}" if address.version == 6 else f"http://{address}:{self.port}"
 
     @property
     def unit(self) -> str:

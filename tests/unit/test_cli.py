@@ -166,3 +166,14 @@ def test_a_real_run_tells_its_facts_and_its_failures(tmp_path: Path) -> None:
     nobody = runner.run(tmp_path, "play.yml", tmp_path / "hosts", "moon")
     assert (nobody.artifact_data, nobody.failures) == ({}, ())
     assert "moon" in nobody.said or "no hosts" in nobody.said
+
+
+def test_a_fault_of_our_own_is_not_a_failed_verdict(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: Any) -> RunResult:
+        raise RuntimeError("no space left")
+
+    monkeypatch.setattr(runner, "run", run)
+    assert cli.main(["verify", "-i", INVENTORY]) == 2
+    assert "no space left" in capsys.readouterr().err

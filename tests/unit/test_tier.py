@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,13 @@ def test_a_spec_survives_its_file_and_fits_its_schema(any_spec: tier.TierSpec) -
 
 def test_url_and_unit_follow_from_the_spec() -> None:
     assert spec("http://127.0.0.2:8081").base_url == "http://127.0.0.2:8081"
+    assert replace(spec(), bind="::1", port=8081).base_url == "http://[::1]:8081"
     assert spec(name="fast").unit == "llama-tier-fast.service"
+
+
+@pytest.mark.parametrize(("bind", "host"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]")])
+def test_a_tier_that_listens_on_every_address_is_reached_over_the_loopback(bind: str, host: str) -> None:
+    assert replace(spec(), bind=bind, port=8081).base_url == f"http://{host}:8081"
 
 
 def test_the_specs_of_a_host_are_loaded_by_name(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+models: {description: Names of the models that the tiers would serve, type: list, elements: str, returned: success}
 needs:
   description: Every file of the models that the tiers serve, as checker.preflight.Need holds it.
   type: list
@@ -75,7 +76,7 @@ def main() -> None:
         module.fail_json(msg="the inventory cannot be used:\n" + "\n".join(problems), problems=problems)
     names = served(module.params["gpus"], module.params["tiers"], module.params["models"])
     needs = model_needs(names, module.params["models"], directory)
-    module.exit_json(changed=False, needs=[asdict(need) for need in needs])
+    module.exit_json(changed=False, models=list(names), needs=[asdict(need) for need in needs])
 
 
 if __name__ == "__main__":
