@@ -14,6 +14,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import yaml
 from labhost import ROOT, SUITE, Run, playbook, run, ssh, ssh_ok
 
 BIG = "GPU-3060a11a-0000-4000-8000-000000000001"
@@ -223,16 +224,47 @@ def test_a_stranger_on_a_port_is_named() -> None:
 
 
 def test_a_failed_successor_is_rolled_back() -> None:
-    """A placement that cannot load: the tier's old self serves again, and the play says so and fails."""
+    """A successor that is refused when it starts: the old self serves again, and the play says so and fails."""
     tiers = inventory_tiers()
-    # About 4 GiB of KV cache on a card of 3 GiB: allocating it fails as it would on the real one.
+    tiers[1]["candidates"][0]["placement"]["tensor_split"] = [13, 6]
+    refuse = "if grep -q 13,6 /etc/llama-tiers/tiers/deep.json; then echo not ready: a test refuses it; exit 1; fi"
+    ssh_ok(
+        f"mkdir -p {DROP_INS} && printf '[Service]\nExecStartPost=/bin/sh -c \"%s\"\n' '{refuse}' "
+        f"> {DROP_INS}/fault.conf && systemctl daemon-reload"
+    )
+    try:
+        result = playbook("site.yml", "-e", json.dumps({"tiers": tiers}))
+        assert result.returncode == 2
+        assert "tier deep did not become ready: not ready: a test refuses it" in result.stdout, result.stdout[-3000:]
+        assert "what served before is active again" in result.stdout
+        assert status_of(8081, "deep") == "200"
+        assert "--tensor-split 14,5" in ssh_ok("systemctl cat llama-tier-deep")
+    finally:
+        ssh_ok(f"rm -r {DROP_INS} && systemctl daemon-reload")
+
+
+def test_a_tier_that_cannot_fit_is_refused_with_the_arithmetic_before_anything_is_touched() -> None:
+    tiers = inventory_tiers()
     tiers[1]["context"] = 8_388_608
+    before = main_pids()
     result = playbook("site.yml", "-e", json.dumps({"tiers": tiers}))
     assert result.returncode == 2
-    assert "tier deep did not become ready" in result.stdout
-    assert "what served before is active again" in result.stdout
-    assert status_of(8081, "deep") == "200"
-    assert "--ctx-size 4096" in ssh_ok("systemctl cat llama-tier-deep")
+    assert re.search(r"deep: .*GTX 1060 3GB needs [\d,]+ MiB", result.stdout, re.DOTALL), result.stdout[-3000:]
+    assert recap(result)["changed"] == 0
+    assert main_pids() == before
+
+
+def test_a_plan_that_the_engine_does_not_share_is_refused_before_anything_restarts() -> None:
+    models = yaml.safe_load((ROOT / "catalogue/models.yml").read_text(encoding="utf-8"))["models"]
+    model = models["gemma-3-270m-it-q4_k_m"]
+    model["header"]["layer_bytes"] = [3 * size for size in model["header"]["layer_bytes"]]
+    before = main_pids()
+    result = playbook("site.yml", "-e", json.dumps({"models": models}))
+    assert result.returncode == 2
+    assert re.search(rf"deep: on {BIG} .* llama-fit-params expects 50 MiB of weights", result.stdout), result.stdout[
+        -3000:
+    ]
+    assert main_pids() == before
 
 
 def test_a_tier_that_left_the_inventory_is_removed_and_comes_back() -> None:
