@@ -116,7 +116,7 @@ class TierEntry(_Written):
     `cache_types` are the types of the KV cache that the planner may choose, the preferred one first.
     """
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,20}$")
     port: int = Field(ge=1, le=65535)
     context: int = Field(ge=256)
     parallel: int = Field(default=1, ge=1)

@@ -143,7 +143,7 @@ class LlamaServer:
             lines = self._key_file.read_text(encoding="utf-8").split()
         except OSError as error:
             raise UnauthorizedError(
-                f"key file {self._key_file} cannot be read ({error.strerror}): run this as root or as llama-tiers"
+                f"key file {self._key_file} cannot be read ({error.strerror}): run this as root"
             ) from None
         if not lines:
             raise UnauthorizedError(f"key file {self._key_file} is empty: remove it and run site.yml again")

@@ -62,7 +62,9 @@ class Overhead:
 NO_OVERHEAD = Overhead(0, "an RPC device's memory is its server's")
 # By major compute capability. Only the first is measured; the others are estimates until a card was measured.
 OVERHEADS = {
-    9: Overhead(554, "measured on one H100, driver 580: 10,734 MiB of the process by NVML less 10,180 MiB of buffers"),
+    9: Overhead(
+        615, "measured on one H100, driver 580.159: the largest of five (docs/evidence/planner-truth-cuda.json)"
+    ),
     8: Overhead(250, "estimate, not measured: context, modules and cuBLAS of an RTX 3060 Ti, 100 to 250 MiB"),
     6: Overhead(120, "estimate, not measured: context and modules of a GTX 1060, 60 to 120 MiB"),
 }

@@ -47,12 +47,17 @@ class Places:
 
 @dataclass(frozen=True)
 class CandidatePlan:
-    """One candidate put to the arithmetic; `confidence` is that of its header."""
+    """One candidate put to the arithmetic; `confidence` is that of its header.
+
+    `header_tolerance` is None when the header was read from the file; else it was derived, and its sizes are true to
+    this share.
+    """
 
     model: str
     demand: Demand
     result: Choice | Refusal
     confidence: str
+    header_tolerance: float | None
 
     @property
     def choice(self) -> Choice:
@@ -140,7 +145,9 @@ def _tier(
             result = placement.search(header, own, wanted, _quantisations(candidate.model, models))
         except ValueError as error:
             raise InventoryError([f"tier {entry.name}: {error}"]) from error
-        tried.append(CandidatePlan(candidate.model, wanted, result, header.confidence))
+        derived = models[candidate.model].header_derived
+        tolerance = derived.tolerance if derived else None
+        tried.append(CandidatePlan(candidate.model, wanted, result, header.confidence, tolerance))
         if tried[-1].fits:
             break
     return TierPlan(entry.name, tuple(tried), own.cards)
@@ -342,6 +349,7 @@ def _candidate_json(name: str, candidate: CandidatePlan) -> dict[str, Any]:
         "verdict": _verdict(candidate),
         "reason": None if candidate.fits else refusal(name, candidate),
         "confidence": candidate.confidence,
+        "header_tolerance": candidate.header_tolerance,
         "placement": {
             **words,
             "tensor_split": list(choice.placement.tensor_split),

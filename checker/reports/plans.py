@@ -70,6 +70,9 @@ def _tier(tier: dict[str, Any]) -> list[RenderableType]:
     lines: list[RenderableType] = [title]
     if tier["confidence"] != KNOWN:
         lines.append(Padding(Text(f"low confidence: memory by {tier['confidence']}", style="yellow"), (0, 0, 0, 2)))
+    if tier["header_tolerance"] is not None:
+        note = f"its header is derived, true to {tier['header_tolerance']:.1%}; `checker lock` reads the file's own"
+        lines.append(Padding(Text(note, style="dim"), (0, 0, 0, 2)))
     if fits:
         lines += [Padding(Text(words), (0, 0, 0, 2)) for words in _words(tier)]
     lines.append(Padding(_devices(tier), (0, 0, 0, 2)))

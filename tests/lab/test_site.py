@@ -104,7 +104,10 @@ def test_a_tier_answers_with_its_key_alone(tier: str, port: int) -> None:
 
 
 def test_keys_are_private_and_no_part_of_a_command_line() -> None:
-    assert ssh_ok("stat -c '%U:%G %a' /etc/llama-tiers/keys/deep").strip() == "root:llama-tiers 640"
+    assert ssh_ok("stat -c '%U:%G %a' /etc/llama-tiers/keys/deep").strip() == "root:llama-tier-deep 640"
+    read = "-u llama-tiers -g llama-tier-fast cat /etc/llama-tiers/keys"
+    assert ssh(f"sudo {read}/fast").returncode == 0
+    assert ssh(f"sudo {read}/deep").returncode != 0
     key = ssh_ok("cat /etc/llama-tiers/keys/deep").strip()
     assert len(key) >= 32
     assert key not in ssh_ok("ps -eo args; journalctl --no-pager; cat /etc/llama-tiers/tiers/deep.json")

@@ -16,7 +16,8 @@ root_only = pytest.mark.skipif(os.getuid() != 0, reason="the key files belong to
 
 
 def keys(directory: Path, check: bool = False, **changes: Any) -> dict[str, Any]:
-    arguments = {"tiers": ["fast", "deep"], "directory": str(directory), "group": grp.getgrgid(os.getgid()).gr_name}
+    groups = dict.fromkeys(["fast", "deep"], grp.getgrgid(os.getgid()).gr_name)
+    arguments = {"tiers": ["fast", "deep"], "directory": str(directory), "groups": groups}
     return run("tier_keys", check=check, **{**arguments, **changes})
 
 

@@ -247,3 +247,13 @@ def test_planning_the_reference_cases_is_quick() -> None:
         planning.make(subject, planning.Wishes(), models, engines)
     # 0.3 s are wanted, and half of that is seen; a busy machine may take longer.
     assert time.process_time() - began < 0.6
+
+
+def test_a_derived_header_is_not_presented_as_one_that_was_read(capsys: pytest.CaptureFixture[str]) -> None:
+    inventory = ["-i", str(ROOT / "inventories/production"), "--limit", "tower"]
+    _, out, _ = run(capsys, *inventory, "--format", "json")
+    assert tier(json.loads(out), "deep")["header_tolerance"] == 0.001
+    _, out, _ = run(capsys, *inventory)
+    assert "its header is derived, true to 0.1%" in out
+    _, out, _ = run(capsys, "-i", str(ROOT / "inventories/lab"), "--format", "json")
+    assert tier(json.loads(out), "deep")["header_tolerance"] is None

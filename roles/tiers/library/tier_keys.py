@@ -12,7 +12,7 @@ options:
   tiers: {description: Names of the tiers, type: list, elements: str, required: true}
   keys: {description: Keys by tier name, type: dict, default: {}}
   directory: {description: Folder of the key files, type: path, required: true}
-  group: {description: The group that may read them, type: str, required: true}
+  groups: {description: The group that may read the key, by tier name, type: dict, required: true}
 attributes:
   check_mode: {support: full}
 author: [llama-tiers]
@@ -23,7 +23,7 @@ EXAMPLES = r"""
   tier_keys:
     tiers: [fast, deep]
     directory: /etc/llama-tiers/keys
-    group: llama-tiers
+    groups: {fast: llama-tier-fast, deep: llama-tier-deep}
 """
 
 RETURN = r"""
@@ -43,7 +43,7 @@ def main() -> None:
             "tiers": {"type": "list", "elements": "str", "required": True},
             "keys": {"type": "dict", "default": {}, "no_log": True},
             "directory": {"type": "path", "required": True},
-            "group": {"type": "str", "required": True},
+            "groups": {"type": "dict", "required": True},
         },
         supports_check_mode=True,
     )
@@ -72,7 +72,7 @@ def main() -> None:
                 temporary.replace(path)
         if not module.check_mode:
             owned = module.set_owner_if_different(str(path), "root", False)
-            owned = module.set_group_if_different(str(path), module.params["group"], owned)
+            owned = module.set_group_if_different(str(path), module.params["groups"][name], owned)
             owned = module.set_mode_if_different(str(path), 0o640, owned)
             if owned and name not in written:
                 written.append(name)
