@@ -11,8 +11,9 @@ The lab host serves both tiers. Look at it:
   report      .lab/report/STATUS.md
   clients     .lab/report/config/models/gpuhost.yml
   unit        ssh -F .lab/ssh_config gpuhost systemctl cat llama-tier-deep
-  ask it      ssh -F .lab/ssh_config gpuhost "sed 's/^/Authorization: Bearer /' /etc/llama-tiers/keys/deep |
-                curl -s -H @- http://127.0.0.1:8081/v1/completions -d '{\"prompt\": \"A GPU is\", \"max_tokens\": 32}'"
+  ask it      ssh -F .lab/ssh_config gpuhost, and there:
+                sed 's/^/Authorization: Bearer /' /etc/llama-tiers/keys/deep |
+                curl -sH @- 127.0.0.1:8081/v1/completions -d '{"prompt": "A GPU is", "max_tokens": 32}'
   again       make demo      (changes nothing)
   away        make lab-down
 END
