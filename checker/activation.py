@@ -1,9 +1,9 @@
 """Bring the tiers of this host to what their files say, one at a time, and go back where a successor fails.
 
 A tier is *proven* when its unit became active (readiness included) with the inputs that lie on the host: unit, tier
-spec and key. The proven unit and spec are kept under /var/lib/llama-tiers/proven/<tier>/, with a digest of all three
-inputs. So a run that was cut off is finished by the next one, a second run restarts nothing, and a failed successor is
-replaced by what served before.
+spec and key. The proven unit and spec are kept under /var/lib/llama-tiers/proven/<tier>/, with a digest of what the
+server depends on. So a run that was cut off is finished by the next one, a second run restarts nothing, and a failed
+successor is replaced by what served before.
 """
 
 from __future__ import annotations
@@ -40,10 +40,14 @@ class Inputs:
     key: Path
 
     def digest(self) -> str:
-        """Return the sha256 over the contents of the three files."""
+        """Return the sha256 over unit, key, and what of the spec the running server depends on.
+
+        What the plan predicts is no part of it: a better prediction is no reason to restart what serves.
+        """
         digest = hashlib.sha256()
-        for path in (self.unit, self.spec, self.key):
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        running = tier.from_json(json.loads(self.spec.read_text(encoding="utf-8"))).running()
+        for content in (self.unit.read_bytes(), self.key.read_bytes(), json.dumps(running, sort_keys=True).encode()):
+            digest.update(hashlib.sha256(content).digest())
         return digest.hexdigest()
 
 
@@ -215,6 +219,10 @@ def _activate(names: Sequence[str], report: Report) -> Outcome:
             _serve_as_before([later.name for later in changed[index + 1 :]], stopped)
             raise ActivationError(f"tier {spec.name} did not become ready: {reason}; {now}")
         _remember(spec.name, _inputs(spec.name))
+    for spec in specs:
+        # What is predicted of a tier that goes on serving may have changed.
+        if (_PROVEN / spec.name / "spec.json").read_bytes() != _inputs(spec.name).spec.read_bytes():
+            _remember(spec.name, _inputs(spec.name))
     for name in leftovers:
         _remove(name)
     if leftovers:

@@ -11,7 +11,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    ValidationError,
+    field_validator,
+)
 
 from checker import catalogue_file
 from checker import header as headers
@@ -144,10 +153,17 @@ class HuggingFaceEntry(_Written):
     revision: str = "main"
 
 
+def _below(file: str) -> str:
+    """Refuse a file that would not lie below the folder of its model."""
+    if file.startswith("/") or ".." in file.split("/"):
+        raise ValueError("a file's path has neither a leading '/' nor '..'")
+    return file
+
+
 class PartEntry(_Written):
     """One file of a split GGUF."""
 
-    file: str
+    file: Annotated[str, AfterValidator(_below)] = Field(min_length=1)
     sha256: str = Field(pattern=SHA256_PATTERN)
     bytes: int = Field(gt=0)
 
@@ -164,7 +180,7 @@ class ModelEntry(_Written):
     Without `sha256` (or parts) it cannot be fetched, without `header` not planned for: `checker lock` reads both.
     """
 
-    file: str = Field(min_length=1)
+    file: Annotated[str, AfterValidator(_below)] = Field(min_length=1)
     sha256: str | None = Field(default=None, pattern=SHA256_PATTERN)
     bytes: int | None = Field(default=None, gt=0)
     huggingface: HuggingFaceEntry | None = None
@@ -183,7 +199,8 @@ class EngineFlags(_Written):
     no_ui: list[str]
 
 
-def _problems(where: str, error: ValidationError) -> Iterable[str]:
+def sentences(where: str, error: ValidationError) -> Iterable[str]:
+    """Say in one sentence each what is wrong with something that people wrote."""
     for item in error.errors(include_url=False):
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).lstrip(".")
         value = item.get("input")
@@ -203,6 +220,9 @@ def _problems(where: str, error: ValidationError) -> Iterable[str]:
 
 
 def _parse_each(what: str, entries: Sequence[Any], model: type[_Written], problems: list[str]) -> list[Any]:
+    if isinstance(entries, str) or not isinstance(entries, Sequence):
+        problems.append(f"{what}s is {entries!r}, expected a list")
+        return []
     parsed = []
     for index, entry in enumerate(entries):
         name = entry.get("name") if isinstance(entry, Mapping) else None
@@ -210,7 +230,7 @@ def _parse_each(what: str, entries: Sequence[Any], model: type[_Written], proble
         try:
             parsed.append(model.model_validate(entry))
         except ValidationError as error:
-            problems.extend(_problems(where, error))
+            problems.extend(sentences(where, error))
     return parsed
 
 
@@ -322,7 +342,7 @@ def _parse_named(what: str, entries: Mapping[str, Any], problems: list[str]) -> 
         try:
             parsed[name] = ModelEntry.model_validate(entry)
         except ValidationError as error:
-            problems.extend(_problems(f"{what} {name}", error))
+            problems.extend(sentences(f"{what} {name}", error))
     return parsed
 
 
@@ -349,12 +369,14 @@ def parse_ram(ram: Mapping[str, Any], problems: list[str]) -> RamEntry:
     try:
         return RamEntry.model_validate(ram)
     except ValidationError as error:
-        problems.extend(_problems("ram", error))
+        problems.extend(sentences("ram", error))
         return RamEntry()
 
 
-def with_placeholders(gpus: Sequence[Any]) -> list[Any]:
+def with_placeholders(gpus: Any) -> Any:
     """Return the inventory's `gpus` with a stand-in where a UUID is still `edit-me`: a plan needs none."""
+    if not isinstance(gpus, list):
+        return gpus
     return [
         {**gpu, "uuid": f"{_PLACEHOLDER}{index:012d}"}
         if isinstance(gpu, Mapping) and str(gpu.get("uuid", "edit-me")).startswith("edit-me")

@@ -95,6 +95,7 @@ def changed(text: str, changes: Mapping[str, Mapping[str, Any]], where: str) -> 
     CatalogueFileError when the text would not say what was meant, or would have lost a comment.
     """
     expected = _loaded(text, where)
+    _refuse_templates(changes, where)
     for model, keys in changes.items():
         for key, value in sorted(keys.items(), key=lambda item: _ORDER.index(item[0])):
             text = _set(text, model, key, value, where)
@@ -108,6 +109,19 @@ def changed(text: str, changes: Mapping[str, Mapping[str, Any]], where: str) -> 
             f"{where} is laid out in a way that it cannot be changed by the tool; nothing was changed"
         )
     return text
+
+
+def _refuse_templates(value: Any, where: str) -> None:
+    """Raise CatalogueFileError for text from outside that Ansible would run as a template."""
+    if isinstance(value, str) and any(mark in value for mark in ("{{", "{%", "{#")):
+        raise CatalogueFileError(f"{where}: {value!r} is no plain text but a template; nothing was changed")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _refuse_templates(key, where)
+            _refuse_templates(item, where)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _refuse_templates(item, where)
 
 
 def _loaded(text: str, where: str) -> Any:

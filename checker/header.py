@@ -27,6 +27,7 @@ MAX_TENSOR_BYTES = 1 << 44
 # The tensors of the input layer (src/llama-arch.cpp, LLM_TENSOR_LAYER_INPUT).
 _INPUT = ("token_embd.", "position_embd.", "token_types.", "per_layer_token_embd.")
 _OUTPUT = "output.weight"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 # What --n-cpu-moe moves (common/common.h, LLM_FFN_EXPS_REGEX).
 _EXPERTS = re.compile(r"^ffn_(up|down|gate|gate_up)_(ch|)exps")
@@ -237,6 +238,10 @@ def _checked(tensors: Sequence[Tensor], where: str) -> dict[str, Tensor]:
     for tensor in tensors:
         if tensor.name in table:
             raise HeaderError(f"{where}: tensor {tensor.name} stands there twice, expected each name once")
+        if not _NAME.fullmatch(tensor.name):
+            raise HeaderError(
+                f"{where}: a tensor is called {_shown(tensor.name)}, expected a name such as 'blk.0.ffn_up'"
+            )
         if not 0 < tensor.bytes <= MAX_TENSOR_BYTES:
             raise HeaderError(
                 f"{where}: tensor {tensor.name} has {tensor.bytes} bytes, expected 1 to {MAX_TENSOR_BYTES}"
@@ -261,7 +266,8 @@ def _heads_by_names(table: Mapping[str, Tensor], n_layer: int, n_head: int) -> t
 def from_metadata(fields: Mapping[str, Any], tensors: Sequence[Tensor], where: str) -> Header:
     """Read the meaning of a GGUF's key-values and tensor table; HeaderError names `where` and what was expected."""
     architecture = fields.get("general.architecture")
-    if not isinstance(architecture, str) or not architecture:
+    # A header's words end in the catalogue, which Ansible reads as templates: nothing but a plain name may pass.
+    if not isinstance(architecture, str) or not _NAME.fullmatch(architecture):
         raise HeaderError(f"{where}: general.architecture is {_shown(architecture)}, expected a name such as 'llama'")
     read = _Fields(fields, architecture, where)
     n_layer = read.number("block_count", 1, MAX_LAYERS)

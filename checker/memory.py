@@ -71,9 +71,11 @@ OVERHEADS = {
 
 
 def cuda_overhead(compute_capability: str | None) -> Overhead:
-    """Return the overhead of a card such as "8.6": that of the nearest older generation known, or of the oldest."""
+    """Return the overhead of a card such as "8.6": of a generation between two that are known the larger one's."""
     major = int(compute_capability.split(".")[0]) if compute_capability else 8
-    return OVERHEADS[max((known for known in OVERHEADS if known <= major), default=min(OVERHEADS))]
+    older = max((known for known in OVERHEADS if known <= major), default=min(OVERHEADS))
+    newer = min((known for known in OVERHEADS if known >= major), default=max(OVERHEADS))
+    return max(OVERHEADS[older], OVERHEADS[newer], key=lambda overhead: overhead.mib)
 
 
 @dataclass(frozen=True)

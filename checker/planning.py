@@ -9,12 +9,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from checker import cards, plan
 from checker.catalogue import (
@@ -23,6 +25,7 @@ from checker.catalogue import (
     check_inventory,
     parse_inventory,
     parse_ram,
+    sentences,
     with_placeholders,
 )
 from checker.header import Header
@@ -55,6 +58,31 @@ class Subject:
     name: str
     variables: Mapping[str, Any]
     profile: Mapping[str, Any]
+
+
+class _CardOfFile(BaseModel):
+    """One card of a hardware file; memory in MiB, bandwidth in 10^9 bytes a second."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    uuid: str | None = None
+    pci_bus_id: str | None = None
+    total_mib: int | None = Field(default=None, gt=0)
+    free_mib: int | None = Field(default=None, ge=0)
+    margin_mib: int | None = Field(default=None, ge=0)
+    bandwidth_gb_s: float | None = Field(default=None, gt=0)
+    compute_capability: Annotated[str, BeforeValidator(str)] | None = Field(default=None, pattern=r"^\d+\.\d+$")
+
+
+class _HardwareFile(BaseModel):
+    """A host profile without the host (docs/planning.md)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    gpus: list[_CardOfFile]
+    ram_mib: int | None = Field(default=None, gt=0)
+    ram_bandwidth_gb_s: float | None = Field(default=None, gt=0)
 
 
 def read_yaml(path: Path) -> Any:
@@ -99,25 +127,17 @@ def read_hardware(path: Path) -> Subject:
     document = read_yaml(path)
     if not isinstance(document, Mapping) or not isinstance(document.get("gpus"), list):
         raise PlanningError(f"{path}: expected `gpus:` with a list of cards (name, total_mib, ...), and `ram_mib:`")
-    known = {"gpus", "ram_mib", "ram_bandwidth_gb_s"}
-    keys = {"name", "uuid", "total_mib", "free_mib", "used_mib", "tiers_mib", "bandwidth_gb_s", "compute_capability"}
-    keys |= {"margin_mib", "pci_bus_id", "minor_number"}
-    unknown = sorted(set(document) - known - {"driver", "problem", "disks"})
-    for index, gpu in enumerate(document["gpus"]):
-        if not isinstance(gpu, Mapping):
-            raise PlanningError(f"{path}: gpus[{index}] {gpu!r} is not a card; expected name, total_mib, ...")
-        unknown += [f"gpus[{index}].{key}" for key in sorted(set(gpu) - keys)]
-    if unknown:
-        raise PlanningError(f"{path}: {', '.join(unknown)} is not a known key")
-    gpus = with_placeholders(document["gpus"])
-    written = ("name", "uuid", "total_mib", "bandwidth_gb_s", "compute_capability", "margin_mib")
+    try:
+        written = _HardwareFile.model_validate(document)
+    except ValidationError as error:
+        raise PlanningError("\n".join(sentences(str(path), error))) from error
+    gpus = with_placeholders([gpu.model_dump(exclude_none=True) for gpu in written.gpus])
+    of_inventory = ("name", "uuid", "total_mib", "bandwidth_gb_s", "compute_capability", "margin_mib")
+    ram = {"bandwidth_gb_s": written.ram_bandwidth_gb_s} if written.ram_bandwidth_gb_s else {}
     return Subject(
         path.stem,
-        {
-            "gpus": [{key: gpu[key] for key in written if gpu.get(key) is not None} for gpu in gpus],
-            "ram": {"bandwidth_gb_s": document["ram_bandwidth_gb_s"]} if "ram_bandwidth_gb_s" in document else {},
-        },
-        {"gpus": gpus, "ram_mib": document.get("ram_mib")},
+        {"gpus": [{key: gpu[key] for key in of_inventory if key in gpu} for gpu in gpus], "ram": ram},
+        {"gpus": gpus, "ram_mib": written.ram_mib},
     )
 
 
@@ -165,10 +185,12 @@ def make(subject: Subject, wishes: Wishes, models: Mapping[str, Any], engines: M
     return plan.to_json(plan.make(parsed_gpus, parsed_tiers, parsed_models, host), subject.name)
 
 
-def _tiers(written: Sequence[Any], wishes: Wishes, models: dict[str, Any]) -> list[Any]:
+def _tiers(written: Any, wishes: Wishes, models: dict[str, Any]) -> Any:
     """Return the tiers to plan: the inventory's, the named one, or one for a model; with the wishes put in."""
     if wishes.model is not None:
         written = [_tier_of(wishes, models)]
+    elif not isinstance(written, list):
+        return written
     elif wishes.tier is not None:
         names = [tier.get("name") for tier in written if isinstance(tier, Mapping)]
         if wishes.tier not in names:
@@ -181,13 +203,14 @@ def _tier_of(wishes: Wishes, models: dict[str, Any]) -> dict[str, Any]:
     name = str(wishes.model)
     if name not in models:
         source, path = name, Path(name)
-        if not path.exists() and "://" not in name:
+        if "://" not in name and not _is_there(path):
             raise PlanningError(
                 f"{name!r} is neither a model of the catalogue nor a GGUF (file or URL); "
                 f"known models: {', '.join(sorted(models))}"
             )
-        name = path.name
-        models[name] = {"file": path.name, "header": read_header(source).to_json()}
+        # Of a URL the path alone: its query may hold a signature.
+        name = Path(urlsplit(source).path).name if "://" in source else path.name
+        models[name] = {"file": name, "header": read_header(source).to_json()}
     return {
         "name": "model",
         "port": 8080,
@@ -197,9 +220,20 @@ def _tier_of(wishes: Wishes, models: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
+
+
 def _with_wishes(tier: Any, wishes: Wishes, models: Mapping[str, Any]) -> Any:
     asked = (wishes.cache_type, wishes.ubatch, wishes.tensor_split, wishes.gpu_layers)
-    if not isinstance(tier, Mapping) or (wishes.context is None and all(wish is None for wish in asked)):
+    if (
+        not isinstance(tier, Mapping)
+        or not isinstance(tier.get("candidates"), list)
+        or (wishes.context is None and all(wish is None for wish in asked))
+    ):
         return tier
     changed = dict(tier)
     if wishes.context is not None:
@@ -208,7 +242,7 @@ def _with_wishes(tier: Any, wishes: Wishes, models: Mapping[str, Any]) -> Any:
         {**candidate, "placement": _placement(candidate, wishes, models)}
         if isinstance(candidate, Mapping)
         else candidate
-        for candidate in tier.get("candidates") or []
+        for candidate in tier["candidates"]
     ]
     return changed
 

@@ -132,6 +132,15 @@ class TierSpec:
         """Name of the systemd unit that serves the tier."""
         return f"llama-tier-{self.name}.service"
 
+    def running(self) -> dict[str, Any]:
+        """Return what the running server depends on, which no prediction is part of."""
+        return {
+            "argv": self.argv,
+            "environment": self.environment,
+            "model": self.model.sha256,
+            "devices": [[device.name, device.uuid] for device in self.devices],
+        }
+
     def to_json(self) -> dict[str, Any]:
         """Return the document of the tier spec file."""
         return {"schema": SCHEMA, **json.loads(json.dumps(asdict(self)))}

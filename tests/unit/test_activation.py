@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import fake_tier
 import pytest
@@ -50,11 +51,13 @@ class Played:
     def write(
         self, name: str, model: str = "one", unit: str = "one", key: str = "one", port: int | None = None
     ) -> None:
+        port = port or {"fast": 8080}.get(name, 8081)
         spec = fake_tier.spec(
-            f"http://127.0.0.1:{port or {'fast': 8080}.get(name, 8081)}",
+            f"http://127.0.0.1:{port}",
             name=name,
             key_file=str(self.root / f"{name}.key"),
             model=tier.Model(model, "/m", "ab" * 32),
+            argv=("llama-server", "--alias", model, "--port", str(port)),
         )
         (self.units / spec.unit).write_text(f"[Service]\n# {unit}\n")
         (self.root / "tiers" / f"{name}.json").write_text(json.dumps(spec.to_json()))
@@ -213,6 +216,25 @@ def test_a_failure_leaves_the_tiers_after_it_as_they_serve(host: Played) -> None
     host.write("fast", model="two")
     host.write("deep", model="two")
     assert activate("fast", "deep").activated == ("fast", "deep")
+
+
+def test_a_better_prediction_is_no_reason_to_restart(host: Played) -> None:
+    proven(host, "deep")
+    path = host.root / "tiers/deep.json"
+    document = json.loads(path.read_text())
+    document["devices"][0]["weights_mib"] += 1
+    path.write_text(json.dumps(document))
+    assert activate("deep") == Outcome(activated=(), retired=())
+    assert host.starts == []
+    assert json.loads((host.root / "proven/deep/spec.json").read_text()) == document
+
+
+@pytest.mark.parametrize("change", [{"argv": ["x"]}, {"environment": {"CUDA_VISIBLE_DEVICES": "GPU-2"}}])
+def test_what_the_server_depends_on_restarts_it(host: Played, change: dict[str, Any]) -> None:
+    proven(host, "deep")
+    path = host.root / "tiers/deep.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert activate("deep").activated == ("deep",)
 
 
 def test_a_failure_leaves_no_unproven_file_for_the_next_boot(host: Played) -> None:

@@ -215,3 +215,12 @@ def test_what_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
         catalogue_file.read(tmp_path / "binary.yml")
     with pytest.raises(CatalogueFileError, match="cannot be written"):
         catalogue_file.write(tmp_path / "folder" / "models.yml", "")
+
+
+@pytest.mark.parametrize("value", ["{{ lookup('pipe', 'id') }}", "{% for x in y %}", "{# #}"])
+def test_what_ansible_would_run_as_a_template_is_refused(value: str) -> None:
+    text = "models:\n  tiny:\n    file: tiny.gguf\n"
+    with pytest.raises(CatalogueFileError, match="no plain text but a template"):
+        changed(text, {"tiny": {"header": {"architecture": value}}}, "models.yml")
+    with pytest.raises(CatalogueFileError, match="no plain text but a template"):
+        changed(text, {"tiny": {"header": {"block_bytes": {value: 1}}}}, "models.yml")

@@ -240,3 +240,11 @@ def test_a_wrong_document_is_refused() -> None:
 def test_heads_of_sliding_layers_may_have_another_size() -> None:
     header = replace(read(), sliding=(True, False), head_dim_k_swa=32, head_dim_v_swa=8)
     assert [header.head_dims(layer) for layer in range(2)] == [(32, 8), (16, 16)]
+
+
+@pytest.mark.parametrize("words", ["{{ lookup('pipe', 'id') }}", "llama\n", "../llama", "a b", "x" * 200])
+def test_words_of_a_file_that_are_no_plain_names_are_refused(words: str) -> None:
+    with pytest.raises(HeaderError, match=r"general\.architecture is .* expected a name"):
+        from_metadata(fields(words), table(), WHERE)
+    with pytest.raises(HeaderError, match=r"a tensor is called .* expected a name"):
+        from_metadata(fields(), [*table(), Tensor(words, (1,), "F32", 4)], WHERE)

@@ -269,6 +269,8 @@ def test_overhead_is_a_term_of_its_own_with_a_source() -> None:
     assert "estimate" in cards[0].source
     assert "measured" in memory.cuda_overhead("9.0").source
     assert memory.cuda_overhead("5.2").mib == 120
+    assert memory.cuda_overhead("7.5") == memory.cuda_overhead("8.6"), "between two generations the larger one counts"
+    assert memory.cuda_overhead("12.0") == memory.cuda_overhead("9.0")
     assert memory.cuda_overhead(None) == memory.cuda_overhead("8.6")
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import small_gguf
 import yaml
-from planning_cases import BIG, Q4, SMALL
+from planning_cases import BIG, Q4, SMALL, shaped
 
 from checker import cli, planning
 
@@ -197,6 +196,10 @@ def test_the_inventorys_tiers_on_other_hardware(capsys: pytest.CaptureFixture[st
         (["--hardware", "{nothing}", "--model", Q4], "expected `gpus:` with a list of cards"),
         (["--hardware", "{mystery}", "--model", Q4], "the memory of NVIDIA Mystery is not known: give total_mib"),
         (["--hardware", "{hardware}", "--model", "{text}"], "GGUF"),
+        (["--hardware", "{words}", "--model", Q4], "gpus[0].free_mib 'abc' is wrong"),
+        (["--hardware", "{less}", "--model", Q4], "ram_mib -9 is wrong"),
+        (["--hardware", "{hardware}", "--model", "x" * 400], "neither a model of the catalogue nor a GGUF"),
+        (["--hardware", "{hardware}", "--model", ""], "'' is neither a model of the catalogue nor a GGUF"),
         (["-i", "{lab}", "--tier", "nonesuch"], "no tier 'nonesuch'; tiers here: fast, deep"),
         (["-i", "{lab}", "--limit", "nobody"], "nobody"),
     ],
@@ -209,6 +212,8 @@ def test_bad_input_is_named_and_exits_2(
         "nothing": "- 1",
         "mystery": yaml.safe_dump({"gpus": [{"name": "NVIDIA Mystery"}]}),
         "text": "<!doctype html>",
+        "words": yaml.safe_dump({"gpus": [{"name": BIG, "free_mib": "abc"}]}),
+        "less": yaml.safe_dump({"gpus": [{"name": BIG}], "ram_mib": -9}),
     }
     paths = {"hardware": hardware, "lab": str(ROOT / "inventories/lab")}
     for name, text in files.items():
@@ -238,17 +243,6 @@ def test_a_models_own_file_is_planned_for(capsys: pytest.CaptureFixture[str], tm
     assert (code, planned["model"], planned["verdict"]) == (0, "some-model.gguf", "fits")
 
 
-def test_planning_the_reference_cases_is_quick() -> None:
-    models = planning.read_yaml(ROOT / "catalogue/models.yml")["models"]
-    engines = planning.read_yaml(ROOT / "catalogue/engines.yml")["engines"]
-    subjects = planning.subjects(ROOT, str(ROOT / "inventories/reference"), None, None)
-    began = time.process_time()
-    for subject in subjects:
-        planning.make(subject, planning.Wishes(), models, engines)
-    # 0.3 s are wanted, and half of that is seen; a busy machine may take longer.
-    assert time.process_time() - began < 0.6
-
-
 def test_a_derived_header_is_not_presented_as_one_that_was_read(capsys: pytest.CaptureFixture[str]) -> None:
     inventory = ["-i", str(ROOT / "inventories/production"), "--limit", "tower"]
     _, out, _ = run(capsys, *inventory, "--format", "json")
@@ -257,3 +251,33 @@ def test_a_derived_header_is_not_presented_as_one_that_was_read(capsys: pytest.C
     assert "its header is derived, true to 0.1%" in out
     _, out, _ = run(capsys, "-i", str(ROOT / "inventories/lab"), "--format", "json")
     assert tier(json.loads(out), "deep")["header_tolerance"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"gpus": 5}, "gpus is 5, expected a list"),
+        ({"tiers": "none"}, "tiers is 'none', expected a list"),
+        (
+            {"tiers": [{"name": "deep", "port": 1, "context": 512, "gpus": "any", "candidates": 5}]},
+            "tier deep: candidates",
+        ),
+    ],
+)
+def test_an_inventory_of_the_wrong_shape_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: dict[str, Any], said: str
+) -> None:
+    good = {"gpus": [{"name": BIG, "uuid": "edit-me"}], "tiers": []}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"gpu_hosts": {"hosts": {"odd": {**good, **words}}}}))
+    code, _, err = run(capsys, "-i", str(tmp_path / "hosts.yml"), "--context", "1024")
+    assert code == 2
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_a_model_of_a_signed_url_is_called_by_its_path(monkeypatch: pytest.MonkeyPatch, hardware: str) -> None:
+    models: dict[str, Any] = {}
+    monkeypatch.setattr(planning, "read_header", lambda source: shaped(Q4))
+    wishes = planning.Wishes(model="https://hub.example/a/some.gguf?X-Signature=SECRET")
+    assert planning._tier_of(wishes, models)["candidates"] == [{"model": "some.gguf"}]
+    assert list(models) == ["some.gguf"]
