@@ -667,8 +667,8 @@ def _changes(header: Header, host: Host, demand: Demand, alternatives: Mapping[s
 
 
 def _largest_context(header: Header, host: Host, demand: Demand) -> int | None:
-    """Return the largest context below the demanded one that fits, None when none does."""
-    steps = range(1, (demand.context - 1) // _CONTEXT_STEP + 1)
+    """Return the largest context below the demanded one, and within the model's own, that fits; None when none does."""
+    steps = range(1, min(demand.context - 1, header.n_ctx_train) // _CONTEXT_STEP + 1)
 
     def fails(step: int) -> bool:
         return not _Search(header, host, replace(demand, context=step * _CONTEXT_STEP)).fits_at_all()
