@@ -474,21 +474,6 @@ def _spec(
     )
 
 
-def plan(
-    gpus: Sequence[Any],
-    tiers: Sequence[Any],
-    models: Mapping[str, Any],
-    engines: Mapping[str, Any],
-    engine: str,
-    backend: str,
-    places: Places,
-    profile: Mapping[str, Any] | None = None,
-    ram: Mapping[str, Any] | None = None,
-) -> tuple[tier.TierSpec, ...]:
-    """Return one spec for each tier of a host, as `for_site` plans it."""
-    return for_site(gpus, tiers, models, engines, engine, backend, places, profile, ram)[0]
-
-
 def for_site(
     gpus: Sequence[Any],
     tiers: Sequence[Any],

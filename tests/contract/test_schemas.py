@@ -39,7 +39,7 @@ def verification(**changes: Any) -> Document:
 
 @pytest.mark.parametrize("changes", [{}, {"gpus": ENDPOINTS, "backend": "cpu"}], ids=["cuda", "rpc"])
 def test_a_planned_tier_fits_its_schema(changes: Document) -> None:
-    planned = plan.plan(**inventory(**changes), places=PLACES)
+    planned = plan.for_site(**inventory(**changes), places=PLACES)[0]
     assert planned
     for spec in planned:
         validator("tier").validate(spec.to_json())
@@ -125,5 +125,5 @@ def test_a_wrong_verification_is_refused(spoil: Callable[[Document], None]) -> N
     "wrong", [{"port": 0}, {"devices": []}, {"argv": "llama-server"}, {"api_key": "secret"}, {"key_file": "key"}]
 )
 def test_a_wrong_tier_spec_is_refused(wrong: Document) -> None:
-    document = plan.plan(**inventory(), places=PLACES)[0].to_json()
+    document = plan.for_site(**inventory(), places=PLACES)[0][0].to_json()
     assert not validator("tier").is_valid(document | wrong)

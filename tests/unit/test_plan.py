@@ -18,7 +18,7 @@ PLACES = plan.Places(release="/opt/llama-tiers/releases/r", models="/m", keys="/
 
 
 def specs(profile: Any = None, **changes: object) -> dict[str, tier.TierSpec]:
-    planned = plan.plan(**inventory(**changes), places=PLACES, profile=profile)
+    planned = plan.for_site(**inventory(**changes), places=PLACES, profile=profile)[0]
     return {spec.name: spec for spec in planned}
 
 
@@ -46,7 +46,7 @@ def test_a_split_tier_names_its_cards_in_order_and_weighs_their_layers() -> None
 def test_device_order_is_the_tiers_not_the_inventorys() -> None:
     given = inventory()
     given["tiers"][1]["gpus"].reverse()
-    deep = {s.name: s for s in plan.plan(**given, places=PLACES)}["deep"]
+    deep = {s.name: s for s in plan.for_site(**given, places=PLACES)[0]}["deep"]
     assert [device.uuid for device in deep.devices] == [SMALL["uuid"], BIG["uuid"]]
     assert deep.environment["CUDA_VISIBLE_DEVICES"].startswith(SMALL["uuid"])
 
@@ -143,7 +143,7 @@ def test_the_first_candidate_that_fits_is_served() -> None:
 def test_the_missions_fast_and_deep_tier_exclude_each_other() -> None:
     both = mission(wanted("fast", "llama-3.1-8b-instruct-abliterated-q6_k", port=8080), wanted("deep", Q4))
     with pytest.raises(InventoryError) as refused:
-        plan.plan(**both, places=PLACES)
+        plan.for_site(**both, places=PLACES)
     assert "fast and deep cannot be resident together" in str(refused.value)
 
 
@@ -151,10 +151,10 @@ def test_tiers_are_planned_one_beside_the_other_where_that_makes_them_fit() -> N
     # Alone each would take the fast card, which has not room for both.
     tiny = {"candidates": [{"model": "tiny", "placement": "auto"}], "context": 4096, "gpus": "any"}
     two = inventory(tiers=[{"name": name, "port": port, **tiny} for name, port in (("one", 8080), ("two", 8081))])
-    alone = plan.plan(**(two | {"tiers": two["tiers"][:1]}), places=PLACES)[0]
+    alone = plan.for_site(**(two | {"tiers": two["tiers"][:1]}), places=PLACES)[0][0]
     assert [device.uuid for device in alone.devices] == [BIG["uuid"]]
     room = int(needed(alone, BIG["uuid"]) * 1.5) + 64 + 150
-    one, other = plan.plan(**two, places=PLACES, profile=host(room))
+    one, other = plan.for_site(**two, places=PLACES, profile=host(room))[0]
     assert [device.uuid for device in one.devices] == [BIG["uuid"]]
     assert SMALL["uuid"] in {device.uuid for device in other.devices}
 
