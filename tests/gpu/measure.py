@@ -173,36 +173,35 @@ def _ours(header: Any, left: dict[str, int]) -> placement.Choice | placement.Ref
 def fit() -> None:
     model = synthesize.file_of(DEEP)
     header = engine.file_header(model)
+    layers = header.n_layer + 1
     found: list[dict[str, Any]] = []
+
+    def add(case: dict[str, Any]) -> None:
+        found.append(case)
+        default = next((_median(each) for each in found if each["what"] == "llama.cpp's default"), None)
+        for each in found:
+            mine = _median(each)
+            each["times_the_default"] = round(mine / default, 2) if mine and default else None
+        print(
+            case["what"], case.get("tensor_split"), _median(case), case.get("offloaded"), case.get("error"), flush=True
+        )
+        document("fit", found, free_mib=left)
+
     with tiers_stopped(), engine.holding(_wanted()) as left:
         every = engine.shown()
         extra = engine.environment(every)
         chosen = _ours(header, left)
         if isinstance(chosen, placement.Refusal):
-            found.append({"what": "ours", "error": "; ".join(chosen.reasons)})
+            add({"what": "ours", "error": "; ".join(chosen.reasons)})
         else:
-            found.append({"what": "ours"} | engine.served(model, chosen))
-        if len(left) == 1:
-            even = engine.halves(header.n_layer + 1, len(every))
-            found.append({"what": "explicit split"} | engine.served(model, engine.explicit(header, even, every)))
-        else:
-            layers = header.n_layer + 1
-            found += [
-                {"what": "explicit split"} | engine.served(model, engine.explicit(header, split, every))
-                for split in ((38, layers - 38), placement.whole_layers((8, 3), layers))
-            ]
-            tensor = engine.explicit(header, (38, layers - 38), every, mode="tensor")
-            found.append({"what": "tensor split"} | engine.served(model, tensor))
-        found.append(_by_hand("llama.cpp's default", model, [], extra))
+            add({"what": "ours"} | engine.served(model, chosen))
+        add(_by_hand("llama.cpp's default", model, [], extra))
         once = ["--n-gpu-layers", "999", "--split-mode", "row", "--tensor-split", "8,3"]
-        found.append(_by_hand("the command that was once planned", model, once, extra))
-        found.append(_by_hand("the same with layer split", model, [*once[:3], "layer", *once[4:]], extra))
-    default = next(case for case in found if case["what"] == "llama.cpp's default")
-    for case in found:
-        mine, other = _median(case), _median(default)
-        case["times_the_default"] = round(mine / other, 2) if mine and other else None
-        print(case["what"], case.get("tensor_split"), mine, case.get("offloaded"), case.get("error"), flush=True)
-    document("fit", found, free_mib=left)
+        add(_by_hand("the command that was once planned", model, once, extra))
+        add(_by_hand("the same with layer split", model, [*once[:3], "layer", *once[4:]], extra))
+        split = engine.halves(layers, len(every)) if len(left) == 1 else (38, layers - 38)
+        for what, mode in (("explicit split", "layer"), ("tensor split", "tensor")):
+            add({"what": what} | engine.served(model, engine.explicit(header, split, every, mode=mode)))
 
 
 def kld() -> None:
