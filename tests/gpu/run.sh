@@ -35,7 +35,9 @@ inside() { # command...: in the namespaces, with a clean environment, in the che
 }
 
 checkout() { # a copy that the namespace can see, brought up to date by every call
-    mkdir -p "$checkout"
+    mkdir -p "$checkout" "$state/parts"
+    # Parts of the small real model, as they come.
+    cp --no-clobber "$carried"/gemma-*/gemma.? "$state/parts/" 2>/dev/null || true
     tar c --exclude=./.git --exclude=./.venv --exclude=./build --exclude=./.lab --exclude='*.egg-info' . | tar x -C "$checkout"
 }
 
@@ -142,8 +144,6 @@ models() {
     if [ -d "$carried/source" ]; then
         rm -rf "$state/source" && cp -r "$carried/source" "$state/source"
     fi
-    mkdir -p "$state/parts"
-    cp "$carried"/gemma-*/gemma.? "$state/parts/" 2>/dev/null || true
     proof discover.py
     proof synthesize.py "$@"
 }
