@@ -33,17 +33,20 @@ _BALANCE = 0.999
 _ORDERED = 5
 # With so few layers on a device its compute buffers depend on their number (memory.estimate); with more they do not.
 _FEW = 6
-# A context is looked for in these steps; llama.cpp pads it to 256.
+# A smaller context is looked for in these steps (llama.cpp pads it to 256), a larger one of a range in those.
 _CONTEXT_STEP = 256
+_RANGE_STEP = 1024
 
 
 @dataclass(frozen=True)
 class Demand:
     """What a placement has to be; the tuples are choices, the preferred one first.
 
-    `context` in tokens. `cache_types` are pairs (K, V). `gpu_layers` None is every layer, a number that many (the
-    output layer counts as one), "auto" as many as fit. `split` fixes the layers of each card, in the order of the
-    host's cards; `all_in_order` asks for a split over all of them in this order.
+    `context` in tokens; where `most_context` is above it, the context is the largest up to there that leaves as many
+    layers on the cards, and the same type of KV cache, as `context` itself. `cache_types` are pairs (K, V).
+    `gpu_layers` None is every layer, a number that many (the output layer counts as one), "auto" as many as fit.
+    `split` fixes the layers of each card, in the order of the host's cards; `all_in_order` asks for a split over all of
+    them in this order.
     """
 
     context: int
@@ -58,6 +61,7 @@ class Demand:
     split_mode: str = "layer"
     split: tuple[int, ...] | None = None
     all_in_order: bool = False
+    most_context: int = 0
 
 
 @dataclass(frozen=True)
@@ -441,6 +445,13 @@ class _Search:
         wanted = self.demand.gpu_layers
         return wanted if isinstance(wanted, int) else self.layers
 
+    def could_fit(self) -> bool:
+        """Whether weights and KV cache alone leave room: it fits with no larger context either where they do not."""
+        return any(
+            self.could_be(self.settings(cache_type, self.most_layers)[-1], self.most_layers) is not None
+            for cache_type in self.demand.cache_types
+        )
+
     def fits_at_all(self) -> bool:
         """Whether any placement with as many layers as asked for fits; quick."""
         return any(
@@ -561,8 +572,25 @@ def search(
     `alternatives` are other quantisations of the model, by name, to be proposed when this one does not fit. With
     `demand.split` nothing is searched but what the demand leaves open, and a refusal proposes a split that fits.
     """
+    found = _search(header, host, demand, alternatives or {})
+    if isinstance(found, Refusal):
+        return found
+    made = found.placement
+    kept = replace(demand, cache_types=((made.cache_type_k, made.cache_type_v),), gpu_layers=made.n_gpu_layers)
+    most = min(demand.most_context, trained_context(header, demand))
+    larger = range(demand.context // _RANGE_STEP * _RANGE_STEP + _RANGE_STEP, most, _RANGE_STEP)
+    context = _largest_fitting([*larger, most] if most > demand.context else [], header, host, kept)
+    return _search(header, host, replace(kept, context=context), {}) if context else found
+
+
+def trained_context(header: Header, demand: Demand) -> int:
+    """Return the most tokens of context that are of use: llama-server gives no request more than the model knows."""
+    return header.n_ctx_train * demand.parallel
+
+
+def _search(header: Header, host: Host, demand: Demand, alternatives: Mapping[str, Header]) -> Choice | Refusal:
     if demand.split is not None:
-        return _explicit(header, host, demand, demand.split, alternatives or {})
+        return _explicit(header, host, demand, demand.split, alternatives)
     work = _Search(header, host, demand)
     unknown = [card.name for card in host.cards if card.total_mib is None]
     if unknown or not work.cards:
@@ -572,13 +600,12 @@ def search(
     if found:
         return found
     nearest = work.nearest()
-    return Refusal(nearest, misses(nearest), _changes(header, host, demand, alternatives or {}))
+    return Refusal(nearest, misses(nearest), _changes(header, host, demand, alternatives))
 
 
-def _explicit(
-    header: Header, host: Host, demand: Demand, split: tuple[int, ...], alternatives: Mapping[str, Header]
-) -> Choice | Refusal:
-    tried = [
+def _written(header: Header, host: Host, demand: Demand, split: tuple[int, ...]) -> list[Choice]:
+    """Put a split as people wrote it to the arithmetic, once for each choice of pipeline parallelism."""
+    return [
         evaluate(
             header,
             Placement(
@@ -600,6 +627,12 @@ def _explicit(
         )
         for pipeline in demand.pipeline
     ]
+
+
+def _explicit(
+    header: Header, host: Host, demand: Demand, split: tuple[int, ...], alternatives: Mapping[str, Header]
+) -> Choice | Refusal:
+    tried = _written(header, host, demand, split)
     for choice in tried:
         if choice.fits:
             return choice
@@ -668,10 +701,35 @@ def _changes(header: Header, host: Host, demand: Demand, alternatives: Mapping[s
 
 def _largest_context(header: Header, host: Host, demand: Demand) -> int | None:
     """Return the largest context below the demanded one, and within the model's own, that fits; None when none does."""
-    steps = range(1, min(demand.context - 1, header.n_ctx_train) // _CONTEXT_STEP + 1)
+    most = min(demand.context - 1, trained_context(header, demand)) // _CONTEXT_STEP * _CONTEXT_STEP
+    return _largest_fitting(range(_CONTEXT_STEP, most + 1, _CONTEXT_STEP), header, host, demand)
 
-    def fails(step: int) -> bool:
-        return not _Search(header, host, replace(demand, context=step * _CONTEXT_STEP)).fits_at_all()
 
-    count = bisect_left(steps, True, key=fails)
-    return steps[count - 1] * _CONTEXT_STEP if count else None
+def _largest_fitting(contexts: Sequence[int], header: Header, host: Host, demand: Demand) -> int | None:
+    """Return the largest of some rising contexts with which a demand fits, None when it fits with none.
+
+    Weights and KV cache never shrink with a larger context, so where they alone have no room is found by bisection.
+    Compute buffers may shrink (their layout is a best fit; memory.estimate of a split without pipeline parallelism
+    shows it), so that below each context is tried until one fits.
+    """
+
+    def could(context: int) -> bool:
+        wanted = replace(demand, context=context)
+        if demand.split is None:
+            return _Search(header, host, wanted).could_fit()
+        return any(_has_room_for_weights_and_kv(choice) for choice in _written(header, host, wanted, demand.split))
+
+    def does(context: int) -> bool:
+        wanted = replace(demand, context=context)
+        if demand.split is None:
+            return _Search(header, host, wanted).fits_at_all()
+        return any(choice.fits for choice in _written(header, host, wanted, demand.split))
+
+    possible = contexts[: bisect_left(contexts, True, key=lambda context: not could(context))]
+    return next((context for context in reversed(possible) if does(context)), None)
+
+
+def _has_room_for_weights_and_kv(choice: Choice) -> bool:
+    return all(
+        spare + need.compute_mib >= 0 for spare, need in zip(choice.spare_mib, choice.estimate.devices, strict=True)
+    )

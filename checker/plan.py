@@ -8,13 +8,14 @@ arithmetic. Pure; MiB and tokens per second.
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from checker import argv, placement, throughput, tier
-from checker.cards import Card, Host
+from checker.cards import Card, Host, Ram
 from checker.cards import host as join_host
 from checker.catalogue import (
     Candidate,
@@ -35,6 +36,9 @@ from checker.placement import Choice, Demand, Refusal
 
 SCHEMA = "llama-tiers/plan/1"
 
+# Of so many tiers every order is tried in which they can be placed one beside the other.
+_ORDERED_TIERS = 4
+
 
 @dataclass(frozen=True)
 class Places:
@@ -47,7 +51,7 @@ class Places:
 
 @dataclass(frozen=True)
 class CandidatePlan:
-    """One candidate put to the arithmetic; `confidence` is that of its header.
+    """One candidate put to the arithmetic, with its header.
 
     `header_tolerance` is None when the header was read from the file; else it was derived, and its sizes are true to
     this share.
@@ -56,7 +60,7 @@ class CandidatePlan:
     model: str
     demand: Demand
     result: Choice | Refusal
-    confidence: str
+    header: Header
     header_tolerance: float | None
 
     @property
@@ -68,6 +72,23 @@ class CandidatePlan:
     def fits(self) -> bool:
         """Whether the candidate can be served."""
         return isinstance(self.result, Choice)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What whoever reads the figures should know of them, one sentence each."""
+        trained, context = placement.trained_context(self.header, self.demand), self.choice.placement.ctx_size
+        slots = f" for each of {self.demand.parallel} requests" if self.demand.parallel > 1 else ""
+        if context > trained:
+            return (
+                f"context {context:,} is beyond what the model was trained for, {self.header.n_ctx_train:,} tokens"
+                f"{slots}: llama-server gives a request no more than that, so verification will fail",
+            )
+        if self.demand.most_context > trained:
+            return (
+                f"the range of the context was cut off at {trained:,}: the model was trained for no more than "
+                f"{self.header.n_ctx_train:,} tokens{slots}",
+            )
+        return ()
 
 
 @dataclass(frozen=True)
@@ -113,27 +134,32 @@ def make(gpus: Sequence[GpuEntry], tiers: Sequence[TierEntry], models: Mapping[s
     """Plan all tiers of a host; the entries have passed `catalogue.check_inventory`.
 
     Each tier is planned for the whole host. Where these placements cannot be resident together, the tiers are planned
-    once more one beside the other, in the inventory's order; that holds if every tier keeps its candidate.
+    once more one beside the other (`_squeezed`). A range of context is a matter of what is left then, so that it makes
+    no tiers exclude each other.
     """
-    cards = dict(zip((gpu.uuid for gpu in gpus), host.cards, strict=True))
-    alone = tuple(_tier(entry, gpus, models, cards, host) for entry in tiers)
-    beside = alone
-    if len(alone) > 1 and all(planned.fits for planned in alone) and _over(alone, host):
-        beside = _squeezed(tiers, gpus, models, cards, host, alone) or alone
-    together, exclusions = _together([planned for planned in beside if planned.fits], host)
-    return Plan(beside, together, exclusions)
+    planned = {entry.name: _tier(entry, gpus, models, host) for entry in tiers}
+    fitting = [entry for entry in tiers if planned[entry.name].fits]
+
+    def beside(entries: Sequence[TierEntry]) -> tuple[TierPlan, ...] | None:
+        alone = tuple(planned[entry.name] for entry in entries)
+        return _squeezed(entries, gpus, models, host, alone) if _over(alone, host) else alone
+
+    together: tuple[tuple[str, ...], ...] = (tuple(entry.name for entry in fitting),) if fitting else ()
+    exclusions: tuple[Exclusion, ...] = ()
+    all_at_once = beside(fitting)
+    if all_at_once is None:
+        together, exclusions = _together(fitting, planned, beside, host)
+    planned |= {each.name: each for each in all_at_once or ()}
+    _raise_contexts(planned, together, host)
+    return Plan(tuple(planned.values()), together, exclusions)
 
 
-def _tier(
-    entry: TierEntry,
-    gpus: Sequence[GpuEntry],
-    models: Mapping[str, ModelEntry],
-    cards: Mapping[str, Card],
-    host: Host,
-) -> TierPlan:
+def _tier(entry: TierEntry, gpus: Sequence[GpuEntry], models: Mapping[str, ModelEntry], host: Host) -> TierPlan:
+    """Plan one tier on the host, with the least context that it may have."""
     named = resolve_gpus(entry, gpus)
     if isinstance(named, str):
         raise InventoryError([named])
+    cards = dict(zip((gpu.uuid for gpu in gpus), host.cards, strict=True))
     own = Host(tuple(cards[gpu.uuid] for gpu in named), host.ram)
     tried: list[CandidatePlan] = []
     for candidate in entry.candidates:
@@ -141,13 +167,14 @@ def _tier(
         if header is None:
             raise InventoryError([f"model {candidate.model} has no header in the catalogue"])
         wanted = demand(entry, candidate)
+        least = replace(wanted, most_context=wanted.context)
         try:
-            result = placement.search(header, own, wanted, _quantisations(candidate.model, models))
+            result = placement.search(header, own, least, _quantisations(candidate.model, models))
         except ValueError as error:
             raise InventoryError([f"tier {entry.name}: {error}"]) from error
         derived = models[candidate.model].header_derived
         tolerance = derived.tolerance if derived else None
-        tried.append(CandidatePlan(candidate.model, wanted, result, header.confidence, tolerance))
+        tried.append(CandidatePlan(candidate.model, wanted, result, header, tolerance))
         if tried[-1].fits:
             break
     return TierPlan(entry.name, tuple(tried), own.cards)
@@ -161,7 +188,8 @@ def demand(entry: TierEntry, candidate: Candidate) -> Demand:
     pairs = dict.fromkeys((written.cache_type_k or kind, written.cache_type_v or kind) for kind in types)
     sizes = (512,) if explicit else placement.UBATCH_SIZES
     return Demand(
-        context=entry.context,
+        context=entry.context.min,
+        most_context=entry.context.max,
         cache_types=tuple(pairs),
         ubatch_sizes=(written.ubatch_size,) if written.ubatch_size else sizes,
         pipeline=(True, False) if written.pipeline_parallel is None else (written.pipeline_parallel,),
@@ -220,59 +248,113 @@ def _over(planned: Sequence[TierPlan], host: Host) -> str | None:
     return "; ".join(said) or None
 
 
+def _left(host: Host, groups: Sequence[Sequence[TierPlan]]) -> tuple[Host, dict[Card, Card]]:
+    """Return the host as each of some groups of tiers leaves it, and the whole card of each card that is left.
+
+    The groups need not be resident at once: of each card, and of the host's memory, the one that holds most counts.
+    """
+    held = [_held(group) for group in groups]
+    left = {}
+    for card in host.cards:
+        most = max((sum(mib for _, mib in each.get(card, ())) for each in held), default=0.0)
+        left[replace(card, taken_mib=card.taken_mib + math.ceil(most))] = card
+    ram = host.ram
+    if ram.total_mib is not None:
+        most = max((sum(each.chosen.choice.estimate.host.total_mib for each in group) for group in groups), default=0.0)
+        ram = replace(ram, total_mib=ram.total_mib - math.ceil(most))
+    return Host(tuple(left), ram), left
+
+
+def _on_whole_cards(choice: Choice, whole: Mapping[Card, Card], ram: Ram) -> Choice:
+    """Hand a choice that was made on what is left of cards back on the whole ones."""
+    return replace(choice, cards=tuple(whole[card] for card in choice.cards), ram=ram)
+
+
 def _squeezed(
     tiers: Sequence[TierEntry],
     gpus: Sequence[GpuEntry],
     models: Mapping[str, ModelEntry],
-    cards: Mapping[str, Card],
     host: Host,
     alone: Sequence[TierPlan],
 ) -> tuple[TierPlan, ...] | None:
-    """Plan the tiers one beside the other; None unless every tier keeps its candidate.
+    """Plan tiers one beside the other: in the inventory's order, else in the first one in which all fit.
 
-    The placements are made on cards that are smaller by what the tiers before hold, and handed back on the whole cards.
+    None when there is none in which every tier keeps its candidate. Every order of up to `_ORDERED_TIERS` tiers is
+    tried; of more, as many as that makes placements.
     """
-    done: list[TierPlan] = []
-    for entry, before in zip(tiers, alone, strict=True):
-        held = _held(done)
-        left = {
-            uuid: replace(card, taken_mib=card.taken_mib + int(-(-sum(mib for _, mib in held.get(card, ())) // 1)))
-            for uuid, card in cards.items()
-        }
-        whole = {left[uuid]: card for uuid, card in cards.items()}
-        ram_held = sum(each.chosen.choice.estimate.host.total_mib for each in done)
-        ram = (
-            host.ram if host.ram.total_mib is None else replace(host.ram, total_mib=int(host.ram.total_mib - ram_held))
-        )
-        found = _tier(entry, gpus, models, left, Host(tuple(left.values()), ram))
-        if (
-            not found.fits
-            or found.chosen.model != before.chosen.model
-            or len(found.candidates) != len(before.candidates)
-        ):
-            return None
-        kept = found.chosen
-        choice = replace(kept.choice, cards=tuple(whole[card] for card in kept.choice.cards), ram=host.ram)
-        done.append(replace(before, candidates=(*before.candidates[:-1], replace(kept, result=choice))))
-    return None if _over(done, host) else tuple(done)
+    # Whatever lies where, the weights of a tier that may leave no layer on the CPU are somewhere on the cards.
+    weights = sum(
+        need.weights_mib
+        for each in alone
+        if each.chosen.demand.gpu_layers != "auto"
+        for need in each.chosen.choice.estimate.devices
+    )
+    if weights > sum(card.room_mib for card in host.cards):
+        return None
+    tries = iter(range(sum(math.perm(_ORDERED_TIERS, count + 1) for count in range(_ORDERED_TIERS))))
+
+    def place(done: tuple[TierPlan, ...], waiting: tuple[int, ...]) -> tuple[TierPlan, ...] | None:
+        if not waiting:
+            return done
+        left, whole = _left(host, [done])
+        for index in waiting:
+            if next(tries, None) is None:
+                return None
+            found, before = _tier(tiers[index], gpus, models, left), alone[index]
+            if not found.fits or len(found.candidates) != len(before.candidates):
+                continue
+            kept = replace(found.chosen, result=_on_whole_cards(found.chosen.choice, whole, host.ram))
+            beside = replace(before, candidates=(*before.candidates[:-1], kept))
+            every = place((*done, beside), tuple(other for other in waiting if other != index))
+            if every:
+                return every
+        return None
+
+    return place((), tuple(range(len(tiers))))
 
 
-def _together(planned: Sequence[TierPlan], host: Host) -> tuple[tuple[tuple[str, ...], ...], tuple[Exclusion, ...]]:
+def _together(
+    tiers: Sequence[TierEntry],
+    planned: Mapping[str, TierPlan],
+    beside: Callable[[Sequence[TierEntry]], tuple[TierPlan, ...] | None],
+    host: Host,
+) -> tuple[tuple[tuple[str, ...], ...], tuple[Exclusion, ...]]:
     """Return the largest sets of tiers that fit at once, and the smallest that do not."""
     fitting: list[tuple[str, ...]] = []
     exclusions: list[Exclusion] = []
-    for size in range(1, len(planned) + 1):
-        for chosen in itertools.combinations(planned, size):
-            names = tuple(each.name for each in chosen)
+    for size in range(1, len(tiers) + 1):
+        for chosen in itertools.combinations(tiers, size):
+            names = tuple(entry.name for entry in chosen)
             if any(set(exclusion.tiers) <= set(names) for exclusion in exclusions):
                 continue
-            reason = _over(chosen, host) if size > 1 else None
-            if reason:
-                exclusions.append(Exclusion(names, reason))
-            else:
+            if beside(chosen):
                 fitting.append(names)
+                continue
+            reason = _over([planned[name] for name in names], host)
+            untried = "; not every order of so many tiers was tried" if size > _ORDERED_TIERS else ""
+            exclusions.append(Exclusion(names, f"{reason}{untried}"))
     largest = [names for names in fitting if not any(set(names) < set(other) for other in fitting)]
     return tuple(largest), tuple(exclusions)
+
+
+def _raise_contexts(planned: dict[str, TierPlan], together: Sequence[Sequence[str]], host: Host) -> None:
+    """Give tiers, in their order, the context of their range that those that are resident beside them leave room for.
+
+    A set of tiers that is resident with other placements than these only gives its context no say here.
+    """
+    for name, each in planned.items():
+        kept = each.chosen
+        if not each.fits or kept.demand.most_context == kept.demand.context:
+            continue
+        sets = [[planned[other] for other in names] for names in together if name in names]
+        others = [[other for other in group if other is not each] for group in sets if not _over(group, host)]
+        left, whole = _left(host, others)
+        smaller = {card: part for part, card in whole.items()}
+        result = placement.search(kept.header, Host(tuple(smaller[card] for card in each.cards), left.ram), kept.demand)
+        # What is left is counted in whole MiB, which may be too little by part of one.
+        if isinstance(result, Choice) and result.placement.n_gpu_layers == kept.choice.placement.n_gpu_layers:
+            raised = replace(kept, result=_on_whole_cards(result, whole, host.ram))
+            planned[name] = replace(each, candidates=(*each.candidates[:-1], raised))
 
 
 def refusal(name: str, candidate: CandidatePlan) -> str:
@@ -348,8 +430,10 @@ def _candidate_json(name: str, candidate: CandidatePlan) -> dict[str, Any]:
         "model": candidate.model,
         "verdict": _verdict(candidate),
         "reason": None if candidate.fits else refusal(name, candidate),
-        "confidence": candidate.confidence,
+        "confidence": candidate.header.confidence,
         "header_tolerance": candidate.header_tolerance,
+        "remarks": list(candidate.remarks),
+        "context": {"min": candidate.demand.context, "max": candidate.demand.most_context},
         "placement": {
             **words,
             "tensor_split": list(choice.placement.tensor_split),

@@ -65,7 +65,7 @@ def _tier(tier: dict[str, Any]) -> list[RenderableType]:
         (tier["name"], "bold"),
         "  ",
         ("fits", "bold green") if fits else ("DOES NOT FIT", "bold red"),
-        f"  {tier['model']}, context {placement['ctx_size']:,}",
+        f"  {tier['model']}, context {placement['ctx_size']:,}{_range(tier['context'])}",
     )
     lines: list[RenderableType] = [title]
     if tier["confidence"] != KNOWN:
@@ -73,6 +73,7 @@ def _tier(tier: dict[str, Any]) -> list[RenderableType]:
     if tier["header_tolerance"] is not None:
         note = f"its header is derived, true to {tier['header_tolerance']:.1%}; `checker lock` reads the file's own"
         lines.append(Padding(Text(note, style="dim"), (0, 0, 0, 2)))
+    lines += [Padding(Text(f"note: {remark}", style="yellow"), (0, 0, 0, 2)) for remark in tier["remarks"]]
     if fits:
         lines += [Padding(Text(words), (0, 0, 0, 2)) for words in _words(tier)]
     lines.append(Padding(_devices(tier), (0, 0, 0, 2)))
@@ -86,6 +87,10 @@ def _tier(tier: dict[str, Any]) -> list[RenderableType]:
         lines += [Padding(Text(reason), (0, 0, 0, 4)) for reason in candidate["reasons"]]
         lines.append(Padding(_changes(candidate["changes"]), (0, 0, 0, 4)))
     return lines
+
+
+def _range(context: dict[str, int]) -> str:
+    return f" of {context['min']:,} to {context['max']:,}" if context["max"] > context["min"] else ""
 
 
 def _changes(changes: list[dict[str, Any]]) -> Table | Text:

@@ -236,6 +236,29 @@ def test_absurd_arguments_exit_2(capsys: pytest.CaptureFixture[str], arguments: 
     assert arguments[0] in capsys.readouterr().err
 
 
+def test_what_was_chosen_of_a_range_of_context_is_shown(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, hardware: str
+) -> None:
+    tier_ = {"name": "deep", "port": 8081, "context": {"min": 4096, "max": 200_000}, "gpus": "any"}
+    words = {"gpus": HARDWARE["gpus"], "tiers": [tier_ | {"candidates": [{"model": Q4}]}]}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"gpu_hosts": {"hosts": {"one": words}}}))
+    arguments = ["-i", str(tmp_path / "hosts.yml"), "--hardware", hardware]
+    code, out, _ = run(capsys, *arguments, "--format", "json")
+    planned = tier(json.loads(out), "deep")
+    chosen = planned["placement"]["ctx_size"]
+    assert code == 0
+    assert planned["context"] == {"min": 4096, "max": 200_000}
+    assert 8192 < chosen < 32768
+    (remark,) = planned["remarks"]
+    assert "cut off at 131,072" in remark
+    _, out, _ = run(capsys, *arguments)
+    assert f"context {chosen:,} of 4,096 to 200,000" in out
+    assert "note: the range of the context was cut off at 131,072" in out
+    # A wish goes before the inventory.
+    _, out, _ = run(capsys, *arguments, "--context", "2048", "--format", "json")
+    assert tier(json.loads(out), "deep")["context"] == {"min": 2048, "max": 2048}
+
+
 def test_a_models_own_file_is_planned_for(capsys: pytest.CaptureFixture[str], tmp_path: Path, hardware: str) -> None:
     (file,) = small_gguf.write(tmp_path / "some-model.gguf")
     code, out, _ = run(capsys, "--hardware", hardware, "--model", str(file), "--format", "json")
