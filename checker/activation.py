@@ -72,7 +72,7 @@ def _remember(name: str, inputs: Inputs) -> None:
 def _held_mib(spec: tier.TierSpec, pid: int) -> float:
     held = 0.0
     for uuid in {device.uuid for device in spec.devices}:
-        held += sum(process.used_mib for process in hardware.processes(uuid) if process.pid == pid)
+        held += sum(process.used_mib or 0 for process in hardware.processes(uuid) if process.pid == pid)
     return held
 
 

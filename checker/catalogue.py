@@ -452,7 +452,8 @@ def check_inventory(
         names = " and ".join(tier.name for tier in parsed_tiers if tier.port == port)
         problems.append(f"tiers {names}: port {port} is used twice; give each tier a port of its own")
 
-    for tier in parsed_tiers:
+    # Without cards everything that names one is wrong, which says nothing more.
+    for tier in parsed_tiers if gpus else []:
         resolved = resolve_gpus(tier, parsed_gpus)
         if isinstance(resolved, str):
             # A card whose own entry is wrong was reported already; that it cannot be found follows from that.

@@ -83,11 +83,8 @@ class Choice:
 
     @property
     def fits(self) -> bool:
-        """Whether every card and the host's memory have room. A card whose size nobody knows is not held against it."""
-        cards = all(
-            spare >= 0 or card.total_mib is None for spare, card in zip(self.spare_mib, self.cards, strict=True)
-        )
-        return cards and host_miss(self) is None
+        """Whether every card and the host's memory have room."""
+        return min(self.spare_mib) >= 0 and host_miss(self) is None
 
 
 @dataclass(frozen=True)
@@ -141,7 +138,7 @@ def misses(choice: Choice) -> tuple[str, ...]:
         f"{card.room_mib:,} are free "
         f"({card.total_mib:,} - {card.taken_mib:,} taken - {card.margin_mib:,} margin)"
         for card, need, spare in zip(choice.cards, choice.estimate.devices, choice.spare_mib, strict=True)
-        if spare < 0 and card.total_mib is not None
+        if spare < 0
     ]
     return (*said, *filter(None, [host_miss(choice)]))
 
@@ -206,9 +203,8 @@ class _Search:
     def __init__(self, header: Header, host: Host, demand: Demand) -> None:
         self.header, self.demand, self.ram = header, demand, host.ram
         self.layers = header.n_layer + 1
-        known = [card for card in host.cards if card.total_mib is not None]
-        self.host_cards = tuple(known)
-        self.cards = sorted(known, key=_canonical)
+        self.host_cards = host.cards
+        self.cards = sorted(host.cards, key=_canonical)
         self.ram_rate = throughput.ram_rate(host.ram)
         self._seconds: dict[tuple[_Setting, Card], list[float]] = {}
         self._sums: dict[_Setting, tuple[list[float], list[float]]] = {}
@@ -480,7 +476,9 @@ class _Search:
         # The host's memory is what is too small, whatever lies on the cards.
         setting, order = self.settings(self.demand.cache_types[0], self.most_layers)[-1], self.orders[-1]
         split = whole_layers([card.room_mib + 1 for card in order], self.most_layers)
-        return self.choice(_Cut(0.0, setting, order, split))
+        used = [(card, count) for card, count in zip(order, split, strict=True) if count]
+        cards, layers = zip(*used, strict=True)
+        return self.choice(_Cut(0.0, setting, cards, layers))
 
 
 def _shortest(
@@ -567,11 +565,17 @@ def _orders(cards: Sequence[Card], size: int) -> Iterator[tuple[Card, ...]]:
 def search(
     header: Header, host: Host, demand: Demand, alternatives: Mapping[str, Header] | None = None
 ) -> Choice | Refusal:
-    """Find the fastest expected placement of a model that fits; ValueError when a card's bandwidth is not known.
+    """Find the fastest expected placement of a model that fits.
 
-    `alternatives` are other quantisations of the model, by name, to be proposed when this one does not fit. With
-    `demand.split` nothing is searched but what the demand leaves open, and a refusal proposes a split that fits.
+    ValueError when the memory of a card is not known, or with a split to be found its bandwidth. `alternatives` are
+    other quantisations of the model, by name, to be proposed when this one does not fit. With `demand.split` nothing is
+    searched but what the demand leaves open, and a refusal proposes a split that fits.
     """
+    unknown = [card.name for card in host.cards if card.total_mib is None]
+    if unknown:
+        raise ValueError(
+            f"the memory of {', '.join(unknown)} is not known: give total_mib in its entry of the inventory's gpus"
+        )
     found = _search(header, host, demand, alternatives or {})
     if isinstance(found, Refusal):
         return found
@@ -592,10 +596,6 @@ def _search(header: Header, host: Host, demand: Demand, alternatives: Mapping[st
     if demand.split is not None:
         return _explicit(header, host, demand, demand.split, alternatives)
     work = _Search(header, host, demand)
-    unknown = [card.name for card in host.cards if card.total_mib is None]
-    if unknown or not work.cards:
-        names = ", ".join(unknown) or "any card"
-        raise ValueError(f"the memory of {names} is not known: give total_mib in its entry of the inventory's gpus")
     found = work.run()
     if found:
         return found
@@ -637,10 +637,7 @@ def _explicit(
         if choice.fits:
             return choice
     nearest = max(tried, key=lambda choice: min(choice.spare_mib))
-    if any(card.total_mib is None or not card.bandwidth_gb_s for card in host.cards) or demand.split_mode not in (
-        "none",
-        "layer",
-    ):
+    if not all(card.bandwidth_gb_s for card in host.cards) or demand.split_mode not in ("none", "layer"):
         return Refusal(nearest, misses(nearest), ())
     layers = sum(split) if sum(split) <= header.n_layer else None
     same = replace(demand, split=None, gpu_layers=layers, pipeline=(True, False), all_in_order=True)

@@ -76,6 +76,19 @@ class CandidatePlan:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What whoever reads the figures should know of them, one sentence each."""
+        return (*self._of_context, *self._of_cards)
+
+    @property
+    def _of_cards(self) -> tuple[str, ...]:
+        return tuple(
+            f"{placement.short_name(card.name)}: the host does not tell what our own tiers hold of it, so what other "
+            "processes hold is not known and the driver's prior is counted; look with `nvidia-smi`"
+            for card in self.choice.cards
+            if not card.others_known
+        )
+
+    @property
+    def _of_context(self) -> tuple[str, ...]:
         trained, context = placement.trained_context(self.header, self.demand), self.choice.placement.ctx_size
         slots = f" for each of {self.demand.parallel} requests" if self.demand.parallel > 1 else ""
         if context > trained:
@@ -231,7 +244,7 @@ def _over(planned: Sequence[TierPlan], host: Host) -> str | None:
     said = []
     for card, parts in _held(planned).items():
         needed = sum(mib for _, mib in parts)
-        if card.total_mib is not None and needed > card.room_mib:
+        if needed > card.room_mib:
             shares = " + ".join(f"{name} {mib:,.0f}" for name, mib in parts)
             said.append(
                 f"{placement.short_name(card.name)} needs {needed:,.0f} MiB ({shares}), {card.room_mib:,} are free "
@@ -446,7 +459,7 @@ def _candidate_json(name: str, candidate: CandidatePlan) -> dict[str, Any]:
                 "uuid": None if is_placeholder(card.uuid) else card.uuid,
                 "layers": device.layers,
                 "card_mib": card.total_mib,
-                "free_mib": None if card.total_mib is None else card.free_mib,
+                "free_mib": card.free_mib,
                 "taken_mib": card.taken_mib,
                 "taken_by": card.taken_by,
                 "margin_mib": card.margin_mib,
@@ -455,7 +468,7 @@ def _candidate_json(name: str, candidate: CandidatePlan) -> dict[str, Any]:
                 "compute_mib": round(need.compute_mib, 1),
                 "overhead_mib": round(need.overhead_mib, 1),
                 "total_mib": round(need.total_mib, 1),
-                "spare_mib": None if card.total_mib is None else round(spare, 1),
+                "spare_mib": round(spare, 1),
                 "overhead_by": placement.overhead(card).source,
                 "speed_by": throughput.prior(card.compute_capability).source,
             }
@@ -568,10 +581,10 @@ def for_site(
     places: Places,
     profile: Mapping[str, Any] | None = None,
     ram: Mapping[str, Any] | None = None,
-) -> tuple[tuple[tier.TierSpec, ...], tuple[str, ...]]:
+) -> tuple[tuple[tier.TierSpec, ...], tuple[str, ...], tuple[str, ...]]:
     """Plan every tier of a host for site.yml; InventoryError lists all reasons why that cannot be done.
 
-    Returns one spec for each tier, and one sentence for each candidate that was passed over.
+    Returns one spec for each tier, one sentence for each candidate that was passed over, and the remarks on the chosen.
 
     Arguments are the inventory's words as Ansible hands them over; `profile` is the host profile, empty when there is
     no host to ask. All tiers of a host are served at once, so tiers that exclude each other are refused.
@@ -590,7 +603,8 @@ def for_site(
         _spec(entry, each.chosen, parsed_models[each.chosen.model], engines[engine], backend, places)
         for entry, each in zip(parsed_tiers, planned.tiers, strict=True)
     )
-    return tuple(specs), tuple(passed_over)
+    remarks = (f"{each.name}: {remark}" for each in planned.tiers for remark in each.chosen.remarks)
+    return tuple(specs), tuple(passed_over), tuple(remarks)
 
 
 def served(gpus: Sequence[Any], tiers: Sequence[Any], models: Mapping[str, Any]) -> list[str]:

@@ -50,12 +50,11 @@ def _cards(document: dict[str, Any]) -> list[Text]:
     """Say of each card that a tier uses how much of it is free for tiers, and by what reckoning."""
     said = {}
     for device in (device for tier in document["tiers"] for device in tier["devices"]):
-        if device["card_mib"] is not None:
-            room = max(0, device["free_mib"] - device["margin_mib"])
-            said[device["uuid"] or device["gpu"], device["gpu"]] = (
-                f"{short_name(device['gpu'])}: {room:,} of {device['card_mib']:,} MiB free "
-                f"({device['taken_mib']:,} taken: {device['taken_by']}; {device['margin_mib']:,} margin)"
-            )
+        room = max(0, device["free_mib"] - device["margin_mib"])
+        said[device["uuid"] or device["gpu"], device["gpu"]] = (
+            f"{short_name(device['gpu'])}: {room:,} of {device['card_mib']:,} MiB free "
+            f"({device['taken_mib']:,} taken: {device['taken_by']}; {device['margin_mib']:,} margin)"
+        )
     return [Text(line, style="dim") for line in said.values()]
 
 
@@ -128,13 +127,13 @@ def _words(tier: dict[str, Any]) -> list[str]:
 def _devices(tier: dict[str, Any]) -> Table:
     table = Table.grid(padding=(0, 1))
     for device in tier["devices"]:
-        over = device["spare_mib"] is not None and device["spare_mib"] < 0
-        room = None if device["free_mib"] is None else max(0, device["free_mib"] - device["margin_mib"])
+        over = device["spare_mib"] < 0
+        room = max(0, device["free_mib"] - device["margin_mib"])
         table.add_row(
             short_name(device["gpu"]),
             _bar(device, over),
             Text(f"{device['total_mib']:,.0f}", style="bold red" if over else "", justify="right"),
-            "of" if room is None else Text(f"of {room:,} MiB", justify="right"),
+            Text(f"of {room:,} MiB", justify="right"),
             Text(f"{device['layers']} layers", style="dim", justify="right"),
         )
     return table
@@ -142,7 +141,7 @@ def _devices(tier: dict[str, Any]) -> Table:
 
 def _bar(device: dict[str, Any], over: bool) -> Text:
     held = {**device, "rest_mib": device["compute_mib"] + device["overhead_mib"]}
-    whole = device["card_mib"] or sum(held[key] for key, *_ in _PARTS)
+    whole = device["card_mib"]
     bar, end, drawn = Text("│"), 0.0, 0
     for key, character, style, _ in _PARTS:
         end += held[key]

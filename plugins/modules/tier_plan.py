@@ -46,6 +46,7 @@ RETURN = r"""
 specs: {description: One tier spec document (schema llama-tiers/tier/1) for each tier, type: list, returned: success}
 models: {description: Names of the models that the tiers serve, type: list, returned: success}
 passed_over: {description: One sentence for each candidate that does not fit, type: list, returned: success}
+remarks: {description: What whoever reads the plan should know of its figures, type: list, returned: success}
 summary: {description: One readable line for each tier, type: list, returned: success}
 """
 
@@ -77,7 +78,7 @@ def main() -> None:
         module.fail_json(msg=f"the controller's Python has no checker ({error}); run `make setup`")
     args = module.params
     try:
-        specs, passed_over = plan.for_site(
+        specs, passed_over, remarks = plan.for_site(
             args["gpus"],
             args["tiers"],
             args["models"],
@@ -96,6 +97,7 @@ def main() -> None:
         models=list(dict.fromkeys(spec.model.name for spec in specs)),
         summary=[plan.describe(spec) for spec in specs],
         passed_over=list(passed_over),
+        remarks=list(remarks),
     )
 
 

@@ -149,6 +149,12 @@ def test_what_our_own_tiers_hold_of_a_card_is_told_apart(tmp_path: Path, monkeyp
         (tmp_path / str(pid)).mkdir()
         (tmp_path / str(pid) / "cgroup").write_text(group)
     # The third has ended since it was listed.
-    held = tuple(hardware.GpuProcess(pid, mib) for pid, mib in ((7, 6000.5), (8, 900.0), (9, 50.0)))
+    held: list[hardware.GpuProcess] = []
     monkeypatch.setattr(hardware, "processes", lambda uuid: held)
+    held[:] = (hardware.GpuProcess(pid, mib) for pid, mib in ((7, 6000.5), (8, 900.0), (9, 50.0)))
     assert module.tiers_mib(BIG["uuid"], tmp_path) == 6000.5
+    held[:] = (hardware.GpuProcess(pid, mib) for pid, mib in ((7, 6000.5), (8, None)))
+    assert module.tiers_mib(BIG["uuid"], tmp_path) == 6000.5
+    # What the driver does not tell of one of ours is not nothing.
+    held[:] = (hardware.GpuProcess(pid, mib) for pid, mib in ((7, None), (8, 900.0)))
+    assert module.tiers_mib(BIG["uuid"], tmp_path) is None

@@ -125,6 +125,11 @@ def test_all_problems_are_reported_at_once() -> None:
     assert all(said in problems for said in ("b1", "port", "nope"))
 
 
+def test_without_cards_there_is_one_problem() -> None:
+    (problem,) = check_inventory(**inventory(gpus=[]))
+    assert problem.startswith("gpus is empty: list the cards of the host")
+
+
 def test_two_cards_of_one_name_must_be_named_by_uuid() -> None:
     given = inventory(gpus=[BIG, SMALL | {"name": BIG["name"]}])
     problems = check_inventory(**given)

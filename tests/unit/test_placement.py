@@ -308,6 +308,17 @@ def test_the_hosts_memory_can_be_what_is_too_small() -> None:
     assert found(model, reference(ram_mib=16000), Demand(8192, gpu_layers="auto"))
 
 
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_the_nearest_miss_names_no_card_that_it_does_not_use(layers: int) -> None:
+    # The host's memory is too small whatever lies on the cards, of which one is tiny.
+    host = Host((card("a", 24000), card("b", 700, 192.0)), Ram(1600))
+    refused = placement.search(shaped(Q4), host, Demand(8192, gpu_layers=layers))
+    assert isinstance(refused, Refusal)
+    assert 0 not in refused.nearest.placement.tensor_split
+    assert sum(refused.nearest.placement.tensor_split) == layers
+    assert len(refused.nearest.cards) == len(refused.nearest.placement.tensor_split)
+
+
 def test_the_preferred_type_of_cache_is_left_only_for_more_layers_on_the_cards() -> None:
     model = small_header([200] * 4, head_kv=(16,) * 4)
     weights = memory.by_layer(model, Placement("none", (5,), 5, 8192, "f16", "f16", 128, "on"))
@@ -342,6 +353,9 @@ def test_a_card_that_nobody_knows_is_named() -> None:
     unknown = replace(card("NVIDIA Mystery", 4000), total_mib=None)
     with pytest.raises(ValueError, match="NVIDIA Mystery is not known: give total_mib"):
         placement.search(small_header([10]), Host((unknown,)), Demand(1024))
+    # Nor does a split as people wrote it "fit" there.
+    with pytest.raises(ValueError, match="NVIDIA Mystery is not known: give total_mib"):
+        placement.search(small_header([10]), Host((unknown, card("a", 4000))), Demand(1024, split=(1, 1)))
     slow = replace(card("NVIDIA Mystery", 4000), bandwidth_gb_s=None)
     with pytest.raises(ValueError, match="bandwidth of NVIDIA Mystery is not known: give bandwidth_gb_s"):
         placement.search(small_header([10]), Host((slow,)), Demand(1024))

@@ -298,6 +298,26 @@ def test_an_inventory_of_the_wrong_shape_is_named(
     assert "Traceback" not in err
 
 
+def test_a_bad_host_hides_no_other(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    good = {
+        "gpus": [{"name": BIG, "uuid": "edit-me"}, {"name": SMALL, "uuid": "edit-me"}],
+        "tiers": [{"name": "deep", "port": 1, "context": 512, "gpus": "any", "candidates": [{"model": Q4}]}],
+    }
+    hosts = {"good": good, "bad": {**good, "gpus": []}, "worse": {**good, "gpus": [{"name": "NVIDIA Mystery"}]}}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"gpu_hosts": {"hosts": hosts}}))
+    code, out, err = run(capsys, "-i", str(tmp_path / "hosts.yml"), "--format", "json")
+    assert code == 2
+    assert json.loads(out)["host"] == "good"
+    bad, worse = err.splitlines()
+    assert bad.startswith("checker: bad: gpus is empty")
+    assert worse.startswith("checker: worse: tier deep: the memory of NVIDIA Mystery is not known")
+    # What is wrong for all of them is said once.
+    _, out, err = run(capsys, "-i", str(tmp_path / "hosts.yml"), "--model", "nonesuch")
+    assert out == ""
+    (said,) = err.splitlines()
+    assert said.startswith("checker: bad, good, worse: 'nonesuch' is neither")
+
+
 def test_a_model_of_a_signed_url_is_called_by_its_path(monkeypatch: pytest.MonkeyPatch, hardware: str) -> None:
     models: dict[str, Any] = {}
     monkeypatch.setattr(planning, "read_header", lambda source: shaped(Q4))

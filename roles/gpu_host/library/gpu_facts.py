@@ -40,7 +40,9 @@ profile:
   contains:
     driver: {description: Version and cuda_version; null when NVML cannot be opened, type: dict}
     gpus: {description: The cards that answer, in NVML's order, type: list, elements: dict}
-    tiers_mib: {description: By UUID what running tiers hold of the card, type: dict}
+    tiers_mib:
+      description: By UUID what running tiers hold of the card; null where the driver does not tell
+      type: dict
     problem: {description: Why NVML could not tell everything; null when it could, type: str}
     ram_mib: {description: Memory of the host, type: int}
     disks: {description: For each need its file system with free_mib and what is there, type: list, elements: dict}
@@ -72,14 +74,19 @@ def read_disk(path: str, done: str, mounts: dict[int, str]) -> dict[str, object]
     }
 
 
-def tiers_mib(uuid: str, proc: Path = Path("/proc")) -> float:
-    """Return the MiB that running tiers hold of a card: the processes in the control groups of their units."""
+def tiers_mib(uuid: str, proc: Path = Path("/proc")) -> float | None:
+    """Return the MiB that running tiers hold of a card: the processes in the control groups of their units.
+
+    None when the driver does not tell of one of them.
+    """
     from checker import hardware
 
     held = 0.0
     for process in hardware.processes(uuid):
         cgroup = proc / str(process.pid) / "cgroup"
         if cgroup.exists() and "/llama-tier-" in cgroup.read_text():
+            if process.used_mib is None:
+                return None
             held += process.used_mib
     return held
 
@@ -92,7 +99,7 @@ def main() -> None:
     from checker import hardware
 
     driver, gpus, problem = None, (), None
-    held: dict[str, float] = {}
+    held: dict[str, float | None] = {}
     mounts: dict[int, str] = {}
     try:
         driver = hardware.read_driver()
