@@ -421,6 +421,17 @@ def is_placeholder(uuid: str | None) -> bool:
     return uuid is None or uuid.startswith(_PLACEHOLDER)
 
 
+def is_here(rpc_endpoint: str | None) -> bool:
+    """Whether a card is in the host itself: one behind another host's RPC server is not."""
+    if not rpc_endpoint:
+        return True
+    address = rpc_endpoint.rpartition(":")[0].strip("[]")
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
 def _duplicates(values: Iterable[Any]) -> list[Any]:
     return [value for value, count in Counter(values).items() if count > 1]
 

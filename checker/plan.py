@@ -26,18 +26,21 @@ from checker.catalogue import (
     RamEntry,
     TierEntry,
     check_inventory,
+    is_here,
     is_placeholder,
     parse_inventory,
     parse_ram,
     resolve_gpus,
 )
-from checker.header import Header
+from checker.header import KNOWN, Header
 from checker.placement import Choice, Demand, Refusal
 
 SCHEMA = "llama-tiers/plan/1"
 
 # Of so many tiers every order is tried in which they can be placed one beside the other.
 _ORDERED_TIERS = 4
+# The engine tells no estimate of its own for these (docs/evidence/README.md).
+_UNPROVEN_MODES = ("row", "tensor")
 
 
 @dataclass(frozen=True)
@@ -76,16 +79,34 @@ class CandidatePlan:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What whoever reads the figures should know of them, one sentence each."""
-        return (*self._of_context, *self._of_cards)
+        mode = self.choice.placement.split_mode
+        unproven = f"{mode} split: how far these figures are off is not known; leave the cards a larger margin_mib"
+        return (*self._of_context, *([unproven] if mode in _UNPROVEN_MODES else []), *self._of_cards)
+
+    @property
+    def confidence(self) -> str:
+        """What the figures of its memory rest on: `header.KNOWN`, or what makes them less sure."""
+        mode = self.choice.placement.split_mode
+        if mode not in _UNPROVEN_MODES:
+            return self.header.confidence
+        rules = f"rules of {mode} split that no estimate of the engine was held against"
+        return rules if self.header.confidence == KNOWN else f"{self.header.confidence}, and {rules}"
 
     @property
     def _of_cards(self) -> tuple[str, ...]:
-        return tuple(
+        elsewhere = (
+            f"{placement.short_name(card.name)} is another host's (RPC server {card.rpc_endpoint}): what CUDA takes "
+            "there besides is not known and not counted; leave it a larger margin_mib"
+            for card in self.choice.cards
+            if not is_here(card.rpc_endpoint)
+        )
+        untold = (
             f"{placement.short_name(card.name)}: the host does not tell what our own tiers hold of it, so what other "
             "processes hold is not known and the driver's prior is counted; look with `nvidia-smi`"
             for card in self.choice.cards
             if not card.others_known
         )
+        return (*elsewhere, *untold)
 
     @property
     def _of_context(self) -> tuple[str, ...]:
@@ -443,7 +464,7 @@ def _candidate_json(name: str, candidate: CandidatePlan) -> dict[str, Any]:
         "model": candidate.model,
         "verdict": _verdict(candidate),
         "reason": None if candidate.fits else refusal(name, candidate),
-        "confidence": candidate.header.confidence,
+        "confidence": candidate.confidence,
         "header_tolerance": candidate.header_tolerance,
         "remarks": list(candidate.remarks),
         "context": {"min": candidate.demand.context, "max": candidate.demand.most_context},

@@ -46,16 +46,23 @@ def _host(document: dict[str, Any]) -> list[RenderableType]:
     return [*parts, Text()]
 
 
-def _cards(document: dict[str, Any]) -> list[Text]:
+def _cards(document: dict[str, Any]) -> list[RenderableType]:
     """Say of each card that a tier uses how much of it is free for tiers, and by what reckoning."""
-    said = {}
-    for device in (device for tier in document["tiers"] for device in tier["devices"]):
+    used = {
+        (device["uuid"] or device["gpu"], device["gpu"]): device
+        for tier in document["tiers"]
+        for device in tier["devices"]
+    }
+    said: list[RenderableType] = []
+    for device in used.values():
         room = max(0, device["free_mib"] - device["margin_mib"])
-        said[device["uuid"] or device["gpu"], device["gpu"]] = (
+        free = (
             f"{short_name(device['gpu'])}: {room:,} of {device['card_mib']:,} MiB free "
             f"({device['taken_mib']:,} taken: {device['taken_by']}; {device['margin_mib']:,} margin)"
         )
-    return [Text(line, style="dim") for line in said.values()]
+        cuda = f"CUDA itself {device['overhead_mib']:,.0f} MiB: {device['overhead_by']}"
+        said += [Text(free, style="dim"), Padding(Text(cuda, style="dim"), (0, 0, 0, 2))]
+    return said
 
 
 def _tier(tier: dict[str, Any]) -> list[RenderableType]:

@@ -13,6 +13,7 @@ from checker import argv, plan, tier
 from checker.cards import default_margin_mib
 from checker.cards import host as join_host
 from checker.catalogue import InventoryError, RamEntry, parse_inventory
+from checker.header import KNOWN
 from inventories import BIG, ENGINES, MODELS, SMALL, inventory
 
 PLACES = plan.Places(release="/opt/llama-tiers/releases/r", models="/m", keys="/k")
@@ -284,3 +285,26 @@ def test_what_the_driver_does_not_tell_of_our_tiers_is_remarked_on() -> None:
     _, _, said = plan.for_site(**inventory(), places=PLACES, profile=held)
     assert [remark.split(":")[:2] for remark in said] == [["fast", " RTX 3060 Ti"], ["deep", " RTX 3060 Ti"]]
     assert all("the host does not tell what our own tiers hold of it" in remark for remark in said)
+
+
+@pytest.mark.parametrize(("mode", "engine"), [("tensor", "new"), ("row", "old")])
+def test_split_modes_that_no_estimate_was_held_against_are_of_low_confidence(mode: str, engine: str) -> None:
+    placed = {"split_mode": mode, "tensor_split": [3, 2]}
+    deep = ranged("deep", 8080, 4096, 4096, candidates=[{"model": "tiny", "placement": placed}])
+    chosen = made({}, deep, engine=engine).tiers[0].chosen
+    assert chosen.fits
+    assert chosen.confidence == f"rules of {mode} split that no estimate of the engine was held against"
+    assert chosen.remarks == (
+        f"{mode} split: how far these figures are off is not known; leave the cards a larger margin_mib",
+    )
+    assert made({}, ranged("deep", 8080, 4096, 4096)).tiers[0].chosen.confidence == KNOWN
+
+
+def test_a_card_of_another_host_is_remarked_on() -> None:
+    def said(endpoint: str) -> tuple[str, ...]:
+        far = SMALL | {"rpc_endpoint": endpoint}
+        return made({}, ranged("deep", 8080, 4096, 4096, gpus=[SMALL["uuid"]]), gpus=[far]).tiers[0].chosen.remarks
+
+    assert said("127.0.0.1:50052") == said("localhost:50052") == ()
+    (remark,) = said("10.0.0.7:50052")
+    assert remark.startswith("GTX 1060 3GB is another host's (RPC server 10.0.0.7:50052): what CUDA takes there")

@@ -141,6 +141,8 @@ def test_the_table_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypat
     assert max(len(line) for line in out.splitlines()) <= 80
     for piece in ("DOES NOT FIT", "tokens/s expected by priors", "not together: fast + deep", "would fit:", "█"):
         assert piece in out
+    # Estimates are called so, with where they come from.
+    assert "CUDA itself 120 MiB: estimate, not measured: context and modules of a GTX 1060" in " ".join(out.split())
 
 
 def test_a_hardware_file_and_a_model_of_the_catalogue(capsys: pytest.CaptureFixture[str], hardware: str) -> None:
