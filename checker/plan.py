@@ -415,11 +415,12 @@ def problems(planned: Plan) -> list[str]:
     ]
 
 
-def to_json(planned: Plan, host: str) -> dict[str, Any]:
-    """Return the plan document (docs/schemas/plan.schema.json)."""
+def to_json(planned: Plan, host: str, remarks: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the plan document (docs/schemas/plan.schema.json); `remarks` are those on the whole host."""
     return {
         "schema": SCHEMA,
         "host": host,
+        "remarks": list(remarks),
         "tiers": [_tier_json(each) for each in planned.tiers],
         "resident_together": [list(names) for names in planned.resident_together],
         "exclusions": [{"tiers": list(item.tiers), "reason": item.reason} for item in planned.exclusions],
@@ -491,7 +492,7 @@ def _candidate_json(name: str, candidate: CandidatePlan) -> dict[str, Any]:
                 "total_mib": round(need.total_mib, 1),
                 "spare_mib": round(spare, 1),
                 "overhead_by": placement.overhead(card).source,
-                "speed_by": throughput.prior(card.compute_capability).source,
+                "speed_by": throughput.expectation(card).source,
             }
             for device, card, need, spare in zip(
                 devices(choice), choice.cards, choice.estimate.devices, choice.spare_mib, strict=True
@@ -513,7 +514,7 @@ def _candidate_json(name: str, candidate: CandidatePlan) -> dict[str, Any]:
 def _speed_json(choice: Choice) -> dict[str, Any] | None:
     if choice.speed is None:
         return None
-    return {key: round(value, 1) for key, value in asdict(choice.speed).items()}
+    return {key: value if isinstance(value, str) else round(value, 1) for key, value in asdict(choice.speed).items()}
 
 
 def model_path(model: ModelEntry, directory: str) -> str:

@@ -34,7 +34,8 @@ def render(documents: Sequence[dict[str, Any]], name: str) -> str:
 
 
 def _host(document: dict[str, Any]) -> list[RenderableType]:
-    parts: list[RenderableType] = [Text(document["host"], style="bold underline"), *_cards(document), Text()]
+    remarks = [Text(f"note: {remark}", style="yellow") for remark in document["remarks"]]
+    parts: list[RenderableType] = [Text(document["host"], style="bold underline"), *_cards(document), *remarks, Text()]
     for tier in document["tiers"]:
         parts += [*_tier(tier), Text()]
     together = [" + ".join(names) for names in document["resident_together"]]
@@ -124,9 +125,11 @@ def _words(tier: dict[str, Any]) -> list[str]:
         words.append(f"{ram['needed_mib']:,.0f} MiB of host memory")
     if speed is None:
         return ["tokens/s not known: the memory bandwidth of a card is not", " · ".join(words)]
+    by_priors = speed["by"] == "priors"
+    expected = f"{speed['expected']:.1f} tokens/s expected{' by priors' if by_priors else ''}"
     return [
-        f"{speed['expected']:.1f} tokens/s expected by priors ({speed['low']:.1f} to {speed['high']:.1f}), "
-        f"{speed['bound']:.1f} is the bound",
+        f"{expected} ({speed['low']:.1f} to {speed['high']:.1f}), {speed['bound']:.1f} is the bound",
+        *([] if by_priors else [f"speed by: {speed['by']}"]),
         " · ".join(words),
     ]
 

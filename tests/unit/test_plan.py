@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from planning_cases import Q4, Q5, shaped
 
 from checker import argv, plan, tier
@@ -198,6 +201,31 @@ def test_sets_that_only_other_placements_make_resident_are_named() -> None:
     planned = made(host(room_for(1.5)), free, bound, other)
     assert planned.resident_together == (("free", "bound"), ("free", "other"))
     assert [exclusion.tiers for exclusion in planned.exclusions] == [("bound", "other")]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.sampled_from(["any", [BIG["uuid"]], [SMALL["uuid"]]]), min_size=2, max_size=3),
+    st.lists(st.integers(1024, 8192), min_size=3, max_size=3),
+    st.floats(0.5, 4),
+    st.floats(0.5, 4),
+)
+def test_tiers_that_are_called_resident_together_fit_every_card(
+    gpus: list[Any], most: list[int], big: float, small: float
+) -> None:
+    tiers = [ranged(f"t{i}", 8080 + i, 1024, most[i], gpus=wanted) for i, wanted in enumerate(gpus)]
+    planned = made(host(room_for(big), room_for(small)), *tiers)
+    names = tuple(each.name for each in planned.tiers)
+    assert planned.exclusions or not all(each.fits for each in planned.tiers) or planned.resident_together == (names,)
+    if planned.resident_together == (names,):
+        held = Counter[str]()
+        for each in planned.tiers:
+            choice = each.chosen.choice
+            for card, need in zip(choice.cards, choice.estimate.devices, strict=True):
+                held[card.name] += need.total_mib
+            assert 1024 <= choice.placement.ctx_size <= each.chosen.demand.most_context
+        rooms = {card.name: card.room_mib for each in planned.tiers for card in each.cards}
+        assert all(mib <= rooms[name] for name, mib in held.items())
 
 
 def test_of_many_tiers_it_is_said_that_not_every_order_was_tried() -> None:
