@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+LAB = Path(os.environ.get("LAB_DIRECTORY", ROOT / ".lab"))
 SUITE = os.environ.get("LAB_SUITE", "bookworm")
 
 Run = subprocess.CompletedProcess[str]
@@ -32,7 +33,7 @@ def run(*command: str | Path, timeout: float = 1800) -> Run:
 
 def ssh(command: str) -> Run:
     """Run a shell command on the lab host."""
-    return run("ssh", "-F", ROOT / ".lab/ssh_config", "gpuhost", command)
+    return run("ssh", "-F", LAB / "ssh_config", "gpuhost", command)
 
 
 def ssh_ok(command: str) -> str:

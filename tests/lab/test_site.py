@@ -9,13 +9,12 @@ import json
 import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
-from labhost import ROOT, SUITE, Run, playbook, run, ssh, ssh_ok
+from labhost import LAB, ROOT, SUITE, Run, playbook, run, ssh, ssh_ok
 
 BIG = "GPU-3060a11a-0000-4000-8000-000000000001"
 SMALL = "GPU-10603b00-0000-4000-8000-000000000002"
@@ -134,7 +133,7 @@ def test_verify_prints_what_the_schema_says_and_what_the_facts_hold() -> None:
     deep = next(tier for tier in document["hosts"][0]["tiers"] if tier["name"] == "deep")
     assert {device["uuid"] for device in deep["evidence"]["devices"]} == {BIG, SMALL}
     assert all(device["process_mib"] > 0 for device in deep["evidence"]["devices"])
-    facts = ROOT / ".lab/site-facts.json"
+    facts = LAB / "site-facts.json"
     result = playbook("tests/lab/show_facts.yml", "-e", f"facts_file={facts}")
     assert result.returncode == 0, result.stdout[-3000:]
     known = json.loads(facts.read_text())
@@ -143,7 +142,7 @@ def test_verify_prints_what_the_schema_says_and_what_the_facts_hold() -> None:
 
 
 def test_documents_are_rendered_beside_the_lab() -> None:
-    report = ROOT / ".lab/report"
+    report = LAB / "report"
     assert "deep" in (report / "STATUS.md").read_text()
     client = (report / "config/models/gpuhost.yml").read_text()
     assert "http://127.0.0.1:8081" in client
@@ -308,7 +307,7 @@ def test_a_missing_card_is_named_by_uuid() -> None:
 
 
 def test_a_host_that_cannot_be_reached_is_exit_2() -> None:
-    inventory = Path(ROOT / ".lab/nowhere.yml")
+    inventory = LAB / "nowhere.yml"
     inventory.write_text("gpu_hosts: {hosts: {nowhere: {ansible_host: 127.0.0.1, ansible_port: 9}}}\n")
     result = run(ROOT / ".venv/bin/checker", "verify", "-i", str(inventory))
     assert result.returncode == 2
