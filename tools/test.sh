@@ -18,7 +18,7 @@ parts() { # long ones first, so that none is left alone at the end
     local own version python scenario role name
     if [ "$(id -u)" = 0 ]; then
         for name in bookworm trixie; do
-            echo "site.yml on $name: env LAB_SUITE=$name tools/test-site.sh"
+            echo "site.yml on $name: tools/test-site.sh $name"
         done
         for scenario in roles/*/molecule/*/molecule.yml; do
             role=$(cut -d/ -f2 <<<"$scenario") name=$(cut -d/ -f4 <<<"$scenario")
