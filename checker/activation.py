@@ -8,6 +8,7 @@ successor is replaced by what served before.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from checker import hardware, systemd, tier
 
@@ -166,6 +168,15 @@ def _remove(name: str) -> None:
     (tier.DIRECTORY / f"{name}.json").unlink(missing_ok=True)
     shutil.rmtree(_PROVEN / name, ignore_errors=True)
     (_UNITS / _unit(name)).unlink(missing_ok=True)
+
+
+def proven() -> dict[str, Any]:
+    """Return the spec documents with which tiers were proven last, by tier; what cannot be read is left out."""
+    found = {}
+    for path in sorted(_PROVEN.glob("*/spec.json")):
+        with contextlib.suppress(OSError, ValueError):
+            found[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def _served_port(name: str) -> int | None:

@@ -6,6 +6,7 @@ The tests run in order on one host: provisioned first, then looked at, then hurt
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ import jsonschema
 import pytest
 import yaml
 from labhost import ROOT, SUITE, Run, playbook, run, ssh, ssh_ok
+
+from checker.cards import default_reserved_mib
 
 BIG = "GPU-3060a11a-0000-4000-8000-000000000001"
 SMALL = "GPU-10603b00-0000-4000-8000-000000000002"
@@ -34,6 +37,19 @@ def inventory_tiers() -> list[dict[str, Any]]:
     result = run("ansible-inventory", "-i", "inventories/lab", "--host", "gpuhost")
     tiers: list[dict[str, Any]] = json.loads(result.stdout)["tiers"]
     return tiers
+
+
+def inventory_gpus() -> list[dict[str, Any]]:
+    """Return the cards of the lab's inventory, for a run with one thing changed."""
+    result = run("ansible-inventory", "-i", "inventories/lab", "--host", "gpuhost")
+    gpus: list[dict[str, Any]] = json.loads(result.stdout)["gpus"]
+    return gpus
+
+
+def needed_mib(tier: str) -> int:
+    """Return what a tier is predicted to need of its cards, in whole MiB."""
+    parts = ("weights_mib", "kv_mib", "compute_mib", "overhead_mib")
+    return math.ceil(sum(device[part] for device in spec_of(tier)["devices"] for part in parts))
 
 
 def main_pids() -> dict[str, str]:
@@ -268,6 +284,43 @@ def test_a_plan_that_the_engine_does_not_share_is_refused_before_anything_restar
         -3000:
     ]
     assert main_pids() == before
+
+
+@pytest.fixture
+def deep_wherever_it_fits() -> Iterator[list[dict[str, Any]]]:
+    """Leave the placement of deep to the planner; the inventory's own serves again afterwards."""
+    tiers = inventory_tiers()
+    tiers[1]["candidates"][0]["placement"] = "auto"
+    yield tiers
+    assert playbook("site.yml").returncode == 0
+
+
+def spec_of(tier: str) -> dict[str, Any]:
+    spec: dict[str, Any] = json.loads(ssh_ok(f"cat /etc/llama-tiers/tiers/{tier}.json"))
+    return spec
+
+
+def test_room_that_comes_and_goes_moves_no_tier_until_it_is_asked_for(
+    deep_wherever_it_fits: list[dict[str, Any]],
+) -> None:
+    full = inventory_gpus()
+    # Room on the first card for fast alone.
+    full[0]["margin_mib"] = 8192 - default_reserved_mib(8192) - needed_mib("fast") - 20
+    result = playbook("site.yml", "-e", json.dumps({"tiers": deep_wherever_it_fits, "gpus": full}))
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert [device["uuid"] for device in spec_of("deep")["devices"]] == [SMALL]
+    before = main_pids()
+
+    result = playbook("site.yml", "-e", json.dumps({"tiers": deep_wherever_it_fits}))
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert recap(result)["changed"] == 0, result.stdout
+    assert main_pids() == before
+    assert "kept as proven; a new choice would be 19 layers on RTX 3060 Ti" in result.stdout
+
+    result = playbook("site.yml", "-e", json.dumps({"tiers": deep_wherever_it_fits}), "-e", "llama_tiers_replan=true")
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert [device["uuid"] for device in spec_of("deep")["devices"]] == [BIG]
+    assert main_pids()["fast"] == before["fast"]
 
 
 def test_a_tier_that_left_the_inventory_is_removed_and_comes_back() -> None:

@@ -173,6 +173,17 @@ def test_a_change_restarts_its_tier_alone_and_is_served(host: Played, changed: s
     assert activate("fast", "deep") == Outcome(activated=(), retired=())
 
 
+def test_what_is_proven_can_be_read_by_the_plan(host: Played) -> None:
+    assert activation.proven() == {}
+    proven(host, "fast", "deep")
+    documents = {name: json.loads(host.files(name)["spec"]) for name in ("fast", "deep")}
+    host.write("deep", model="two")
+    assert activation.proven() == documents
+    for spoilt in (b"{", b"\xff"):
+        (host.root / "proven/deep/spec.json").write_bytes(spoilt)
+        assert activation.proven() == {"fast": documents["fast"]}
+
+
 def test_a_proven_tier_that_is_down_is_started(host: Played) -> None:
     proven(host, "fast", "deep")
     host.stop("llama-tier-deep.service")
