@@ -666,7 +666,7 @@ class SitePlan(NamedTuple):
 
     One spec and one readable line for each tier, one sentence for each candidate that was passed over, the remarks on
     the chosen ones, and the names of the tiers that keep a proven placement instead of another that would be chosen
-    now.
+    now. `room_mib` is what tiers may hold of each card whose memory is known, by UUID.
     """
 
     specs: tuple[tier.TierSpec, ...]
@@ -674,6 +674,7 @@ class SitePlan(NamedTuple):
     summary: tuple[str, ...]
     remarks: tuple[str, ...]
     kept: tuple[str, ...]
+    room_mib: dict[str, int]
 
 
 def for_site(
@@ -721,6 +722,7 @@ def for_site(
         ),
         remarks=tuple(f"{each.name}: {remark}" for each in planned.tiers for remark in each.chosen.remarks),
         kept=tuple(each.name for each in planned.tiers if each.chosen.kept),
+        room_mib={card.uuid: card.room_mib for card in host.cards if card.uuid and card.total_mib is not None},
     )
 
 

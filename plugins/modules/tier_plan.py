@@ -52,6 +52,10 @@ models: {description: Names of the models that the tiers serve, type: list, retu
 passed_over: {description: One sentence for each candidate that does not fit, type: list, returned: success}
 remarks: {description: What whoever reads the plan should know of its figures, type: list, returned: success}
 summary: {description: One readable line for each tier, type: list, returned: success}
+room_mib:
+  description: MiB that tiers may hold of each card whose memory is known, by UUID
+  type: dict
+  returned: success
 kept:
   description: Names of the tiers that keep a proven placement where another would be chosen now
   type: list
@@ -109,6 +113,7 @@ def main() -> None:
         passed_over=list(planned.passed_over),
         remarks=list(planned.remarks),
         kept=list(planned.kept),
+        room_mib=planned.room_mib,
     )
 
 

@@ -57,6 +57,8 @@ def test_a_plan_has_a_spec_and_a_line_for_each_tier() -> None:
     assert {spec["model"]["file"] for spec in result["specs"]} == {TINY}
     assert [device["uuid"] for device in result["specs"][1]["devices"]] == [BIG["uuid"], SMALL["uuid"]]
     assert len(result["summary"]) == 2
+    # 8,192 and 3,072 MiB, less what the driver keeps, less the margin.
+    assert result["room_mib"] == {BIG["uuid"]: 8192 - 205 - 287, SMALL["uuid"]: 3072 - 77 - 150}
 
 
 def test_a_plan_keeps_what_is_proven_unless_it_is_asked_for_a_new_choice() -> None:
