@@ -58,7 +58,8 @@ def default_reserved_mib(total_mib: int) -> int:
 class Card:
     """One card. Memory in MiB; `uuid` is None until the inventory has one.
 
-    `taken_mib` is what tiers cannot have (driver, other processes), `taken_by` says where the figure comes from.
+    `taken_mib` is what tiers cannot have (driver, other processes), `taken_by` says where the figure comes from;
+    `others_known` is False where the host could not tell other processes from our own tiers.
     `total_mib` is None when nobody knows the card; bandwidth in GB/s and compute capability likewise.
     """
 
@@ -72,6 +73,7 @@ class Card:
     bandwidth_gb_s: float | None
     compute_capability: str | None
     rpc_endpoint: str | None = None
+    others_known: bool = True
 
     @property
     def free_mib(self) -> int:
@@ -129,6 +131,7 @@ def card(entry: GpuEntry, read: Mapping[str, Any] | None) -> Card:
             read.get("compute_capability") or entry.compute_capability or (known.compute_capability if known else None)
         ),
         rpc_endpoint=entry.rpc_endpoint,
+        others_known=read.get("used_mib") is None or read.get("tiers_mib") is not None or bool(entry.rpc_endpoint),
     )
 
 

@@ -179,7 +179,7 @@ def make(subject: Subject, wishes: Wishes, models: Mapping[str, Any], engines: M
     problems = check_inventory(gpus, tiers, models, engines, engine, str(variables.get("llama_cpp_backend", "cuda")))
     ram = parse_ram(variables.get("ram") or {}, problems)
     if problems:
-        raise InventoryError([f"{subject.name}: {problem}" for problem in problems])
+        raise InventoryError(problems)
     parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
     host = cards.host(parsed_gpus, ram, subject.profile)
     return plan.to_json(plan.make(parsed_gpus, parsed_tiers, parsed_models, host), subject.name)

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from labhost import (
     BIG,
+    DROP_INS,
     LAB,
     ROOT,
     SMALL,
@@ -25,8 +26,6 @@ from labhost import (
     status_of,
     verify,
 )
-
-DROP_INS = "/run/systemd/system/llama-tier-deep.service.d"
 
 
 def put_all_of_deep_on_the_first_card(also: str) -> None:
