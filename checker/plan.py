@@ -12,9 +12,9 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from checker import argv, placement, throughput, tier
+from checker import argv, kept, placement, throughput, tier
 from checker.cards import Card, Host, Ram
 from checker.cards import host as join_host
 from checker.catalogue import (
@@ -57,7 +57,8 @@ class CandidatePlan:
     """One candidate put to the arithmetic, with its header.
 
     `header_tolerance` is None when the header was read from the file; else it was derived, and its sizes are true to
-    this share.
+    this share. `kept` when the result was proven on the host and a new choice would be another; `anew` says which, and
+    in what it is clearly better.
     """
 
     model: str
@@ -65,6 +66,8 @@ class CandidatePlan:
     result: Choice | Refusal
     header: Header
     header_tolerance: float | None
+    kept: bool = False
+    anew: str | None = None
 
     @property
     def choice(self) -> Choice:
@@ -310,8 +313,9 @@ def _squeezed(
     models: Mapping[str, ModelEntry],
     host: Host,
     alone: Sequence[TierPlan],
+    held_by: Sequence[TierPlan] = (),
 ) -> tuple[TierPlan, ...] | None:
-    """Plan tiers one beside the other: in the inventory's order, else in the first one in which all fit.
+    """Plan tiers beside `held_by` and each other: in the inventory's order, else in the first one in which all fit.
 
     None when there is none in which every tier keeps its candidate. Every order of up to `_ORDERED_TIERS` tiers is
     tried; of more, as many as that makes placements.
@@ -344,7 +348,70 @@ def _squeezed(
                 return every
         return None
 
-    return place((), tuple(range(len(tiers))))
+    return place(tuple(held_by), tuple(range(len(tiers))))
+
+
+def keep(
+    planned: Plan,
+    proven: Mapping[str, tier.TierSpec],
+    gpus: Sequence[GpuEntry],
+    tiers: Sequence[TierEntry],
+    models: Mapping[str, ModelEntry],
+    host: Host,
+) -> Plan:
+    """Put what is proven on the host, by tier, in the place of what `make` has planned, where it can be kept.
+
+    As many placements are kept as there is room for, and the other tiers planned beside them. When that gives no plan
+    with which all tiers are resident, the plan stays what it was.
+    """
+    if not all(each.fits for each in planned.tiers):
+        return planned
+    as_proven = {
+        each.name: again
+        for each in planned.tiers
+        if each.name in proven and (again := _as_proven(each, proven[each.name], models[each.chosen.model], host))
+    }
+    for size in range(len(as_proven), 0, -1):
+        for names in itertools.combinations(as_proven, size):
+            rest = [(entry, each) for entry, each in zip(tiers, planned.tiers, strict=True) if each.name not in names]
+            entries, before = [entry for entry, _ in rest], [each for _, each in rest]
+            held_by = [as_proven[name] for name in names]
+            found = None if _over(held_by, host) else _squeezed(entries, gpus, models, host, before, held_by)
+            if found:
+                by_name = {each.name: each for each in found}
+                _raise_contexts(by_name, [tuple(by_name)], host)
+                possible = not planned.exclusions
+                compared = tuple(_compared(by_name[each.name], each, possible=possible) for each in planned.tiers)
+                return Plan(compared, (tuple(each.name for each in compared),), ())
+    return planned
+
+
+def _as_proven(planned: TierPlan, proven: tier.TierSpec, model: ModelEntry, host: Host) -> TierPlan | None:
+    """Return a tier's plan with its proven placement; None when another model is to be served, or it cannot be kept."""
+    chosen = planned.chosen
+    same_model = proven.model.name == chosen.model and proven.model.file.endswith(model_path(model, ""))
+    if not same_model or model.header is None:
+        return None
+    choice = kept.choice(proven, model.header, planned.cards, host.ram, chosen.demand)
+    return _with(planned, replace(chosen, result=choice, kept=True)) if choice else None
+
+
+def _compared(planned: TierPlan, found: TierPlan, *, possible: bool) -> TierPlan:
+    """Complete what a plan says of a kept placement by what the new choice was, if that was `possible`.
+
+    What a new choice would be too is not called kept.
+    """
+    now, anew = planned.chosen.choice, found.chosen.choice
+    if not planned.chosen.kept:
+        return planned
+    if (now.placement, now.cards) == (anew.placement, anew.cards):
+        return _with(planned, replace(planned.chosen, kept=False))
+    gains = kept.better(now, anew, planned.chosen.demand) if possible else None
+    return _with(planned, replace(planned.chosen, anew=gains))
+
+
+def _with(planned: TierPlan, chosen: CandidatePlan) -> TierPlan:
+    return replace(planned, candidates=(*planned.candidates[:-1], chosen))
 
 
 def _together(
@@ -378,7 +445,7 @@ def _raise_contexts(planned: dict[str, TierPlan], together: Sequence[Sequence[st
     """
     for name, each in planned.items():
         kept = each.chosen
-        if not each.fits or kept.demand.most_context == kept.demand.context:
+        if not each.fits or kept.kept or kept.demand.most_context == kept.demand.context:
             continue
         sets = [[planned[other] for other in names] for names in together if name in names]
         others = [[other for other in group if other is not each] for group in sets if not _over(group, host)]
@@ -469,6 +536,8 @@ def _candidate_json(name: str, candidate: CandidatePlan) -> dict[str, Any]:
         "header_tolerance": candidate.header_tolerance,
         "remarks": list(candidate.remarks),
         "context": {"min": candidate.demand.context, "max": candidate.demand.most_context},
+        "kept": candidate.kept,
+        "anew": candidate.anew,
         "placement": {
             **words,
             "tensor_split": list(choice.placement.tensor_split),
@@ -593,6 +662,22 @@ def _spec(
     )
 
 
+class SitePlan(NamedTuple):
+    """What site.yml makes of a plan.
+
+    One spec and one readable line for each tier, one sentence for each candidate that was passed over, the remarks on
+    the chosen ones, and the names of the tiers that keep a proven placement instead of another that would be chosen
+    now. `room_mib` is what tiers may hold of each card whose memory is known, by UUID.
+    """
+
+    specs: tuple[tier.TierSpec, ...]
+    passed_over: tuple[str, ...]
+    summary: tuple[str, ...]
+    remarks: tuple[str, ...]
+    kept: tuple[str, ...]
+    room_mib: dict[str, int]
+
+
 def for_site(
     gpus: Sequence[Any],
     tiers: Sequence[Any],
@@ -603,30 +688,43 @@ def for_site(
     places: Places,
     profile: Mapping[str, Any] | None = None,
     ram: Mapping[str, Any] | None = None,
-) -> tuple[tuple[tier.TierSpec, ...], tuple[str, ...], tuple[str, ...]]:
+    *,
+    replan: bool = False,
+) -> SitePlan:
     """Plan every tier of a host for site.yml; InventoryError lists all reasons why that cannot be done.
 
-    Returns one spec for each tier, one sentence for each candidate that was passed over, and the remarks on the chosen.
-
     Arguments are the inventory's words as Ansible hands them over; `profile` is the host profile, empty when there is
-    no host to ask. All tiers of a host are served at once, so tiers that exclude each other are refused.
+    no host to ask. All tiers of a host are served at once, so tiers that exclude each other are refused. `replan` makes
+    a new choice for every tier, where else a placement that is proven on the host is kept.
     """
     found = check_inventory(gpus, tiers, models, engines, engine, backend)
     ram_entry = parse_ram(ram or {}, found)
     if found:
         raise InventoryError(found)
     parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
-    planned = make(parsed_gpus, parsed_tiers, parsed_models, join_host(parsed_gpus, ram_entry, profile or {}))
+    host = join_host(parsed_gpus, ram_entry, profile or {})
+    planned = make(parsed_gpus, parsed_tiers, parsed_models, host)
+    if not replan:
+        planned = keep(planned, kept.of_profile(profile or {}), parsed_gpus, parsed_tiers, parsed_models, host)
     found = problems(planned)
     if found:
         raise InventoryError(found)
-    passed_over = (refusal(each.name, tried) for each in planned.tiers for tried in each.candidates if not tried.fits)
-    specs = (
+    specs = tuple(
         _spec(entry, each.chosen, parsed_models[each.chosen.model], engines[engine], backend, places)
         for entry, each in zip(parsed_tiers, planned.tiers, strict=True)
     )
-    remarks = (f"{each.name}: {remark}" for each in planned.tiers for remark in each.chosen.remarks)
-    return tuple(specs), tuple(passed_over), tuple(remarks)
+    return SitePlan(
+        specs=specs,
+        passed_over=tuple(
+            refusal(each.name, tried) for each in planned.tiers for tried in each.candidates if not tried.fits
+        ),
+        summary=tuple(
+            describe(spec) + _kept_words(each.chosen) for spec, each in zip(specs, planned.tiers, strict=True)
+        ),
+        remarks=tuple(f"{each.name}: {remark}" for each in planned.tiers for remark in each.chosen.remarks),
+        kept=tuple(each.name for each in planned.tiers if each.chosen.kept),
+        room_mib={card.uuid: card.room_mib for card in host.cards if card.uuid and card.total_mib is not None},
+    )
 
 
 def served(gpus: Sequence[Any], tiers: Sequence[Any], models: Mapping[str, Any]) -> list[str]:
@@ -653,3 +751,8 @@ def describe(spec: tier.TierSpec) -> str:
     )
     speed = f", {spec.predicted.expected:.1f} tokens/s expected" if spec.predicted else ""
     return f"{spec.name}: {spec.model.name}, context {spec.placement.ctx_size}, port {spec.port}: {lie}{speed}"
+
+
+def _kept_words(chosen: CandidatePlan) -> str:
+    anew = f"; a new choice would be {chosen.anew}: `-e llama_tiers_replan=true` takes it" if chosen.anew else ""
+    return f"; kept as proven{anew}" if chosen.kept else ""

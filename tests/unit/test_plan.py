@@ -134,7 +134,7 @@ def wanted(name: str, *models: str, port: int = 8081, gpus: Any = "any", **chang
 
 
 def test_the_first_candidate_that_fits_is_served() -> None:
-    (deep,), (passed_over,), _ = plan.for_site(
+    (deep,), (passed_over,), *_ = plan.for_site(
         **mission(wanted("deep", Q5, Q4, "deepseek-r1-distill-qwen-7b-q6_k")), places=PLACES
     )
     assert passed_over.startswith(f"deep: {Q5}, context 8,192")
@@ -310,7 +310,7 @@ def test_a_context_that_the_model_was_not_trained_for_is_remarked_on() -> None:
 def test_what_the_driver_does_not_tell_of_our_tiers_is_remarked_on() -> None:
     held = host(8192)
     held["gpus"][0] |= {"used_mib": 8000, "tiers_mib": None}
-    _, _, said = plan.for_site(**inventory(), places=PLACES, profile=held)
+    said = plan.for_site(**inventory(), places=PLACES, profile=held).remarks
     assert [remark.split(":")[:2] for remark in said] == [["fast", " RTX 3060 Ti"], ["deep", " RTX 3060 Ti"]]
     assert all("the host does not tell what our own tiers hold of it" in remark for remark in said)
 

@@ -1,11 +1,11 @@
 #!/usr/bin/python
-"""Read what a host has: GPUs, driver, memory, room on disk."""
+"""Read what a host has: GPUs, driver, memory, room on disk, tiers that were proven."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: gpu_facts
-short_description: Read GPUs, driver, RAM and free disk of a host
+short_description: Read GPUs, driver, RAM, free disk and proven tiers of a host
 description:
   - Reads and does not judge. Where NVML cannot answer, RV(profile.problem) says why and how to mend it.
   - Runs on the host with the interpreter of the checker's environment.
@@ -45,6 +45,7 @@ profile:
       type: dict
     problem: {description: Why NVML could not tell everything; null when it could, type: str}
     ram_mib: {description: Memory of the host, type: int}
+    proven: {description: By tier the spec document with which it was last proven to serve, type: dict}
     disks: {description: For each need its file system with free_mib and what is there, type: list, elements: dict}
 """
 
@@ -96,7 +97,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={"needs": {"type": "list", "elements": "dict", "default": []}}, supports_check_mode=True
     )
-    from checker import hardware
+    from checker import activation, hardware
 
     driver, gpus, problem = None, (), None
     held: dict[str, float | None] = {}
@@ -118,6 +119,7 @@ def main() -> None:
         "tiers_mib": held,
         "problem": problem,
         "ram_mib": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20,
+        "proven": activation.proven(),
         "disks": [read_disk(need["path"], need["done"], mounts) for need in module.params["needs"]],
     }
     module.exit_json(changed=False, profile=profile)
