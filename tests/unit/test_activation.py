@@ -487,6 +487,16 @@ def test_whatever_changes_what_served_serves(host: Played, drawn: dict[str, list
         assert files == host.files(name)
 
 
+def test_a_new_tier_in_what_a_swap_left_is_proven_when_all_went_well(host: Played) -> None:
+    """Nobody comes back any more, so that nobody can need its place."""
+    serve(host, fast=on(500), deep=on(100))
+    host.write("fast", port=8081, mib=on(300))
+    host.write("deep", port=8080, mib=on(100))
+    host.write("new", mib=on(500))
+    assert sorted(activate("fast", "deep", "new").activated) == ["deep", "fast", "new"]
+    assert activate("fast", "deep", "new") == Outcome(activated=(), retired=())
+
+
 def test_a_renamed_tier_serves_under_its_old_name_when_the_new_one_fails(host: Played) -> None:
     proven(host, "deep")
     before = dict(host.serving)
