@@ -14,7 +14,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -263,12 +263,8 @@ def _start_in_turn(
     proven_holds: list[turns.Hold] = []
     stopped: set[str] = set()
     for index, turn in enumerate(order):
-        for name in turn.stop:
-            report(f"{name}: stopping, the new {turn.name} needs its port or its memory")
-            systemd.stop(_unit(name))
         stopped |= set(turn.stop)
-        systemd.enable(_unit(turn.name))
-        reason = _start(tier.load(turn.name), report)
+        reason = _take(turn, report)
         if reason is None:
             started.append(by_name[turn.name])
         unproven = [by_name[other.name] for other in order[index + (reason is None) :]]
@@ -288,6 +284,19 @@ def _start_in_turn(
     return tuple(turn.name for turn in order)
 
 
+def _take(turn: turns.Turn, report: Report) -> str | None:
+    """Stop who has to, and start the tier whose turn it is; return None, or the reason why it is not active."""
+    try:
+        for name in turn.stop:
+            report(f"{name}: stopping, the new {turn.name} needs its port or its memory")
+            systemd.stop(_unit(name))
+        systemd.enable(_unit(turn.name))
+        return _start(tier.load(turn.name), report)
+    except systemd.SystemdError as error:
+        # What has stopped by now is to serve again.
+        return str(error)
+
+
 def _undo(
     failed: str, back: Sequence[turns.Change], later: Sequence[str], stopped: Sequence[str], report: Report
 ) -> str:
@@ -295,13 +304,25 @@ def _undo(
 
     `back` were started and are in the way of what served before, `later` had no turn yet, `stopped` made room.
     """
-    for change in back:
-        systemd.stop(_unit(change.name))
-    now = _roll_back(failed, report)
-    for name in (*later, *(change.name for change in back)):
+    # One that systemd fails for is no reason to leave the others down.
+    wrong: list[str] = []
+
+    def each(do: Callable[[str], None], names: Iterable[str]) -> None:
+        for name in names:
+            try:
+                do(_unit(name))
+            except systemd.SystemdError as error:
+                wrong.append(f"; {name}: {error}")
+
+    went = [change.name for change in back]
+    each(systemd.stop, went)
+    for name in (*later, *went):
         _put_back(name)
-    systemd.daemon_reload()
-    for name in (*stopped, *(change.name for change in back if change.old)):
-        systemd.restart(_unit(name))
-    went = ", ".join(change.name for change in back)
-    return f"{now}; {went} had its place and went back too" if back else now
+    try:
+        now = _roll_back(failed, report)
+    except systemd.SystemdError as error:
+        now = f"what served as {failed} before cannot be brought back ({error})"
+    each(lambda _: systemd.daemon_reload(), [failed])
+    each(systemd.restart, [*stopped, *(change.name for change in back if change.old)])
+    also = f"; {', '.join(went)} had its place and went back too" if back else ""
+    return "".join([now, also, *wrong])

@@ -49,8 +49,9 @@ def _host(document: dict[str, Any]) -> list[RenderableType]:
 
 def _cards(document: dict[str, Any]) -> list[RenderableType]:
     """Say of each card that a tier uses how much of it is free for tiers, and by what reckoning."""
+    # A card without a UUID is known by its figures alone.
     used = {
-        (device["uuid"] or device["gpu"], device["gpu"]): device
+        (device["uuid"], device["gpu"], device["free_mib"], device["margin_mib"]): device
         for tier in document["tiers"]
         for device in tier["devices"]
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -485,6 +486,58 @@ def test_whatever_changes_what_served_serves(host: Played, drawn: dict[str, list
     for name, files in host.serving.items():
         assert files in (served.get(name), after[name])
         assert files == host.files(name)
+
+
+def test_a_new_tier_in_what_a_swap_left_is_proven_when_all_went_well(host: Played) -> None:
+    """Nobody comes back any more, so that nobody can need its place."""
+    serve(host, fast=on(500), deep=on(100))
+    host.write("fast", port=8081, mib=on(300))
+    host.write("deep", port=8080, mib=on(100))
+    host.write("new", mib=on(500))
+    assert sorted(activate("fast", "deep", "new").activated) == ["deep", "fast", "new"]
+    assert activate("fast", "deep", "new") == Outcome(activated=(), retired=())
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, what: str, count: int) -> None:
+    """Have systemd fail at one call of a kind."""
+    do, calls = getattr(systemd, what), iter(range(1, 99))
+
+    def once(unit: str) -> None:
+        if next(calls) == count:
+            raise systemd.SystemdError(f"systemctl {what} {unit} failed (exit 1): no answer")
+        do(unit)
+
+    monkeypatch.setattr(systemd, what, once)
+
+
+@pytest.mark.parametrize(("what", "count"), [("stop", 1), ("enable", 1), ("enable", 2), ("restart", 2)])
+def test_what_served_serves_again_when_systemd_fails_in_a_turn(
+    host: Played, monkeypatch: pytest.MonkeyPatch, what: str, count: int
+) -> None:
+    before = serve(host, fast=on(big=800), deep=on(small=800))
+    host.write("fast", mib=on(small=800))
+    host.write("deep", mib=on(big=800))
+    failing(monkeypatch, what, count)
+    assert re.search(
+        f"did not become ready: systemctl {what} .* no answer; what served before", refused("fast", "deep")
+    )
+    assert host.serving == before
+    assert {name: host.files(name) for name in before} == before
+
+
+def test_one_that_systemd_fails_for_on_the_way_back_leaves_no_other_down(
+    host: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = serve(host, fast=on(800), deep=on(small=500), other=on(small=400))
+    host.write("fast", mib=on(small=900), model=BROKEN)
+    host.write("deep", mib=on(big=500))
+    host.write("other", mib=on(big=400))
+    failing(monkeypatch, "restart", 5)
+    said = refused("fast", "deep", "other")
+    assert said.startswith("tier fast did not become ready: ")
+    assert said.endswith(" failed (exit 1): no answer")
+    assert len(host.serving) == 2
+    assert host.serving.items() <= before.items()
 
 
 def test_a_renamed_tier_serves_under_its_old_name_when_the_new_one_fails(host: Played) -> None:
