@@ -185,7 +185,7 @@ MODULES, NODES, PERSISTENCE = "gpu_host_load_modules", "gpu_host_device_nodes", 
 
 @dataclass(frozen=True)
 class Fault:
-    """A reason why CUDA will not work; `mended_by` names the variable that lets the role mend it, or is None."""
+    """A reason why CUDA will not work, or not well; `mended_by` is the variable that lets the role mend it, or None."""
 
     sentence: str
     mended_by: str | None = None
@@ -197,11 +197,20 @@ def driver_faults(cards: Sequence[Card], driver_version: str | None, host: CudaH
     `driver_version` is NVML's, None when NVML does not answer: the kernel module's own stands in.
     """
     return [
+        *_mismatch(host),
         *_nouveau(host),
         *_too_old(cards),
         *_branch(cards, driver_version or host.module_version),
         *_flavour(cards, host),
     ]
+
+
+def _mismatch(host: CudaHost) -> Iterable[Fault]:
+    if None not in (host.module_version, host.library_version) and host.module_version != host.library_version:
+        yield Fault(
+            f"the loaded kernel module is {host.module_version}, the driver's libraries are {host.library_version}: "
+            "they have to be of one version; reboot, and hold the driver's packages (gpu_host_hold_driver)"
+        )
 
 
 def _nouveau(host: CudaHost) -> Iterable[Fault]:

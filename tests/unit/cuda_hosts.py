@@ -31,4 +31,7 @@ GOOD = CudaHost(
 
 
 def host(**changes: Any) -> CudaHost:
+    """Return a good host with changes; the libraries are of the kernel module's version."""
+    if "module_version" in changes:
+        changes = {"library_version": changes["module_version"], **changes}
     return replace(GOOD, **changes)

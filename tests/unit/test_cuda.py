@@ -95,6 +95,13 @@ def test_no_driver_serves_a_pascal_and_a_blackwell_card_together(flavour: str | 
     assert "no driver serves both in one host" in sentence
 
 
+def test_libraries_that_were_upgraded_under_the_loaded_module_are_named() -> None:
+    assert said([PASCAL], None, host(library_version="580.142")) == [
+        "the loaded kernel module is 580.126.09, the driver's libraries are 580.142: they have to be of one version; "
+        "reboot, and hold the driver's packages (gpu_host_hold_driver)"
+    ]
+
+
 def test_nouveau_is_named_with_the_cards_that_it_holds() -> None:
     held = host(modules=("nouveau",), pci_cards=(PciCard("0000:01:00.0", "nouveau"),), module_version=None)
     (sentence,) = said([AMPERE], None, held)
