@@ -31,7 +31,7 @@ def read(toolkit_path: str = "", root: Path = Path("/")) -> CudaHost:
         module_version=module_version,
         module_flavour=flavour,
         library_version=library_version,
-        modules=_loaded_modules(root),
+        modules=tuple(name for name in _MODULES if (root / "sys/module" / name).is_dir()),
         nodes=tuple(sorted(f"/dev/{node.name}" for node in (root / "dev").glob("nvidia*") if not node.is_dir())),
         pci_cards=_pci_cards(root),
         persistence=_persistence(),
@@ -65,15 +65,6 @@ def _library_version() -> str | None:
             found = re.search(r"\.so\.(\d+\.\d+(?:\.\d+)?)$", str(Path(line.rpartition("=> ")[2].strip()).resolve()))
             return found[1] if found else None
     return None
-
-
-def _loaded_modules(root: Path) -> tuple[str, ...]:
-    try:
-        lines = (root / "proc/modules").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ()
-    loaded = {line.split(" ", 1)[0] for line in lines}
-    return tuple(name for name in _MODULES if name in loaded)
 
 
 def _pci_cards(root: Path) -> tuple[PciCard, ...]:

@@ -45,7 +45,8 @@ def test_a_bare_host_is_read_as_one() -> None:
 
 
 def test_modules_nodes_and_distribution_are_read(tmp_path: Path) -> None:
-    write(tmp_path, "proc/modules", "nvidia_uvm 4096 2 - Live 0x0\nnvidia 8192 1 -\nnvidia_drm 1 0 -\n")
+    for module in ("nvidia", "nvidia_uvm", "nvidia_drm"):
+        (tmp_path / "sys/module" / module).mkdir(parents=True)
     write(tmp_path, "etc/os-release", 'PRETTY_NAME="Debian GNU/Linux 13"\nVERSION_ID="13"\nID=debian\n')
     write(tmp_path, "dev/nvidiactl", "")
     write(tmp_path, "dev/nvidia-uvm", "")
