@@ -4,6 +4,9 @@ A tier is *proven* when its unit became active (readiness included) with the inp
 spec and key. The proven unit and spec are kept under /var/lib/llama-tiers/proven/<tier>/, with a digest of what the
 server depends on. So a run that was cut off is finished by the next one, a second run restarts nothing, and a failed
 successor is replaced by what served before.
+
+A release that fails with one tier is taken from every tier: those that this run moved to it go back to what they were
+proven with, and so does /opt/llama-tiers/current.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from checker import hardware, systemd, tier
 _UNITS = Path("/etc/systemd/system")
 _PROVEN = Path("/var/lib/llama-tiers/proven")
 _LOCK = Path("/run/llama-tiers/activation.lock")
+_CURRENT = Path("/opt/llama-tiers/current")
 _POLL_S = 0.5
 
 Report = Callable[[str], None]
@@ -137,6 +141,51 @@ def _put_back(name: str) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class _Proven:
+    """What a tier was proven with: unit file, tier spec file, digest; and the release that it runs."""
+
+    files: tuple[tuple[str, bytes], ...]
+    release: str
+
+
+def _read_proven(name: str) -> _Proven | None:
+    """Return what a tier was proven with, None when it never was."""
+    directory = _PROVEN / name
+    try:
+        files = tuple((file, (directory / file).read_bytes()) for file in ("unit", "spec.json", "digest"))
+        return _Proven(files, str(json.loads(dict(files)["spec.json"])["engine"]["release"]))
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _point_current(release: str) -> None:
+    """Make a release the current one again, unless it is gone; the link is replaced in one step."""
+    if Path(release).is_dir() and _CURRENT.is_symlink():
+        beside = _CURRENT.with_suffix(".new")
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(Path(release).relative_to(_CURRENT.parent))
+        beside.replace(_CURRENT)
+
+
+def _leave_release(failed: tier.TierSpec, moved: Sequence[tuple[str, _Proven | None]], report: Report) -> str:
+    """Take the release of a failed tier from the tiers that were `moved` to it in this run; return what came of it.
+
+    Empty when the tier had that release before: then the release is not what failed.
+    """
+    before = _read_proven(failed.name)
+    if before is None or before.release == failed.engine.release:
+        return ""
+    _point_current(before.release)
+    said = []
+    for name, proven in reversed(moved):
+        if proven is not None and proven.release != failed.engine.release:
+            for file, content in proven.files:
+                (_PROVEN / name / file).write_bytes(content)
+            said.append(f"; {name}: {_roll_back(name, report)}")
+    return "".join(said)
+
+
 def _roll_back(name: str, report: Report) -> str:
     """Put back what served before; return what serves now, as the end of a sentence."""
     if not _put_back(name):
@@ -207,6 +256,7 @@ def _activate(names: Sequence[str], report: Report) -> Outcome:
     if any(systemd.needs_daemon_reload(spec.unit) for spec in specs):
         systemd.daemon_reload()
     changed = [spec for spec in specs if not _is_proven(spec)]
+    before = {spec.name: _read_proven(spec.name) for spec in changed}
     for index, spec in enumerate(changed):
         for other in changed[index + 1 :]:
             if _served_port(other.name) == spec.port:
@@ -215,9 +265,11 @@ def _activate(names: Sequence[str], report: Report) -> Outcome:
         systemd.enable(spec.unit)
         reason = _start(spec, report)
         if reason is not None:
+            moved = [(earlier.name, before[earlier.name]) for earlier in changed[:index]]
+            others = _leave_release(spec, moved, report)
             now = _roll_back(spec.name, report)
             _serve_as_before([later.name for later in changed[index + 1 :]], stopped)
-            raise ActivationError(f"tier {spec.name} did not become ready: {reason}; {now}")
+            raise ActivationError(f"tier {spec.name} did not become ready: {reason}; {now}{others}")
         _remember(spec.name, _inputs(spec.name))
     for spec in specs:
         # What is predicted of a tier that goes on serving may have changed.
