@@ -50,6 +50,7 @@ EXAMPLES = r"""
 RETURN = r"""
 nvcc: {description: The compiler; empty when it is still to be installed, type: str, returned: success}
 version: {description: Version of the toolkit that is taken or would be installed, type: str, returned: success}
+root: {description: Folder of the toolkit; empty when it is still to be installed, type: str, returned: success}
 libraries:
   description: Folder of the toolkit's libraries when the system does not look there by itself; else empty.
   type: str
@@ -94,15 +95,16 @@ def main() -> None:
     if isinstance(chosen, str):
         if not given["may_install"] or not isinstance(planned, tuple):
             module.fail_json(msg=chosen)
-        version, nvcc, libraries = planned[0], "", ""
+        version, nvcc, root, libraries = planned[0], "", "", ""
     else:
-        version, nvcc = cuda.version(chosen.version), chosen.nvcc
-        libraries = "" if chosen.packaged else str(Path(nvcc).resolve().parents[1] / "lib64")
+        version, nvcc, root = cuda.version(chosen.version), chosen.nvcc, str(Path(chosen.nvcc).parents[1])
+        libraries = "" if chosen.packaged else f"{root}/lib64"
     compiler = toolkit.choose_compiler(version, host.compilers)
     module.exit_json(
         changed=False,
         nvcc=nvcc,
         version=str(version),
+        root=root,
         libraries=libraries,
         compiler=compiler.path if compiler else "",
         newest_gcc=toolkit.newest_gcc(version),
