@@ -2,7 +2,8 @@
 # The main job on the lab host, then what is running where, how fast, and where the report is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export PATH="$PWD/.venv/bin:$PATH" ANSIBLE_CONFIG="$PWD/ansible.cfg"
+# Ansible flushes nothing before its end: into a file or a pipe, progress would come in blocks of 8 KiB.
+export PATH="$PWD/.venv/bin:$PATH" ANSIBLE_CONFIG="$PWD/ansible.cfg" PYTHONUNBUFFERED=1
 ansible-playbook -i inventories/lab site.yml
 checker verify -i inventories/lab
 cat <<END

