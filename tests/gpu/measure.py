@@ -23,6 +23,7 @@ import synthesize
 
 from checker import cards, llama_server, placement, systemd, tier
 from checker import measure as checker_measure
+from checker import memory as checker_memory
 
 DEEP = synthesize.SERVED[0]
 # The mission's case: what is free of a card shared with others, and of an RTX 3060 Ti beside a GTX 1060.
@@ -160,9 +161,14 @@ def _median(case: dict[str, Any]) -> float | None:
 
 
 def _wanted() -> dict[str, int]:
+    """Return what is to be free of each card: what models may have on the cards that are played.
+
+    A large card's own CUDA memory is several times that of the cards played: what it takes more is free besides.
+    """
     entries = engine.gpus()
     free = [FREE_ONE_CARD] if len(entries) == 1 else FREE_TWO_CARDS
-    return {entry.uuid: mib for entry, mib in zip(entries, free, strict=False)}
+    more = placement.overhead(engine.physical()[0]).mib - checker_memory.cuda_overhead("8.6").mib
+    return {entry.uuid: mib + int(more) for entry, mib in zip(entries, free, strict=False)}
 
 
 def _ours(header: Any, left: dict[str, int]) -> placement.Choice | placement.Refusal:
