@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -210,7 +210,8 @@ def make(subject: Subject, wishes: Wishes, models: Mapping[str, Any], engines: M
         raise InventoryError(problems)
     parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
     host = calibration.calibrated(cards.host(parsed_gpus, ram, subject.profile), subject.measured, parsed_models)
-    return plan.to_json(plan.make(parsed_gpus, parsed_tiers, parsed_models, host), subject.name, subject.remarks)
+    remarks = (*subject.remarks, *_taken_as(wishes, tiers))
+    return plan.to_json(plan.make(parsed_gpus, parsed_tiers, parsed_models, host), subject.name, remarks)
 
 
 def _tiers(written: Any, wishes: Wishes, models: dict[str, Any]) -> Any:
@@ -303,3 +304,16 @@ def _whole(
     if header is None:
         return list(ratios)
     return list(whole_layers(ratios, gpu_layers if isinstance(gpu_layers, int) else header.n_layer + 1))
+
+
+def _taken_as(wishes: Wishes, tiers: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    """Say as what the split of the command line was taken where it does not name the layers themselves."""
+    if wishes.tensor_split is None:
+        return ()
+    asked = ",".join(f"{part:g}" for part in wishes.tensor_split)
+    splits = [candidate["placement"]["tensor_split"] for tier in tiers for candidate in tier["candidates"]]
+    return dict.fromkeys(
+        f"{asked} is taken as {','.join(map(str, split))} of {sum(split)} layers, as llama.cpp would"
+        for split in splits
+        if split != list(wishes.tensor_split)
+    )

@@ -177,6 +177,22 @@ def test_the_command_line_goes_before_the_inventory(
     assert {key: placement[key] for key in seen} == seen
 
 
+@pytest.mark.parametrize(("asked", "said"), [("8,3", "36,13"), ("38,12", "38,11"), ("0.5,0.5", "25,24")])
+def test_a_split_that_is_none_of_whole_layers_is_said_as_what_it_is_taken(
+    capsys: pytest.CaptureFixture[str], hardware: str, asked: str, said: str
+) -> None:
+    arguments = ["--hardware", hardware, "--model", Q4, "--tensor-split", asked]
+    _, out, _ = run(capsys, *arguments, "--format", "json")
+    assert json.loads(out)["remarks"] == [f"{asked} is taken as {said} of 49 layers, as llama.cpp would"]
+    assert f"note: {asked} is taken as {said} of 49 layers, as llama.cpp would\n" in run(capsys, *arguments)[1]
+
+
+def test_a_split_of_whole_layers_needs_no_remark(capsys: pytest.CaptureFixture[str], hardware: str) -> None:
+    wish = ["--tensor-split", "38,11", "--format", "json"]
+    _, out, _ = run(capsys, "--hardware", hardware, "--model", Q4, *wish)
+    assert json.loads(out)["remarks"] == []
+
+
 def test_the_inventorys_tiers_on_other_hardware(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "big.yml"
     card = {"name": "NVIDIA Big", "total_mib": 24576, "bandwidth_gb_s": 936, "compute_capability": "8.6"}
