@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -191,8 +191,13 @@ def make(gpus: Sequence[GpuEntry], tiers: Sequence[TierEntry], models: Mapping[s
     return Plan(tuple(planned.values()), together, exclusions)
 
 
-def _tier(entry: TierEntry, gpus: Sequence[GpuEntry], models: Mapping[str, ModelEntry], host: Host) -> TierPlan:
-    """Plan one tier on the host, with the least context that it may have."""
+def _tier(
+    entry: TierEntry, gpus: Sequence[GpuEntry], models: Mapping[str, ModelEntry], host: Host, *, frugal: bool = False
+) -> TierPlan:
+    """Plan one tier on the host, with the least context that it may have.
+
+    `frugal` leaves others as much as can be: with the smallest micro-batch, and no pipeline parallelism.
+    """
     named = resolve_gpus(entry, gpus)
     if isinstance(named, str):
         raise InventoryError([named])
@@ -205,6 +210,8 @@ def _tier(entry: TierEntry, gpus: Sequence[GpuEntry], models: Mapping[str, Model
             raise InventoryError([f"model {candidate.model} has no header in the catalogue"])
         wanted = demand(entry, candidate)
         least = replace(wanted, most_context=wanted.context)
+        if frugal:
+            least = replace(least, ubatch_sizes=(min(wanted.ubatch_sizes),), pipeline=wanted.pipeline[-1:])
         try:
             result = placement.search(header, own, least, _quantisations(candidate.model, models))
         except ValueError as error:
@@ -317,8 +324,9 @@ def _squeezed(
 ) -> tuple[TierPlan, ...] | None:
     """Plan tiers beside `held_by` and each other: in the inventory's order, else in the first one in which all fit.
 
-    None when there is none in which every tier keeps its candidate. Every order of up to `_ORDERED_TIERS` tiers is
-    tried; of more, as many as that makes placements.
+    Where there is none in which every tier keeps its candidate, all orders are tried again with the smallest
+    compute buffers, and None is the answer when that is in vain too. Every order of up to `_ORDERED_TIERS` tiers is tried;
+    of more, as many as that makes placements.
     """
     # Whatever lies where, the weights of a tier that may leave no layer on the CPU are somewhere on the cards.
     weights = sum(
@@ -329,26 +337,30 @@ def _squeezed(
     )
     if weights > sum(card.room_mib for card in host.cards):
         return None
-    tries = iter(range(sum(math.perm(_ORDERED_TIERS, count + 1) for count in range(_ORDERED_TIERS))))
 
-    def place(done: tuple[TierPlan, ...], waiting: tuple[int, ...]) -> tuple[TierPlan, ...] | None:
+    def place(
+        done: tuple[TierPlan, ...], waiting: tuple[int, ...], tries: Iterator[int], *, frugal: bool
+    ) -> tuple[TierPlan, ...] | None:
         if not waiting:
             return done
         left, whole = _left(host, [done])
         for index in waiting:
             if next(tries, None) is None:
                 return None
-            found, before = _tier(tiers[index], gpus, models, left), alone[index]
+            found, before = _tier(tiers[index], gpus, models, left, frugal=frugal), alone[index]
             if not found.fits or len(found.candidates) != len(before.candidates):
                 continue
             kept = replace(found.chosen, result=_on_whole_cards(found.chosen.choice, whole, host.ram))
             beside = replace(before, candidates=(*before.candidates[:-1], kept))
-            every = place((*done, beside), tuple(other for other in waiting if other != index))
+            rest = tuple(other for other in waiting if other != index)
+            every = place((*done, beside), rest, tries, frugal=frugal)
             if every:
                 return every
         return None
 
-    return place(tuple(held_by), tuple(range(len(tiers))))
+    most = sum(math.perm(_ORDERED_TIERS, count + 1) for count in range(_ORDERED_TIERS))
+    passes = (place(tuple(held_by), tuple(range(len(tiers))), iter(range(most)), frugal=each) for each in (False, True))
+    return next(filter(None, passes), None)
 
 
 def keep(

@@ -19,6 +19,8 @@ from checker.catalogue import InventoryError, RamEntry, parse_inventory
 from checker.header import KNOWN
 from inventories import BIG, ENGINES, MODELS, SMALL, inventory
 
+# What CUDA takes of the large card and not of the small one.
+BIG_MORE_CUDA_MIB = 250 - 120
 PLACES = plan.Places(release="/opt/llama-tiers/releases/r", models="/m", keys="/k")
 
 
@@ -191,6 +193,20 @@ def test_the_inventorys_order_goes_before_others() -> None:
     tiers = [ranged(name, port, 4096, 4096) for name, port in (("one", 8080), ("two", 8081))]
     planned = specs(tiers=tiers, profile=host(room_for(1.5)))
     assert [device.uuid for device in planned["one"].devices] == [BIG["uuid"]]
+
+
+def test_the_smallest_compute_buffers_are_tried_before_tiers_are_refused() -> None:
+    deep = wanted("deep", Q4)
+    (alone,) = plan.for_site(**mission(deep), places=PLACES)[0]
+    assert alone.placement.ubatch_size > 128
+    # On either card there is too little left beside that choice, but not beside the smallest buffers.
+    beside = ranged("beside", 8080, 2048, 2048)
+    (tiny,) = plan.for_site(**inventory(tiers=[beside]), places=PLACES)[0]
+    room = int(needed(alone, SMALL["uuid"]) + needed(tiny, BIG["uuid"]) - BIG_MORE_CUDA_MIB) - 10
+    profile = host(8192)
+    profile["gpus"][1]["free_mib"] = room + 150
+    both = plan.for_site(**mission(deep, beside), places=PLACES, profile=profile)[0]
+    assert [(spec.placement.ubatch_size, spec.placement.pipeline_parallel) for spec in both] == [(128, False)] * 2
 
 
 def test_sets_that_only_other_placements_make_resident_are_named() -> None:
