@@ -1,4 +1,4 @@
-"""The command `checker`: exit 0 pass, 1 a verdict failed, 2 could not run.
+"""The command `checker`: exit 0 pass, 1 a verdict failed, 2 could not run; as a shell has it, 130 after Ctrl-C.
 
 On a host it is installed with the host half alone, so what only a controller has is imported where it is used.
 """
@@ -6,6 +6,8 @@ On a host it is installed with the host half alone, so what only a controller ha
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -15,6 +17,8 @@ from typing import Any
 from checker import __version__
 
 PASSED, FAILED, COULD_NOT_RUN = 0, 1, 2
+# 128 and the number of the signal: what a shell says of a program that it ends.
+INTERRUPTED, NOBODY_READS = 130, 141
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,16 +26,41 @@ ROOT = Path(__file__).resolve().parents[1]
 GATE = "Refuse tiers that did not pass"
 
 
+class _NoOutput(Exception):
+    """Standard output cannot be written; the message says why."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
+        options = _parser().parse_args(arguments)
         code: int = options.run(options)
+    except KeyboardInterrupt:
+        print("checker: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except _NoOutput as error:
+        return _could_not(str(error))
+    except BrokenPipeError:
+        return NOBODY_READS
     except Exception:
         # Python's own exit code for it is 1, which would say that a verdict failed.
         traceback.print_exc()
         return COULD_NOT_RUN
     return code
+
+
+def _show(text: str) -> None:
+    """Print to standard output; BrokenPipeError when nobody reads it, _NoOutput when it cannot be written."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # What is left in the buffer would be written, and complained of, once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise _NoOutput(f"standard output cannot be written: {error.strerror}") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -156,7 +185,7 @@ def _plan(options: argparse.Namespace) -> int:
         except (planning.PlanningError, InventoryError) as error:
             failed.setdefault(str(error), []).append(subject.name)
     if documents:
-        print(plans.render(documents, options.format))
+        _show(plans.render(documents, options.format))
     for reason, hosts in failed.items():
         _could_not("\n".join(f"{', '.join(hosts)}: {line}" for line in reason.splitlines()))
     if failed:
@@ -188,7 +217,7 @@ def _lock(options: argparse.Namespace) -> int:
         outcomes = lock.lock(path, wanted, text, Path(options.file) if options.file else None)
     except catalogue_file.CatalogueFileError as error:
         return _could_not(str(error))
-    print(locks.render(outcomes, str(path), options.format))
+    _show(locks.render(outcomes, str(path), options.format))
     statuses = {outcome.status for outcome in outcomes}
     if "failed" in statuses:
         return COULD_NOT_RUN
@@ -215,7 +244,7 @@ def _verify(options: argparse.Namespace) -> int:
     result = runner.run(ROOT, "playbooks/verify.yml", inventory, options.limit)
     hosts = list(result.artifact_data.get("llama_tiers", {}).values())
     if hosts:
-        print(reports.render({"schema": reports.SCHEMA, "hosts": hosts}, options.format))
+        _show(reports.render({"schema": reports.SCHEMA, "hosts": hosts}, options.format))
     failures = [failure for failure in result.failures if failure.task != GATE]
     for failure in failures:
         _could_not(f"{failure.host}: {failure.task}: {failure.message}")

@@ -324,9 +324,9 @@ def _squeezed(
 ) -> tuple[TierPlan, ...] | None:
     """Plan tiers beside `held_by` and each other: in the inventory's order, else in the first one in which all fit.
 
-    Where there is none in which every tier keeps its candidate, all orders are tried again with the smallest
-    compute buffers, and None is the answer when that is in vain too. Every order of up to `_ORDERED_TIERS` tiers is tried;
-    of more, as many as that makes placements.
+    Where there is none in which every tier keeps its candidate, all orders are tried again with the smallest compute
+    buffers, and None is the answer when that is in vain too. Every order of up to `_ORDERED_TIERS` tiers is tried; of
+    more, as many as that makes placements.
     """
     # Whatever lies where, the weights of a tier that may leave no layer on the CPU are somewhere on the cards.
     weights = sum(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +187,38 @@ def test_a_split_that_is_none_of_whole_layers_is_said_as_what_it_is_taken(
     _, out, _ = run(capsys, *arguments, "--format", "json")
     assert json.loads(out)["remarks"] == [f"{asked} is taken as {said} of 49 layers, as llama.cpp would"]
     assert f"note: {asked} is taken as {said} of 49 layers, as llama.cpp would\n" in run(capsys, *arguments)[1]
+
+
+def shell(command: str, hardware: str) -> subprocess.CompletedProcess[str]:
+    """Run a command line of bash, in which {plan} is `checker plan` of one model."""
+    whole = f"{sys.executable} -m checker.cli plan --hardware {hardware} --model {Q4}"
+    return subprocess.run(
+        ["bash", "-c", command.format(plan=whole)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("form", ["table", "json"])
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        ("{plan} | true; exit ${{PIPESTATUS[0]}}", 141, ""),
+        ("{plan} > /dev/full", 2, "checker: standard output cannot be written: No space left on device\n"),
+        ("PYTHONIOENCODING=ascii {plan}", 0, ""),
+    ],
+    ids=["nobody reads", "disk full", "ascii"],
+)
+def test_odd_standard_output_is_no_traceback(hardware: str, form: str, command: str, code: int, said: str) -> None:
+    ran = shell(command.replace("{plan}", f"{{plan}} --format {form}"), hardware)
+    assert (ran.returncode, ran.stderr) == (code, said)
+
+
+def test_an_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(planning, "read_inventory", interrupted)
+    code, out, err = run(capsys, "-i", str(ROOT / "inventories/lab"))
+    assert (code, out, err) == (130, "", "checker: interrupted\n")
 
 
 def test_a_split_of_whole_layers_needs_no_remark(capsys: pytest.CaptureFixture[str], hardware: str) -> None:
