@@ -457,6 +457,11 @@ class _Search:
 
     def nearest(self) -> Choice:
         """Return the placement that misses by least: it would fit if every card had the same few MiB more."""
+        if self.ram.room_mib is not None:
+            rich = Host(self.host_cards, replace(self.ram, total_mib=None))
+            on_cards = _Search(self.header, rich, self.demand).run()
+            if on_cards:  # so the host's memory is what is too small
+                return replace(on_cards, ram=self.ram)
         best: tuple[float, _Cut] | None = None
         for cache_type in self.demand.cache_types:
             setting = self.settings(cache_type, self.most_layers)[-1]
@@ -473,7 +478,7 @@ class _Search:
                 best = high, min(found, key=lambda cut: cut.seconds)
         if best:
             return self.choice(best[1])
-        # The host's memory is what is too small, whatever lies on the cards.
+        # The host's memory is too small as well, whatever lies on the cards.
         setting, order = self.settings(self.demand.cache_types[0], self.most_layers)[-1], self.orders[-1]
         split = whole_layers([card.room_mib + 1 for card in order], self.most_layers)
         used = [(card, count) for card, count in zip(order, split, strict=True) if count]
@@ -542,6 +547,12 @@ def _overhead_mib(card: Card) -> float:
 def overhead(card: Card) -> memory.Overhead:
     """Return what CUDA itself takes of a card, and where the figure comes from."""
     return memory.cuda_overhead(card.compute_capability) if card.kind == "CUDA" else memory.NO_OVERHEAD
+
+
+def overhead_source(card: Card) -> str:
+    """Say where the figure of what CUDA itself takes of a card comes from, and when it is another card's."""
+    found = overhead(card)
+    return found.source if found.card in card.name else f"borrowed from another card: {found.source}"
 
 
 def _canonical(card: Card) -> tuple[object, ...]:

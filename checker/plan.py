@@ -84,7 +84,12 @@ class CandidatePlan:
         """What whoever reads the figures should know of them, one sentence each."""
         mode = self.choice.placement.split_mode
         unproven = f"{mode} split: how far these figures are off is not known; leave the cards a larger margin_mib"
-        return (*self._of_context, *([unproven] if mode in _UNPROVEN_MODES else []), *self._of_cards)
+        return (
+            *self._of_context,
+            *self._of_layers,
+            *([unproven] if mode in _UNPROVEN_MODES else []),
+            *self._of_cards,
+        )
 
     @property
     def confidence(self) -> str:
@@ -109,7 +114,19 @@ class CandidatePlan:
             for card in self.choice.cards
             if not card.others_known
         )
-        return (*elsewhere, *untold)
+        unknown = (
+            f"{placement.short_name(card.name)}: its compute capability is not known, so that what CUDA takes of it and "
+            "its speed are a wide guess; give compute_capability"
+            for card in self.choice.cards
+            if card.compute_capability is None
+        )
+        return (*elsewhere, *untold, *unknown)
+
+    @property
+    def _of_layers(self) -> tuple[str, ...]:
+        layers = self.header.n_layer + 1
+        on_host = layers - self.choice.placement.n_gpu_layers
+        return (f"{on_host} of {layers} layers on the CPU",) if on_host else ()
 
     @property
     def _of_context(self) -> tuple[str, ...]:
@@ -572,7 +589,7 @@ def _candidate_json(name: str, candidate: CandidatePlan) -> dict[str, Any]:
                 "overhead_mib": round(need.overhead_mib, 1),
                 "total_mib": round(need.total_mib, 1),
                 "spare_mib": round(spare, 1),
-                "overhead_by": placement.overhead(card).source,
+                "overhead_by": placement.overhead_source(card),
                 "speed_by": throughput.expectation(card).source,
             }
             for device, card, need, spare in zip(

@@ -63,7 +63,16 @@ def _cards(document: dict[str, Any]) -> list[RenderableType]:
         )
         cuda = f"CUDA itself {device['overhead_mib']:,.0f} MiB: {device['overhead_by']}"
         said += [Text(free, style="dim"), Padding(Text(cuda, style="dim"), (0, 0, 0, 2))]
-    return said
+    return [*said, Text(_ram(document["tiers"][0]["host_ram"]), style="dim")]
+
+
+def _ram(host_ram: dict[str, Any]) -> str:
+    if host_ram["total_mib"] is None:
+        return (
+            "RAM: not known, so it was not checked; give ram_mib in a hardware file or ram.total_mib in the inventory"
+        )
+    whole, room = host_ram["total_mib"], host_ram["for_tiers_mib"]
+    return f"RAM: {room:,} of {whole:,} MiB for tiers (the rest is the system's)"
 
 
 def _tier(tier: dict[str, Any]) -> list[RenderableType]:

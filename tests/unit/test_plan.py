@@ -352,3 +352,32 @@ def test_a_card_of_another_host_is_remarked_on() -> None:
     assert said("127.0.0.1:50052") == said("localhost:50052") == ()
     (remark,) = said("10.0.0.7:50052")
     assert remark.startswith("GTX 1060 3GB is another host's (RPC server 10.0.0.7:50052): what CUDA takes there")
+
+
+def test_layers_on_the_cpu_are_remarked_on() -> None:
+    layers = [{"model": "tiny", "placement": {"n_gpu_layers": 3}}]
+    assert remarks(candidates=layers) == ["2 of 5 layers on the CPU"]
+
+
+def test_a_card_of_unknown_generation_is_remarked_on() -> None:
+    card = {"name": "NVIDIA Mystery", "uuid": BIG["uuid"], "total_mib": 8192, "bandwidth_gb_s": 400}
+    planned = made({}, ranged("deep", 8080, 1024, 1024), gpus=[card])
+    (remark,) = planned.tiers[0].chosen.remarks
+    assert remark.startswith("NVIDIA Mystery: its compute capability is not known".removeprefix("NVIDIA "))
+    assert remark.endswith("give compute_capability")
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "said"),
+    [
+        ("NVIDIA H100 80GB HBM3", "9.0", "measured on one H100"),
+        ("NVIDIA H200", "9.0", "borrowed from another card: measured on one H100"),
+        ("NVIDIA GeForce GTX 980", "5.2", "borrowed from another card: estimate, not measured: context and modules"),
+        (BIG["name"], "8.6", "estimate, not measured: context, modules and cuBLAS of an RTX 3060 Ti"),
+    ],
+)
+def test_what_cuda_takes_is_said_to_be_borrowed_where_it_is(name: str, capability: str, said: str) -> None:
+    card = {"name": name, "uuid": BIG["uuid"], "total_mib": 8192, "bandwidth_gb_s": 400}
+    planned = made({}, ranged("deep", 8080, 1024, 1024), gpus=[card | {"compute_capability": capability}])
+    (device,) = plan.to_json(planned, "tower")["tiers"][0]["devices"]
+    assert device["overhead_by"].startswith(said)

@@ -319,6 +319,38 @@ def test_a_models_own_file_is_planned_for(capsys: pytest.CaptureFixture[str], tm
     assert (code, planned["model"], planned["verdict"]) == (0, "some-model.gguf", "fits")
 
 
+def test_a_host_with_too_little_memory_is_the_reason(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "tower.yml"
+    path.write_text(yaml.safe_dump(HARDWARE | {"ram_mib": 8000}))
+    wish = ["--hardware", str(path), "--model", "qwen2.5-32b-instruct-q4_k_m", "--gpu-layers"]
+    for layers in ("auto", "28"):
+        code, out, _ = run(capsys, *wish, layers, "--format", "json")
+        planned = tier(json.loads(out), "model")
+        assert code == 1
+        (reason,) = planned["candidates"][0]["reasons"]
+        assert reason.startswith("the host needs 1")
+        assert all(device["spare_mib"] >= 0 for device in planned["devices"])
+
+
+@pytest.mark.parametrize(
+    ("ram", "said"),
+    [
+        ({"ram_mib": 16000}, "RAM: 14,464 of 16,000 MiB for tiers (the rest is the system's)"),
+        (
+            {},
+            "RAM: not known, so it was not checked; give ram_mib in a hardware file or ram.total_mib in the inventory",
+        ),
+    ],
+)
+def test_the_table_says_what_ram_was_reckoned_with(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, ram: dict[str, int], said: str
+) -> None:
+    path = tmp_path / "tower.yml"
+    path.write_text(yaml.safe_dump({"gpus": HARDWARE["gpus"], **ram}))
+    _, out, _ = run(capsys, "--hardware", str(path), "--model", Q4)
+    assert said in " ".join(out.split())
+
+
 def test_a_derived_header_is_not_presented_as_one_that_was_read(capsys: pytest.CaptureFixture[str]) -> None:
     inventory = ["-i", str(ROOT / "inventories/production"), "--limit", "tower"]
     _, out, _ = run(capsys, *inventory, "--format", "json")
