@@ -1,4 +1,4 @@
-"""Cards and host as the planner sees them: memory that is free for tiers, and how fast it is read.
+"""Cards and host as the planner sees them: memory that is for tiers, and how fast it is read.
 
 Every figure that is not read on the host is a named prior with its source, never a measurement. Pure.
 """
@@ -164,7 +164,7 @@ def _taken(total_mib: int, read: Mapping[str, Any], *, behind_rpc: bool) -> tupl
         others = math.ceil((read["used_mib"] - read["tiers_mib"]) / _TAKEN_STEP_MIB) * _TAKEN_STEP_MIB
         if read["used_mib"] - read["tiers_mib"] > prior:
             return min(total_mib, others), "read on the host, without our tiers' memory"
-    return prior, "driver, by prior"
+    return prior, "driver, estimated"
 
 
 def host(gpus: list[GpuEntry], ram: RamEntry, profile: Mapping[str, Any]) -> Host:

@@ -53,7 +53,7 @@ class PlacementError(ValueError):
 
 @dataclass(frozen=True)
 class Overhead:
-    """Memory of a card that no buffer of llama.cpp accounts for, where the figure comes from, and of which card. MiB."""
+    """Memory (MiB) of a card that no buffer of llama.cpp accounts for; `source` and `card` say whose figure it is."""
 
     mib: float
     source: str

@@ -135,7 +135,7 @@ def misses(choice: Choice) -> tuple[str, ...]:
     said = [
         f"{short_name(card.name)} needs {need.total_mib:,.0f} MiB ({need.weights_mib:,.0f} weights + "
         f"{need.kv_mib:,.0f} KV + {need.compute_mib:,.0f} compute + {need.overhead_mib:,.0f} CUDA), "
-        f"{card.room_mib:,} are free "
+        f"{card.room_mib:,} are for tiers "
         f"({card.total_mib:,} - {card.taken_mib:,} taken - {card.margin_mib:,} margin)"
         for card, need, spare in zip(choice.cards, choice.estimate.devices, choice.spare_mib, strict=True)
         if spare < 0
@@ -665,11 +665,16 @@ def short_name(name: str) -> str:
     return name.removeprefix("NVIDIA ").removeprefix("GeForce ")
 
 
+def layers_words(layers: int | str) -> str:
+    """Say a number of layers, or how many lie on each card."""
+    return "1 layer" if str(layers) == "1" else f"{layers} layers"
+
+
 def split_words(choice: Choice) -> str:
     """Say a split: `38,11 layers on RTX 3060 Ti, GTX 1060 3GB without pipeline parallelism`."""
     placement = choice.placement
     layers = ",".join(str(count) for count in placement.tensor_split)
-    words = f"{layers} layers on {', '.join(short_name(card.name) for card in choice.cards)}"
+    words = f"{layers_words(layers)} on {', '.join(short_name(card.name) for card in choice.cards)}"
     if len(choice.cards) > 1 and not placement.pipeline_parallel:
         words += " without pipeline parallelism"
     if placement.ubatch_size != UBATCH_SIZES[0]:
@@ -700,7 +705,7 @@ def _changes(header: Header, host: Host, demand: Demand, alternatives: Mapping[s
         found = _Search(header, host, replace(demand, gpu_layers="auto")).run()
         if found:
             on_host = header.n_layer + 1 - found.placement.n_gpu_layers
-            changes.append(Change(f"{on_host} layer{'s' * (on_host > 1)} on the CPU", found))
+            changes.append(Change(f"{layers_words(on_host)} on the CPU", found))
     for name, other in sorted(alternatives.items(), key=lambda item: -item[1].total_bytes):
         if other.total_bytes < header.total_bytes and propose(name, demand, other):
             break

@@ -115,8 +115,8 @@ class CandidatePlan:
             if not card.others_known
         )
         unknown = (
-            f"{placement.short_name(card.name)}: its compute capability is not known, so that what CUDA takes of it and "
-            "its speed are a wide guess; give compute_capability"
+            f"{placement.short_name(card.name)}: its compute capability is not known, so that its speed and "
+            "what CUDA takes of it are a wide guess; give compute_capability"
             for card in self.choice.cards
             if card.compute_capability is None
         )
@@ -295,8 +295,8 @@ def _over(planned: Sequence[TierPlan], host: Host) -> str | None:
         if needed > card.room_mib:
             shares = " + ".join(f"{name} {mib:,.0f}" for name, mib in parts)
             said.append(
-                f"{placement.short_name(card.name)} needs {needed:,.0f} MiB ({shares}), {card.room_mib:,} are free "
-                f"({card.total_mib:,} - {card.taken_mib:,} taken - {card.margin_mib:,} margin)"
+                f"{placement.short_name(card.name)} needs {needed:,.0f} MiB ({shares}), {card.room_mib:,} are "
+                f"for tiers ({card.total_mib:,} - {card.taken_mib:,} taken - {card.margin_mib:,} margin)"
             )
     room = host.ram.room_mib
     parts = [(each.name, each.chosen.choice.estimate.host.total_mib) for each in planned]
@@ -775,11 +775,12 @@ def served(gpus: Sequence[Any], tiers: Sequence[Any], models: Mapping[str, Any])
 def describe(spec: tier.TierSpec) -> str:
     """Say in one line what a tier is planned to be."""
     lie = " + ".join(
-        f"{device.gpu} {device.layers} layers" + (f" ({device.predicted_mib:,.0f} MiB)" if device.predicted_mib else "")
+        f"{device.gpu} {placement.layers_words(device.layers)}"
+        + (f" ({device.predicted_mib:,.0f} MiB)" if device.predicted_mib else "")
         for device in spec.devices
     )
     speed = f", {spec.predicted.expected:.1f} tokens/s expected" if spec.predicted else ""
-    return f"{spec.name}: {spec.model.name}, context {spec.placement.ctx_size}, port {spec.port}: {lie}{speed}"
+    return f"{spec.name}: {spec.model.name}, context {spec.placement.ctx_size:,}, port {spec.port}: {lie}{speed}"
 
 
 def _kept_words(chosen: CandidatePlan) -> str:

@@ -46,7 +46,7 @@ def test_margins_are_those_of_the_facts_and_can_be_overridden() -> None:
 def test_without_a_host_the_drivers_prior_is_taken_off() -> None:
     # 3,005 of 3,072 MiB are free on a GTX 1060 without a screen (a published reading); the prior is not below it.
     assert 2950 <= one(name=SMALL).free_mib <= 3005
-    assert "prior" in one().taken_by
+    assert "estimated" in one().taken_by
 
 
 def test_other_processes_count_and_our_own_tiers_do_not() -> None:

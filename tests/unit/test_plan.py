@@ -283,7 +283,7 @@ def test_a_range_of_context_is_filled_with_what_is_left() -> None:
     (one,) = plan.for_site(**inventory(tiers=wide), places=PLACES)[0]
     assert one.placement.ctx_size == 8192
     assert pairs(one.argv)["--ctx-size"] == "8192"
-    assert "context 8192" in plan.describe(one)
+    assert "context 8,192" in plan.describe(one)
 
 
 def test_a_range_of_context_excludes_no_other_tier() -> None:

@@ -16,6 +16,7 @@ import yaml
 from planning_cases import BIG, Q4, SMALL, shaped
 
 from checker import cli, planning
+from checker.reports import plans
 
 ROOT = Path(__file__).parents[2]
 HARDWARE = {
@@ -142,7 +143,13 @@ def test_the_table_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypat
     code, out, _ = run(capsys, "-i", str(ROOT / "inventories/reference"))
     assert code == 1
     assert max(len(line) for line in out.splitlines()) <= 80
-    for piece in ("DOES NOT FIT", "tokens/s expected by priors", "not together: fast + deep", "would fit:", "█"):
+    for piece in (
+        "DOES NOT FIT",
+        "tokens/s expected, not measured here",
+        "not together: fast + deep",
+        "would fit:",
+        "█",
+    ):
         assert piece in out
     # Estimates are called so, with where they come from.
     assert "CUDA itself 120 MiB: estimate, not measured: context and modules of a GTX 1060" in " ".join(out.split())
@@ -349,6 +356,31 @@ def test_the_table_says_what_ram_was_reckoned_with(
     path.write_text(yaml.safe_dump({"gpus": HARDWARE["gpus"], **ram}))
     _, out, _ = run(capsys, "--hardware", str(path), "--model", Q4)
     assert said in " ".join(out.split())
+
+
+def test_the_table_calls_what_tiers_may_use_one_thing(
+    capsys: pytest.CaptureFixture[str], hardware: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    _, out, _ = run(capsys, "--hardware", hardware, "--model", Q4, "--tensor-split", "48,1")
+    lines = out.splitlines()
+    assert "RTX 3060 Ti: 7,613 of 8,192 MiB for tiers (292 taken: the profile's free_mib; 287 margin)" in lines
+    assert "7,613 are for tiers (8,192 - 292 taken - 287 margin)" in out
+    assert " MiB   1 layer\n" in out
+    assert "free " not in out.replace("free_mib", "")
+    # One empty line before the legend.
+    assert lines[-2] == "" != lines[-3]
+    assert lines[-1].startswith("░ taken")
+
+
+def test_tiers_that_fit_only_alone_are_not_called_resident_together(cases: dict[str, Any]) -> None:
+    def table(*sets: list[str]) -> str:
+        return plans.render([cases["1-fast-and-deep"] | {"resident_together": [*sets]}], "table")
+
+    assert "\nonly alone: fast, deep\n" in table(["fast"], ["deep"])
+    assert "resident together" not in table(["fast"], ["deep"])
+    assert "\nresident together: fast + tiny\nonly alone: deep\n" in table(["fast", "tiny"], ["deep"])
+    assert "alone" not in table(["fast"])
 
 
 def test_a_derived_header_is_not_presented_as_one_that_was_read(capsys: pytest.CaptureFixture[str]) -> None:
