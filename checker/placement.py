@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from checker import memory, throughput
-from checker.cards import Card, Host, Ram
+from checker.cards import Card, Host, Ram, name_hint
 from checker.header import Header
 from checker.throughput import Speed
 from checker.tier import Placement
@@ -585,7 +585,7 @@ def search(
     unknown = [card.name for card in host.cards if card.total_mib is None]
     if unknown:
         raise ValueError(
-            f"the memory of {', '.join(unknown)} is not known: give total_mib in its entry of the inventory's gpus"
+            f"the memory of {', '.join(unknown)} is not known: give total_mib in its entry of gpus{name_hint(unknown)}"
         )
     found = _search(header, host, demand, alternatives or {})
     if isinstance(found, Refusal):

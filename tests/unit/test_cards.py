@@ -86,3 +86,17 @@ def test_a_host_joins_cards_by_uuid_and_keeps_the_inventorys_order() -> None:
     assert [found.total_mib for found in host.cards] == [3070, 8188]
     assert (host.ram.total_mib, host.ram.bandwidth_gb_s) == (15900, 40.0)
     assert cards.host(entries, RamEntry(), {}).ram.room_mib is None
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("RTX 3060 Ti", "; did you mean NVIDIA GeForce RTX 3060 Ti?"),
+        ("NVIDIA GeForce RTX 3060 TI", "; did you mean NVIDIA GeForce RTX 3060 Ti?"),
+        ("NVIDIA GeForce GTX1060 3GB", "; did you mean NVIDIA GeForce GTX 1060 3GB?"),
+        ("NVIDIA GeForce RTX 3090", f"; known by name are {', '.join(cards.KNOWN_CARDS)}"),
+        ("NVIDIA GeForce GTX 1060 6GB", f"; known by name are {', '.join(cards.KNOWN_CARDS)}"),
+    ],
+)
+def test_a_name_that_is_nearly_known_is_suggested(name: str, hint: str) -> None:
+    assert cards.name_hint([name]) == hint
