@@ -91,9 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     which = what.add_mutually_exclusive_group()
     which.add_argument("--tier", help="only this tier of the inventory")
     which.add_argument("--model", metavar="NAME_OR_GGUF", help="a model of the catalogue, a GGUF file or its URL")
-    what.add_argument("--context", type=_number_from(256), metavar="N", help="tokens of context")
+    what.add_argument("--context", type=_number(256, 2**31), metavar="N", help="tokens of context")
     what.add_argument("--cache-type", choices=["f16", "q8_0"], help="type of the KV cache")
-    what.add_argument("--ubatch", type=_number_from(32), metavar="N", help="tokens of a micro-batch")
+    what.add_argument("--ubatch", type=_number(32, 2048), metavar="N", help="tokens of a micro-batch")
     what.add_argument(
         "--tensor-split",
         type=_split,
@@ -126,17 +126,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _number_from(low: int) -> Callable[[str], int]:
+def _number(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {low} or more")
+        # As many digits as no number here has would take int() long, or make it fail.
+        if not text.isdecimal() or len(text) > 20 or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
         return int(text)
 
     return parse
 
 
 def _gpu_layers(text: str) -> int | str:
-    return text if text == "auto" else _number_from(1)(text)
+    if text == "auto":
+        return text
+    try:
+        return _number(1, 2**31)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, nor auto: as many as fit; leave it out for all") from None
 
 
 def _split(text: str) -> tuple[float, ...]:
@@ -144,6 +150,10 @@ def _split(text: str) -> tuple[float, ...]:
         parts = tuple(float(part) for part in text.replace("/", ",").split(","))
     except ValueError:
         parts = ()
+    if 0 in parts:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} leaves a card without layers: give each at least one, or take the card out of the list of cards"
+        )
     if not parts or not all(0 < part < 1e6 for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of layers such as 38,11")
     return parts

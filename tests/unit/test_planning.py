@@ -259,6 +259,26 @@ def test_the_inventorys_tiers_on_other_hardware(capsys: pytest.CaptureFixture[st
         (["--hardware", "{words}", "--model", Q4], "gpus[0].free_mib 'abc' is wrong"),
         (["--hardware", "{less}", "--model", Q4], "ram_mib -9 is wrong"),
         (["--hardware", "{hardware}", "--model", "x" * 400], "neither a model of the catalogue nor a GGUF"),
+        (["--hardware", "{hardware}", "--model", Q4[:-1]], f"did you mean {Q4}? known models: "),
+        (["--hardware", "{hardware}", "--model", "no/such.gguf"], "there is no file no/such.gguf"),
+        (["--hardware", "{hardware}", "--model", "~nobody/some.gguf"], "there is no file ~nobody/some.gguf"),
+        (["--hardware", "{hardware}", "--model", "/tmp"], "/tmp is a folder: name the GGUF in it"),
+        (["--hardware", "{hardware}", "--model", "ftp://host/a.gguf"], "a model cannot be read from ftp://"),
+        (
+            ["--hardware", "{hardware}", "--model", Q4, "--tensor-split", "8"],
+            f"--tensor-split 8 has 1 entry for 2 cards: give one for each, in this order: {BIG}, {SMALL}",
+        ),
+        (["--hardware", "{hardware}", "--model", Q4, "--gpu-layers", "99"], "tower: --gpu-layers 99: deepseek"),
+        (
+            ["--hardware", "{hardware}", "--model", Q4, "--gpu-layers", "auto", "--tensor-split", "38,11"],
+            "tower: --gpu-layers 'auto' cannot go with --tensor-split [38, 11]",
+        ),
+        (["--hardware", "{short}", "--model", Q4], f"give total_mib in its entry of gpus; did you mean {BIG}?"),
+        (["--hardware", "{none}", "--model", Q4], "none.yml: gpus [] is wrong: expected a list of 1 or more"),
+        (["--hardware", "{more}", "--model", Q4], "free_mib 99999 is more than the 8192 MiB of the card"),
+        (["--hardware", "{endless}", "--model", Q4], "ram_mib 9223372036854775808 is wrong: expected 16777216 or less"),
+        (["--hardware", "/tmp", "--model", Q4], "checker: /tmp cannot be read: Is a directory\n"),
+        (["--hardware", "{binary}", "--model", Q4], "binary.yml is no YAML: "),
         (["--hardware", "{hardware}", "--model", ""], "'' is neither a model of the catalogue nor a GGUF"),
         (["-i", "{lab}", "--tier", "nonesuch"], "no tier 'nonesuch'; tiers here: fast, deep"),
         (["-i", "{lab}", "--limit", "nobody"], "nobody"),
@@ -273,6 +293,11 @@ def test_bad_input_is_named_and_exits_2(
         "mystery": yaml.safe_dump({"gpus": [{"name": "NVIDIA Mystery"}]}),
         "text": "<!doctype html>",
         "words": yaml.safe_dump({"gpus": [{"name": BIG, "free_mib": "abc"}]}),
+        "short": yaml.safe_dump({"gpus": [{"name": "RTX 3060 ti"}]}),
+        "none": yaml.safe_dump({"gpus": []}),
+        "more": yaml.safe_dump({"gpus": [{"name": BIG, "free_mib": 99999}]}),
+        "endless": yaml.safe_dump({"gpus": [{"name": BIG}], "ram_mib": 2**63}),
+        "binary": "[\0",
         "less": yaml.safe_dump({"gpus": [{"name": BIG}], "ram_mib": -9}),
     }
     paths = {"hardware": hardware, "lab": str(ROOT / "inventories/lab")}
@@ -283,17 +308,31 @@ def test_bad_input_is_named_and_exits_2(
     assert (code, out) == (2, "")
     assert err.startswith("checker: ")
     assert said in err
-    assert "Traceback" not in err
+    for word in ("Traceback", "Errno", "the inventory's gpus", "candidates["):
+        assert word not in err
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--context", "12"], ["--tensor-split", "8,x"], ["--gpu-layers", "0"], ["--cache-type", "q2"]]
+    ("arguments", "said"),
+    [
+        (["--context", "12"], "'12' is not a whole number from 256 to 2147483648"),
+        (["--context", "9" * 5000], "is not a whole number from 256"),
+        (["--ubatch", "9999999"], "'9999999' is not a whole number from 32 to 2048"),
+        (["--tensor-split", "8,x"], "'8,x' is not a list of layers such as 38,11"),
+        (["--tensor-split", "49,0"], "'49,0' leaves a card without layers"),
+        (["--gpu-layers", "0"], "'0' is not a whole number from 1"),
+        (["--gpu-layers", "all"], "nor auto: as many as fit"),
+        (["--cache-type", "q2"], "q2"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_absurd_arguments_exit_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+def test_absurd_arguments_exit_2(capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(["plan", "--hardware", "x.yml", *arguments])
     assert stopped.value.code == 2
-    assert arguments[0] in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert arguments[0] in err
+    assert said in err
 
 
 def test_what_was_chosen_of_a_range_of_context_is_shown(
@@ -324,6 +363,26 @@ def test_a_models_own_file_is_planned_for(capsys: pytest.CaptureFixture[str], tm
     code, out, _ = run(capsys, "--hardware", hardware, "--model", str(file), "--format", "json")
     planned = tier(json.loads(out), "model")
     assert (code, planned["model"], planned["verdict"]) == (0, "some-model.gguf", "fits")
+
+
+def test_the_default_context_is_no_more_than_the_model_was_trained_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, hardware: str
+) -> None:
+    (file,) = small_gguf.write(tmp_path / "some-model.gguf")  # trained for 4,096
+    arguments = ["--hardware", hardware, "--model", str(file), "--format", "json"]
+    planned = tier(json.loads(run(capsys, *arguments)[1]), "model")
+    assert (planned["placement"]["ctx_size"], planned["remarks"]) == (4096, [])
+    chosen = tier(json.loads(run(capsys, *arguments, "--context", "8192")[1]), "model")
+    assert chosen["placement"]["ctx_size"] == 8192
+    assert "beyond what the model was trained for" in chosen["remarks"][0]
+
+
+def test_the_inventory_is_read_in_any_locale(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LC_ALL", "C")
+    code, _, err = run(capsys, "-i", str(ROOT / "inventories/lab"))
+    assert (code, err) == (0, "")
 
 
 def test_a_host_with_too_little_memory_is_the_reason(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
