@@ -39,6 +39,8 @@ SCHEMA = "llama-tiers/plan/1"
 
 # Of so many tiers every order is tried in which they can be placed one beside the other.
 _ORDERED_TIERS = 4
+# A context of a range below this share of the speed that its start has is remarked on.
+_COSTS_SPEED = 0.95
 # The engine tells no estimate of its own for these (docs/evidence/README.md).
 _UNPROVEN_MODES = ("row", "tensor")
 
@@ -58,7 +60,7 @@ class CandidatePlan:
 
     `header_tolerance` is None when the header was read from the file; else it was derived, and its sizes are true to
     this share. `kept` when the result was proven on the host and a new choice would be another; `anew` says which, and
-    in what it is clearly better.
+    in what it is clearly better. `start` is what was chosen for the start of a range of context, where more was taken.
     """
 
     model: str
@@ -68,6 +70,7 @@ class CandidatePlan:
     header_tolerance: float | None
     kept: bool = False
     anew: str | None = None
+    start: Choice | None = None
 
     @property
     def choice(self) -> Choice:
@@ -86,6 +89,7 @@ class CandidatePlan:
         unproven = f"{mode} split: how far these figures are off is not known; leave the cards a larger margin_mib"
         return (
             *self._of_context,
+            *self._of_range,
             *self._of_layers,
             *([unproven] if mode in _UNPROVEN_MODES else []),
             *self._of_cards,
@@ -121,6 +125,17 @@ class CandidatePlan:
             if card.compute_capability is None
         )
         return (*elsewhere, *untold, *unknown)
+
+    @property
+    def _of_range(self) -> tuple[str, ...]:
+        now, start = self.choice.speed, self.start.speed if self.start else None
+        if not self.start or not now or not start or now.expected >= start.expected * _COSTS_SPEED:
+            return ()
+        contexts = self.choice.placement.ctx_size, self.start.placement.ctx_size
+        return (
+            f"the range of the context costs speed: {now.expected:,.1f} tokens/s expected with {contexts[0]:,}, "
+            f"{start.expected:,.1f} with {contexts[1]:,}",
+        )
 
     @property
     def _of_layers(self) -> tuple[str, ...]:
@@ -483,7 +498,7 @@ def _raise_contexts(planned: dict[str, TierPlan], together: Sequence[Sequence[st
         result = placement.search(kept.header, Host(tuple(smaller[card] for card in each.cards), left.ram), kept.demand)
         # What is left is counted in whole MiB, which may be too little by part of one.
         if isinstance(result, Choice) and result.placement.n_gpu_layers == kept.choice.placement.n_gpu_layers:
-            raised = replace(kept, result=_on_whole_cards(result, whole, host.ram))
+            raised = replace(kept, result=_on_whole_cards(result, whole, host.ram), start=kept.choice)
             planned[name] = replace(each, candidates=(*each.candidates[:-1], raised))
 
 

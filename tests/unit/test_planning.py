@@ -348,8 +348,14 @@ def test_what_was_chosen_of_a_range_of_context_is_shown(
     assert code == 0
     assert planned["context"] == {"min": 4096, "max": 200_000}
     assert 8192 < chosen < 32768
-    (remark,) = planned["remarks"]
-    assert "cut off at 131,072" in remark
+    cut_off, slower = planned["remarks"]
+    assert "cut off at 131,072" in cut_off
+    at_start = tier(json.loads(run(capsys, *arguments, "--context", "4096", "--format", "json")[1]), "deep")
+    now, start = (each["tokens_per_second"]["expected"] for each in (planned, at_start))
+    assert slower == (
+        f"the range of the context costs speed: {now} tokens/s expected with {chosen:,}, {start} with 4,096"
+    )
+    assert now < start * 0.95
     _, out, _ = run(capsys, *arguments)
     assert f"context {chosen:,} of 4,096 to 200,000" in out
     assert "note: the range of the context was cut off at 131,072" in out
