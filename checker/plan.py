@@ -192,8 +192,12 @@ class Exclusion:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a host's tiers are planned to be; `resident_together` are the largest sets of tiers that fit at once."""
+    """What a host's tiers are planned to be; `resident_together` are the largest sets of tiers that fit at once.
 
+    `cards` are the host's, in the inventory's order.
+    """
+
+    cards: tuple[Card, ...]
     tiers: tuple[TierPlan, ...]
     resident_together: tuple[tuple[str, ...], ...]
     exclusions: tuple[Exclusion, ...]
@@ -220,7 +224,7 @@ def make(gpus: Sequence[GpuEntry], tiers: Sequence[TierEntry], models: Mapping[s
         together, exclusions = _together(fitting, planned, beside, host)
     planned |= {each.name: each for each in all_at_once or ()}
     _raise_contexts(planned, together, host)
-    return Plan(tuple(planned.values()), together, exclusions)
+    return Plan(host.cards, tuple(planned.values()), together, exclusions)
 
 
 def _tier(
@@ -426,7 +430,7 @@ def keep(
                 _raise_contexts(by_name, [tuple(by_name)], host)
                 possible = not planned.exclusions
                 compared = tuple(_compared(by_name[each.name], each, possible=possible) for each in planned.tiers)
-                return Plan(compared, (tuple(each.name for each in compared),), ())
+                return Plan(host.cards, compared, (tuple(each.name for each in compared),), ())
     return planned
 
 
@@ -532,6 +536,7 @@ def to_json(planned: Plan, host: str, remarks: Sequence[str] = ()) -> dict[str, 
         "schema": SCHEMA,
         "host": host,
         "remarks": list(remarks),
+        "gpus": [{"name": card.name, "uuid": _uuid(card)} for card in planned.cards],
         "tiers": [_tier_json(each) for each in planned.tiers],
         "resident_together": [list(names) for names in planned.resident_together],
         "exclusions": [{"tiers": list(item.tiers), "reason": item.reason} for item in planned.exclusions],
@@ -565,6 +570,10 @@ def _tried_json(candidate: CandidatePlan) -> dict[str, Any]:
     }
 
 
+def _uuid(card: Card) -> str | None:
+    return None if is_placeholder(card.uuid) else card.uuid
+
+
 def _verdict(candidate: CandidatePlan) -> str:
     return "fits" if candidate.fits else "does-not-fit"
 
@@ -591,7 +600,7 @@ def _candidate_json(name: str, candidate: CandidatePlan) -> dict[str, Any]:
             {
                 "name": device.name,
                 "gpu": card.name,
-                "uuid": None if is_placeholder(card.uuid) else card.uuid,
+                "uuid": _uuid(card),
                 "layers": device.layers,
                 "card_mib": card.total_mib,
                 "free_mib": card.free_mib,

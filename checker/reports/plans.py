@@ -56,14 +56,13 @@ def _together(sets: list[list[str]]) -> Iterator[Text]:
 
 
 def _cards(document: dict[str, Any]) -> list[RenderableType]:
-    """Say of each card that a tier uses how much of it is for tiers, and by what reckoning."""
-    used = {
-        (device["uuid"] or device["gpu"], device["gpu"]): device
-        for tier in document["tiers"]
-        for device in tier["devices"]
-    }
+    """Say of each card that a tier uses, in the inventory's order, how much is for tiers, by what reckoning."""
+    used = {(device["gpu"], device["uuid"]): device for tier in document["tiers"] for device in tier["devices"]}
     said: list[RenderableType] = []
-    for device in used.values():
+    for card in dict.fromkeys((gpu["name"], gpu["uuid"]) for gpu in document["gpus"]):
+        if card not in used:
+            continue
+        device = used[card]
         room = max(0, device["free_mib"] - device["margin_mib"])
         of_card = (
             f"{short_name(device['gpu'])}: {room:,} of {device['card_mib']:,} MiB for tiers "

@@ -16,6 +16,7 @@ import yaml
 from planning_cases import BIG, Q4, SMALL, shaped
 
 from checker import cli, planning
+from checker.placement import short_name
 from checker.reports import plans
 
 ROOT = Path(__file__).parents[2]
@@ -436,6 +437,16 @@ def test_the_table_calls_what_tiers_may_use_one_thing(
     # One empty line before the legend.
     assert lines[-2] == "" != lines[-3]
     assert lines[-1].startswith("░ taken")
+
+
+@pytest.mark.parametrize("names", [[BIG, SMALL], [SMALL, BIG]])
+def test_the_cards_of_the_table_are_in_the_inventorys_order(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, names: list[str]
+) -> None:
+    path = tmp_path / "tower.yml"
+    path.write_text(yaml.safe_dump({"gpus": [{"name": name} for name in names]}))
+    _, out, _ = run(capsys, "--hardware", str(path), "--model", Q4)
+    assert [name for line in out.splitlines() for name in names if line.startswith(f"{short_name(name)}: ")] == names
 
 
 def test_tiers_that_fit_only_alone_are_not_called_resident_together(cases: dict[str, Any]) -> None:
