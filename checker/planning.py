@@ -165,8 +165,8 @@ def _measured(
     except FileNotFoundError:
         return (), ()
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        return (), (f"{path} tells nothing of speeds: {why}; `checker verify` writes it anew",)
+        reason = getattr(error, "strerror", None) or error
+        return (), (f"{path} tells nothing of speeds: {reason}; `checker verify` writes it anew",)
 
 
 def _members(document: Mapping[str, Any], group: str) -> set[str]:
