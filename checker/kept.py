@@ -7,7 +7,10 @@ proven placement stays while it is still what the inventory asks for and still f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from checker import placement, tier
 from checker.cards import Card, Ram
@@ -17,15 +20,16 @@ from checker.tier import Placement
 
 # A new choice this much faster is worth a word; the search calls what is closer equally fast.
 _CLEARLY = 1.01
+_SPEC = TypeAdapter(tier.TierSpec)
 
 
 def of_profile(profile: Mapping[str, Any]) -> dict[str, tier.TierSpec]:
-    """Return the specs that were proven on the host, by tier; one of another checker's schema is as good as none."""
+    """Return the specs that were proven on the host, by tier; one that is not whole and of this schema is none."""
     found = {}
     for name, document in (profile.get("proven") or {}).items():
         try:
-            found[name] = tier.from_json(document)
-        except tier.TierSpecError:
+            found[name] = _SPEC.validate_python(asdict(tier.from_json(document)))
+        except (tier.TierSpecError, ValidationError):
             continue
     return found
 

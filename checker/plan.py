@@ -386,8 +386,7 @@ def _squeezed(
             found, before = _tier(tiers[index], gpus, models, left, frugal=frugal), alone[index]
             if not found.fits or len(found.candidates) != len(before.candidates):
                 continue
-            kept = replace(found.chosen, result=_on_whole_cards(found.chosen.choice, whole, host.ram))
-            beside = replace(before, candidates=(*before.candidates[:-1], kept))
+            beside = _with(before, replace(found.chosen, result=_on_whole_cards(found.chosen.choice, whole, host.ram)))
             rest = tuple(other for other in waiting if other != index)
             every = place((*done, beside), rest, tries, frugal=frugal)
             if every:
@@ -492,18 +491,19 @@ def _raise_contexts(planned: dict[str, TierPlan], together: Sequence[Sequence[st
     A set of tiers that is resident with other placements than these only gives its context no say here.
     """
     for name, each in planned.items():
-        kept = each.chosen
-        if not each.fits or kept.kept or kept.demand.most_context == kept.demand.context:
+        least = each.chosen
+        if not each.fits or least.kept or least.demand.most_context == least.demand.context:
             continue
         sets = [[planned[other] for other in names] for names in together if name in names]
         others = [[other for other in group if other is not each] for group in sets if not _over(group, host)]
         left, whole = _left(host, others)
         smaller = {card: part for part, card in whole.items()}
-        result = placement.search(kept.header, Host(tuple(smaller[card] for card in each.cards), left.ram), kept.demand)
+        own = Host(tuple(smaller[card] for card in each.cards), left.ram)
+        result = placement.search(least.header, own, least.demand)
         # What is left is counted in whole MiB, which may be too little by part of one.
-        if isinstance(result, Choice) and result.placement.n_gpu_layers == kept.choice.placement.n_gpu_layers:
-            raised = replace(kept, result=_on_whole_cards(result, whole, host.ram), start=kept.choice)
-            planned[name] = replace(each, candidates=(*each.candidates[:-1], raised))
+        if isinstance(result, Choice) and result.placement.n_gpu_layers == least.choice.placement.n_gpu_layers:
+            raised = replace(least, result=_on_whole_cards(result, whole, host.ram), start=least.choice)
+            planned[name] = _with(each, raised)
 
 
 def refusal(name: str, candidate: CandidatePlan) -> str:

@@ -7,6 +7,7 @@ successor may need what another tier still holds with which it was proven.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -83,7 +84,7 @@ def order(changes: Sequence[Change], room_mib: Mapping[str, float]) -> tuple[Tur
             if place in places:
                 continue
             later = [
-                (other.name, other.old, None)
+                (other.name, other.old)
                 for index, other in enumerate(changes)
                 if index not in (*places, place) and other.name not in down
             ]
@@ -97,35 +98,46 @@ def going_back(
 ) -> tuple[str, ...]:
     """Name those of the `started` tiers that have to be again what they were, so that the `returning` can serve.
 
-    `standing` is what is proven and stays. When all of them go back, that is what served at once before.
+    `standing` is what is proven and stays. When all of them go back, that is what served at once before: the fewest
+    go with which it is as good, the first ones last. One that goes back may be in the way of another that started, so
+    that it is not enough to spare one after the other.
     """
-    ways = [(change.name, change.new, change.old) for change in started]
-    return _in_the_way([*returning, *standing], ways, room_mib)
+
+    def clash(back: Iterable[str]) -> tuple[int, float]:
+        places = [change.old if change.name in back else change.new for change in started]
+        return _clash([*returning, *standing, *filter(None, places)], room_mib)
+
+    names = [change.name for change in started]
+    least = clash(names)
+    ways = (back for count in range(len(names)) for back in itertools.combinations(reversed(names), count))
+    return tuple(reversed(next((back for back in ways if _as_good(clash(back), least)), names[::-1])))
 
 
 def _in_the_way(
-    wanted: Sequence[Hold], ways: Sequence[tuple[str, Hold | None, Hold | None]], room_mib: Mapping[str, float]
+    wanted: Sequence[Hold], others: Sequence[tuple[str, Hold | None]], room_mib: Mapping[str, float]
 ) -> tuple[str, ...]:
-    """Name those who give way to what is `wanted`: no more than it takes to have it as good as if all did.
+    """Name those of some others that stop for what is `wanted`: no more than it takes, the first ones spared first."""
 
-    `ways` are name, what one holds when it stays, and when it gives way. The first ones are spared first.
-    """
+    def clash(stopping: Iterable[str]) -> tuple[int, float]:
+        return _clash([*wanted, *(hold for name, hold in others if hold and name not in stopping)], room_mib)
 
-    def clash(giving: Iterable[str]) -> tuple[int, float]:
-        """Return ports that are held twice, and MiB that are missing."""
-        held = [gone if name in giving else stays for name, stays, gone in ways]
-        holds = [*wanted, *filter(None, held)]
-        missing = sum(max(0.0, _on(card, holds) - mib) for card, mib in room_mib.items())
-        return len(holds) - len({each.port for each in holds}), missing
+    stopping = [name for name, _ in others]
+    least = clash(stopping)
+    for name, _ in others:
+        fewer = [other for other in stopping if other != name]
+        if _as_good(clash(fewer), least):
+            stopping = fewer
+    return tuple(stopping)
 
-    giving = [name for name, *_ in ways]
-    least_ports, least_mib = clash(giving)
-    for name, *_ in ways:
-        fewer = [other for other in giving if other != name]
-        ports, missing = clash(fewer)
-        if ports <= least_ports and missing <= least_mib + _NOTHING_MIB:
-            giving = fewer
-    return tuple(giving)
+
+def _clash(holds: Sequence[Hold], room_mib: Mapping[str, float]) -> tuple[int, float]:
+    """Return ports that are held twice, and MiB that are missing."""
+    missing = sum(max(0.0, _on(card, holds) - mib) for card, mib in room_mib.items())
+    return len(holds) - len({each.port for each in holds}), missing
+
+
+def _as_good(clash: tuple[int, float], least: tuple[int, float]) -> bool:
+    return clash[0] <= least[0] and clash[1] <= least[1] + _NOTHING_MIB
 
 
 def _on(card: str, holds: Iterable[Hold]) -> float:

@@ -57,12 +57,15 @@ def _together(sets: list[list[str]]) -> Iterator[Text]:
 
 def _cards(document: dict[str, Any]) -> list[RenderableType]:
     """Say of each card that a tier uses, in the inventory's order, how much is for tiers, by what reckoning."""
-    used = {(device["gpu"], device["uuid"]): device for tier in document["tiers"] for device in tier["devices"]}
+    # A card without a UUID is known by its figures alone.
+    used = {
+        (device["uuid"], device["gpu"], device["free_mib"], device["margin_mib"]): device
+        for tier in document["tiers"]
+        for device in tier["devices"]
+    }
+    order = [(gpu["name"], gpu["uuid"]) for gpu in document["gpus"]]
     said: list[RenderableType] = []
-    for card in dict.fromkeys((gpu["name"], gpu["uuid"]) for gpu in document["gpus"]):
-        if card not in used:
-            continue
-        device = used[card]
+    for device in sorted(used.values(), key=lambda device: order.index((device["gpu"], device["uuid"]))):
         room = max(0, device["free_mib"] - device["margin_mib"])
         of_card = (
             f"{short_name(device['gpu'])}: {room:,} of {device['card_mib']:,} MiB for tiers "

@@ -210,6 +210,22 @@ def test_what_is_not_this_model_on_these_cards_is_not_kept(crowded: tier.TierSpe
     assert site(host(spoilt(crowded))) == site(host())
 
 
+@pytest.mark.parametrize(
+    ("part", "odd"),
+    [
+        ("placement", {"ctx_size": None}),
+        ("placement", {"ctx_size": "wide"}),
+        ("model", {"file": None}),
+        ("devices", [{"name": "CUDA0", "uuid": [], "gpu": "x", "layers": 1, "weights_mib": None}]),
+    ],
+    ids=str,
+)
+def test_a_proven_spec_with_odd_values_is_as_good_as_nothing(crowded: tier.TierSpec, part: str, odd: Any) -> None:
+    document = crowded.to_json()
+    document[part] = {**document[part], **odd} if isinstance(odd, dict) else odd
+    assert site(host() | {"proven": {"deep": document}}) == site(host())
+
+
 @pytest.mark.parametrize("document", [None, {}, {"schema": "llama-tiers/tier/0"}, {"schema": tier.SCHEMA}, "x"])
 def test_what_cannot_be_read_is_as_good_as_nothing(document: Any) -> None:
     profile = host() | {"proven": {"deep": document}}

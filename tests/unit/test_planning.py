@@ -156,6 +156,14 @@ def test_the_table_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypat
     assert "CUDA itself 120 MiB: estimate, not measured: context and modules of a GTX 1060" in " ".join(out.split())
 
 
+def test_each_of_two_cards_of_one_name_has_its_reckoning(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "twins.yml"
+    path.write_text(f"gpus: [{{name: {BIG}, free_mib: 7900}}, {{name: {BIG}, free_mib: 6000}}]\nram_mib: 16000\n")
+    _, out, _ = run(capsys, "--hardware", str(path), "--model", Q4)
+    assert "RTX 3060 Ti: 7,613 of 8,192 MiB for tiers (292 taken" in out
+    assert "RTX 3060 Ti: 5,713 of 8,192 MiB for tiers (2,192 taken" in out
+
+
 def test_a_hardware_file_and_a_model_of_the_catalogue(capsys: pytest.CaptureFixture[str], hardware: str) -> None:
     code, out, _ = run(capsys, "--hardware", hardware, "--model", Q4, "--format", "json")
     document = json.loads(out)

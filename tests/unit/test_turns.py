@@ -215,3 +215,27 @@ def test_what_served_can_serve_again_whoever_fails(
         waiting = [each for each in waiting if each.name in back]
     gone_back = [each.old for each in waiting if each.old]
     assert fits([*settled, *gone_back, *returning], room)
+
+
+def test_a_ring_of_ports_that_has_turned_goes_back_for_nobody() -> None:
+    """Each new one has the port of another's old one: that is no reason for it to go back."""
+    ring = [change(name, {}, {}, ports) for name, ports in (("a", (1, 2)), ("b", (2, 3)), ("c", (3, 1)))]
+    assert turns.going_back(ring, [], [], {}) == ()
+    assert turns.going_back(ring, [Hold(4, {})], [], {}) == ()
+
+
+@given(cases(), st.data())
+def test_no_fewer_could_go_back(case: tuple[list[Change], dict[str, float]], data: st.DataObject) -> None:
+    started, room = case
+    count = data.draw(st.integers(0, len(started)))
+    returning = [each.old for each in started[count:] if each.old]
+    started = started[:count]
+    back = turns.going_back(started, returning, [], room)
+
+    def serves(names: Iterable[str]) -> bool:
+        return fits([*returning, *(h for each in started if (h := each.old if each.name in names else each.new))], room)
+
+    names = [each.name for each in started]
+    fewer = (way for size in range(len(back)) for way in itertools.combinations(names, size))
+    assert serves(back)
+    assert not any(map(serves, fewer))
