@@ -1,4 +1,4 @@
-"""Cards and host as the planner sees them: memory that is free for tiers, and how fast it is read.
+"""Cards and host as the planner sees them: memory that is for tiers, and how fast it is read.
 
 Every figure that is not read on the host is a named prior with its source, never a measurement. Pure.
 """
@@ -6,7 +6,8 @@ Every figure that is not read on the host is a named prior with its source, neve
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,19 @@ _MARGIN_SHARE, _MARGIN_LEAST_MIB = 0.035, 150
 DEFAULT_RAM_BANDWIDTH_GB_S = 51.2
 # What the operating system and everything that is no tier needs of the host's memory.
 _SYSTEM_RAM_MIB = 1536
+
+
+def name_hint(names: Sequence[str]) -> str:
+    """Say which cards' names are known, or which of them was meant: a name that is only alike is another card's."""
+
+    def plain(name: str) -> str:
+        return re.sub(r"nvidia|geforce|[^a-z0-9]", "", name.lower())
+
+    known = {plain(name): name for name in KNOWN_CARDS}
+    meant = [known[plain(name)] for name in names if plain(name) in known]
+    if meant:
+        return f"; did you mean {', '.join(meant)}?"
+    return f"; known by name are {', '.join(KNOWN_CARDS)}"
 
 
 def default_margin_mib(total_mib: int) -> int:
@@ -164,7 +178,7 @@ def _taken(total_mib: int, read: Mapping[str, Any], *, behind_rpc: bool) -> tupl
         others = math.ceil((read["used_mib"] - read["tiers_mib"]) / _TAKEN_STEP_MIB) * _TAKEN_STEP_MIB
         if read["used_mib"] - read["tiers_mib"] > prior:
             return min(total_mib, others), "read on the host, without our tiers' memory"
-    return prior, "driver, by prior"
+    return prior, "driver, estimated"
 
 
 def host(gpus: list[GpuEntry], ram: RamEntry, profile: Mapping[str, Any]) -> Host:

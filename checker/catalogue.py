@@ -6,6 +6,7 @@ would be right, and all of them are reported at once.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address
@@ -23,6 +24,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from checker import catalogue_file
 from checker import header as headers
@@ -34,6 +36,18 @@ CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_
 UUID_PATTERN = r"^GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 _PLACEHOLDER = "GPU-00000000-0000-0000-0000-"
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
+NAME_PATTERN = r"^[a-z][a-z0-9-]{0,20}$"
+CAPABILITY_PATTERN = r"^\d{1,2}\.\d$"
+ENDPOINT_PATTERN = r"^[^:\s,]+:\d{1,5}$"
+REPOSITORY_PATTERN = r"^[^/\s]+/[^/\s]+$"
+URL_PATTERN = r"^https?://"
+
+
+LEAST_CONTEXT = 256
+LEAST_UBATCH, MOST_UBATCH = 32, 2048  # llama-server computes no micro-batch above its batch, which is 2048
+# Far beyond any host, so that a slip is found: 16 TiB, and a hundred times the fastest memory.
+Mib = Annotated[int, Field(ge=0, le=2**24)]
+GbPerS = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 
 
 class InventoryError(Exception):
@@ -59,18 +73,18 @@ class GpuEntry(_Written):
 
     name: str = Field(min_length=1)
     uuid: str = Field(pattern=UUID_PATTERN)
-    rpc_endpoint: str | None = Field(default=None, pattern=r"^[^:\s,]+:\d{1,5}$")
-    total_mib: int | None = Field(default=None, gt=0)
-    bandwidth_gb_s: float | None = Field(default=None, gt=0)
-    compute_capability: str | None = Field(default=None, pattern=r"^\d{1,2}\.\d$")
-    margin_mib: int | None = Field(default=None, ge=0)
+    rpc_endpoint: str | None = Field(default=None, pattern=ENDPOINT_PATTERN)
+    total_mib: Mib | None = Field(default=None, gt=0)
+    bandwidth_gb_s: GbPerS | None = None
+    compute_capability: str | None = Field(default=None, pattern=CAPABILITY_PATTERN)
+    margin_mib: Mib | None = None
 
 
 class RamEntry(_Written):
     """The host's memory: MiB (what was read on the host goes before) and bandwidth in GB/s."""
 
-    total_mib: int | None = Field(default=None, gt=0)
-    bandwidth_gb_s: float | None = Field(default=None, gt=0)
+    total_mib: Mib | None = Field(default=None, gt=0)
+    bandwidth_gb_s: GbPerS | None = None
 
 
 class Api(_Written):
@@ -97,13 +111,15 @@ class PlacementEntry(_Written):
     n_gpu_layers: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
     cache_type_k: CacheType | None = None
     cache_type_v: CacheType | None = None
-    ubatch_size: int | None = Field(default=None, ge=32)
+    ubatch_size: int | None = Field(default=None, ge=LEAST_UBATCH, le=MOST_UBATCH)
     flash_attn: Literal["on", "off"] = "on"
     pipeline_parallel: bool | None = None
     n_cpu_moe: int = Field(default=0, ge=0)
 
 
 def _auto_is_empty(value: Any) -> Any:
+    if isinstance(value, str) and value != "auto":
+        raise ValueError("expected auto, or keys such as {n_gpu_layers: auto}")
     return {} if value == "auto" else value
 
 
@@ -121,7 +137,7 @@ class CriteriaEntry(_Written):
     max_load_s: float = Field(default=300.0, gt=0)
 
 
-_Tokens = Annotated[int, Field(ge=256)]
+_Tokens = Annotated[int, Field(ge=LEAST_CONTEXT, le=headers.MAX_CONTEXT)]
 _TOKENS = TypeAdapter(_Tokens)
 
 
@@ -143,9 +159,9 @@ def _one_number_is_a_range(value: Any) -> Any:
         return value
     try:
         tokens = _TOKENS.validate_python(value)
-    except ValidationError as error:
-        (reason,) = error.errors()
-        raise ValueError(f"{reason['msg']}; expected tokens, or a range such as {{min: 4096, max: 16384}}") from None
+    except ValidationError:
+        low, high = LEAST_CONTEXT, headers.MAX_CONTEXT
+        raise ValueError(f"expected {low} to {high} tokens, or a range such as {{min: 4096, max: 16384}}") from None
     return {"min": tokens, "max": tokens}
 
 
@@ -156,11 +172,11 @@ class TierEntry(_Written):
     KV cache that the planner may choose, the preferred one first.
     """
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,20}$")
+    name: str = Field(pattern=NAME_PATTERN)
     port: int = Field(ge=1, le=65535)
     context: Annotated[ContextRange, BeforeValidator(_one_number_is_a_range)]
     parallel: int = Field(default=1, ge=1)
-    cache_ram_mib: int = Field(default=0, ge=0)
+    cache_ram_mib: Mib = 0
     api: Api = Api()
     gpus: Annotated[list[str], Field(min_length=1)] | Literal["any"]
     cache_types: list[CacheType] = Field(default=["f16"], min_length=1)
@@ -180,7 +196,7 @@ def _parse_header(value: Any) -> Any:
 class HuggingFaceEntry(_Written):
     """Repository on the hub that holds a model's file."""
 
-    repository: str = Field(pattern=r"^[^/\s]+/[^/\s]+$")
+    repository: str = Field(pattern=REPOSITORY_PATTERN)
     revision: str = "main"
 
 
@@ -215,7 +231,7 @@ class ModelEntry(_Written):
     sha256: str | None = Field(default=None, pattern=SHA256_PATTERN)
     bytes: int | None = Field(default=None, gt=0)
     huggingface: HuggingFaceEntry | None = None
-    url: str | None = Field(default=None, pattern=r"^https?://")
+    url: str | None = Field(default=None, pattern=URL_PATTERN)
     parts: list[PartEntry] | None = Field(default=None, min_length=1)
     header: Annotated[InstanceOf[headers.Header] | None, BeforeValidator(_parse_header)] = None
     header_derived: DerivedEntry | None = None
@@ -230,24 +246,63 @@ class EngineFlags(_Written):
     no_ui: list[str]
 
 
+# What pydantic's errors expect, in plain words; the braces take what the error tells.
+_EXPECTED = {
+    **dict.fromkeys(["int_type", "int_parsing", "int_parsing_size", "int_from_float"], "a whole number"),
+    **dict.fromkeys(["float_type", "float_parsing", "finite_number"], "a number"),
+    **dict.fromkeys(["model_type", "model_attributes_type", "dict_type"], "keys with values"),
+    "string_type": "text",
+    "list_type": "a list",
+    "literal_error": "{expected}",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "{ge} or more",
+    "less_than_equal": "{le} or less",
+    "string_too_short": "text",
+    "too_short": "a list of {min_length} or more",
+}
+# The patterns that people's words are held against, in words.
+_PATTERNS = {
+    NAME_PATTERN: "a to z, digits and -, at most 21, such as deep-2",
+    CAPABILITY_PATTERN: 'two numbers with a point, such as "8.6"',
+    ENDPOINT_PATTERN: "an address such as 127.0.0.1:50052",
+    SHA256_PATTERN: "64 digits of 0 to 9 and a to f",
+    REPOSITORY_PATTERN: "owner/name",
+    URL_PATTERN: "an address that begins with http:// or https://",
+}
+# In the place of an error that is in a union, pydantic names which part of the union was tried.
+_PART_OF_UNION = re.compile(r"(constrained-\w+|int|str|(literal|list|function-\w+)\[.*)$")
+
+
 def sentences(where: str, error: ValidationError) -> Iterable[str]:
     """Say in one sentence each what is wrong with something that people wrote."""
+    found: dict[str, tuple[str, list[str]]] = {}
     for item in error.errors(include_url=False):
-        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).lstrip(".")
+        places = [part for part in item["loc"] if isinstance(part, int) or not _PART_OF_UNION.match(part)]
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in places).lstrip(".")
         value = item.get("input")
-        shown = "" if item["type"] == "missing" or {"key", "header"} & set(item["loc"]) else f" {value!r}"
-        hint = ""
-        if item["type"] == "missing":
-            reason = "is missing"
-        elif item["type"] == "extra_forbidden":
-            reason = "is not a known key"
-            shown = ""
-        elif item["type"] == "string_pattern_mismatch" and item["loc"][-1] == "uuid":
-            reason = "is not the UUID of a card"
-            hint = "; `nvidia-smi -L` on the host prints it"
-        else:
-            reason = f"is wrong: {item['msg']}"
-        yield f"{where}: {path}{shown} {reason}{hint}"
+        hidden = item["type"] in ("missing", "extra_forbidden") or {"key", "header"} & set(item["loc"])
+        start = path if hidden else f"{path} {value!r}"
+        found.setdefault(path, (start, []))[1].append(_reason(item))
+    for path, (start, reasons) in found.items():
+        # That one part of a union was not meant is no news where another one was, and is wrong further in.
+        if any(other.startswith((f"{path}[", f"{path}.")) for other in found):
+            continue
+        first, *others = reasons
+        yield f"{where}: {start} {' or '.join([first, *(other.rpartition('expected ')[2] for other in others)])}"
+
+
+def _reason(item: ErrorDetails) -> str:
+    if item["type"] == "missing":
+        return "is missing"
+    if item["type"] == "extra_forbidden":
+        return "is not a known key"
+    if item["type"] == "string_pattern_mismatch" and item["loc"][-1] == "uuid":
+        return "is not the UUID of a card; `nvidia-smi -L` on the host prints it"
+    if item["type"] == "string_pattern_mismatch":
+        return f"is wrong: expected {_PATTERNS[item['ctx']['pattern']]}"
+    if item["type"] not in _EXPECTED:
+        return f"is wrong: {item['msg'].removeprefix('Value error, ')}"
+    return f"is wrong: expected {_EXPECTED[item['type']].format(**item.get('ctx', {}))}"
 
 
 def _parse_each(what: str, entries: Sequence[Any], model: type[_Written], problems: list[str]) -> list[Any]:
@@ -284,8 +339,8 @@ def resolve_gpus(tier: TierEntry, gpus: Sequence[GpuEntry]) -> list[GpuEntry] | 
                 f"name one by UUID: {', '.join(gpu.uuid for gpu in gpus if gpu.name == wanted)}"
             )
         else:
-            known = ", ".join(f"{gpu.name} ({gpu.uuid})" for gpu in gpus) or "none"
-            return f"tier {tier.name}: gpus {wanted!r} is not in the inventory's gpus; they are: {known}"
+            known = ", ".join(gpu.name if is_placeholder(gpu.uuid) else f"{gpu.name} ({gpu.uuid})" for gpu in gpus)
+            return f"tier {tier.name}: gpus {wanted!r} is none of the host's gpus; they are: {known or 'none'}"
     return found
 
 

@@ -1,4 +1,4 @@
-"""The command `checker`: exit 0 pass, 1 a verdict failed, 2 could not run.
+"""The command `checker`: exit 0 pass, 1 a verdict failed, 2 could not run; as a shell has it, 130 after Ctrl-C.
 
 On a host it is installed with the host half alone, so what only a controller has is imported where it is used.
 """
@@ -6,6 +6,8 @@ On a host it is installed with the host half alone, so what only a controller ha
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -15,6 +17,8 @@ from typing import Any
 from checker import __version__
 
 PASSED, FAILED, COULD_NOT_RUN = 0, 1, 2
+# 128 and the number of the signal: what a shell says of a program that it ends.
+INTERRUPTED, NOBODY_READS = 130, 141
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,16 +26,41 @@ ROOT = Path(__file__).resolve().parents[1]
 GATE = "Refuse tiers that did not pass"
 
 
+class _NoOutput(Exception):
+    """Standard output cannot be written; the message says why."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
+        options = _parser().parse_args(arguments)
         code: int = options.run(options)
+    except KeyboardInterrupt:
+        print("checker: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except _NoOutput as error:
+        return _could_not(str(error))
+    except BrokenPipeError:
+        return NOBODY_READS
     except Exception:
         # Python's own exit code for it is 1, which would say that a verdict failed.
         traceback.print_exc()
         return COULD_NOT_RUN
     return code
+
+
+def _show(text: str) -> None:
+    """Print to standard output; BrokenPipeError when nobody reads it, _NoOutput when it cannot be written."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # What is left in the buffer would be written, and complained of, once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise _NoOutput(f"standard output cannot be written: {error.strerror}") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,9 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     which = what.add_mutually_exclusive_group()
     which.add_argument("--tier", help="only this tier of the inventory")
     which.add_argument("--model", metavar="NAME_OR_GGUF", help="a model of the catalogue, a GGUF file or its URL")
-    what.add_argument("--context", type=_number_from(256), metavar="N", help="tokens of context")
+    what.add_argument("--context", type=_number(256, 2**31), metavar="N", help="tokens of context")
     what.add_argument("--cache-type", choices=["f16", "q8_0"], help="type of the KV cache")
-    what.add_argument("--ubatch", type=_number_from(32), metavar="N", help="tokens of a micro-batch")
+    what.add_argument("--ubatch", type=_number(32, 2048), metavar="N", help="tokens of a micro-batch")
     what.add_argument(
         "--tensor-split",
         type=_split,
@@ -97,17 +126,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _number_from(low: int) -> Callable[[str], int]:
+def _number(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {low} or more")
+        # As many digits as no number here has would take int() long, or make it fail.
+        if not text.isdecimal() or len(text) > 20 or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
         return int(text)
 
     return parse
 
 
 def _gpu_layers(text: str) -> int | str:
-    return text if text == "auto" else _number_from(1)(text)
+    if text == "auto":
+        return text
+    try:
+        return _number(1, 2**31)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, nor auto: as many as fit; leave it out for all") from None
 
 
 def _split(text: str) -> tuple[float, ...]:
@@ -115,6 +150,10 @@ def _split(text: str) -> tuple[float, ...]:
         parts = tuple(float(part) for part in text.replace("/", ",").split(","))
     except ValueError:
         parts = ()
+    if 0 in parts:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} leaves a card without layers: give each at least one, or take the card out of the list of cards"
+        )
     if not parts or not all(0 < part < 1e6 for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of layers such as 38,11")
     return parts
@@ -156,7 +195,7 @@ def _plan(options: argparse.Namespace) -> int:
         except (planning.PlanningError, InventoryError) as error:
             failed.setdefault(str(error), []).append(subject.name)
     if documents:
-        print(plans.render(documents, options.format))
+        _show(plans.render(documents, options.format))
     for reason, hosts in failed.items():
         _could_not("\n".join(f"{', '.join(hosts)}: {line}" for line in reason.splitlines()))
     if failed:
@@ -188,7 +227,7 @@ def _lock(options: argparse.Namespace) -> int:
         outcomes = lock.lock(path, wanted, text, Path(options.file) if options.file else None)
     except catalogue_file.CatalogueFileError as error:
         return _could_not(str(error))
-    print(locks.render(outcomes, str(path), options.format))
+    _show(locks.render(outcomes, str(path), options.format))
     statuses = {outcome.status for outcome in outcomes}
     if "failed" in statuses:
         return COULD_NOT_RUN
@@ -215,7 +254,7 @@ def _verify(options: argparse.Namespace) -> int:
     result = runner.run(ROOT, "playbooks/verify.yml", inventory, options.limit)
     hosts = list(result.artifact_data.get("llama_tiers", {}).values())
     if hosts:
-        print(reports.render({"schema": reports.SCHEMA, "hosts": hosts}, options.format))
+        _show(reports.render({"schema": reports.SCHEMA, "hosts": hosts}, options.format))
     failures = [failure for failure in result.failures if failure.task != GATE]
     for failure in failures:
         _could_not(f"{failure.host}: {failure.task}: {failure.message}")

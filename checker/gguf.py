@@ -164,6 +164,15 @@ class _Cursor:
                 raise self.error(f"it ends at byte {len(self.data):,}, in {self.what}; expected a whole GGUF")
             self.data += piece
 
+    def check_end(self, end: int) -> None:
+        """Refuse a file that ends before its data, which is up to byte `end`, where its size is known."""
+        size = self._source.size
+        if size is not None and size < end:
+            raise self.error(
+                f"it ends {end - size:,} bytes before its last tensor does; "
+                "expected a whole GGUF: was it fetched to its end?"
+            )
+
     def u32(self) -> int:
         value: int = _U32.unpack_from(self.data, self.step(4))[0]
         return value
@@ -286,9 +295,15 @@ def _read_tensors(cursor: _Cursor, count: int, alignment: int) -> list[Tensor]:
         # The table is in the order of the data and without a gap, so this finds a wrong shape or type as well.
         if offset != expected_offset:
             raise cursor.error(f"the data of tensor {name} is at {offset:,}, expected {expected_offset:,}")
-        expected_offset += -(-tensor.bytes // alignment) * alignment
+        expected_offset = _padded(offset + tensor.bytes, alignment)
         tensors.append(tensor)
+    if tensors:
+        cursor.check_end(_padded(cursor.at, alignment) + offset + tensor.bytes)
     return tensors
+
+
+def _padded(size: int, alignment: int) -> int:
+    return -(-size // alignment) * alignment
 
 
 def _tensor(cursor: _Cursor, name: str, shape: tuple[int, ...], number: int) -> Tensor:

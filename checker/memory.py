@@ -53,20 +53,25 @@ class PlacementError(ValueError):
 
 @dataclass(frozen=True)
 class Overhead:
-    """Memory of a card that no buffer of llama.cpp accounts for, and where the figure comes from. MiB."""
+    """Memory (MiB) of a card that no buffer of llama.cpp accounts for; `source` and `card` say whose figure it is."""
 
     mib: float
     source: str
+    card: str = ""
 
 
 NO_OVERHEAD = Overhead(0, "an RPC device's memory is its server's")
 # By major compute capability. Only the first is measured; the others are estimates until a card was measured.
 OVERHEADS = {
     9: Overhead(
-        615, "measured on one H100, driver 580.159: the largest of five (docs/evidence/planner-truth-cuda.json)"
+        615,
+        "measured on one H100, driver 580.159: the largest of five (docs/evidence/planner-truth-cuda.json)",
+        "H100",
     ),
-    8: Overhead(250, "estimate, not measured: context, modules and cuBLAS of an RTX 3060 Ti, 100 to 250 MiB"),
-    6: Overhead(120, "estimate, not measured: context and modules of a GTX 1060, 60 to 120 MiB"),
+    8: Overhead(
+        250, "estimate, not measured: context, modules and cuBLAS of an RTX 3060 Ti, 100 to 250 MiB", "RTX 3060 Ti"
+    ),
+    6: Overhead(120, "estimate, not measured: context and modules of a GTX 1060, 60 to 120 MiB", "GTX 1060"),
 }
 
 

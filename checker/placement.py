@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from checker import memory, throughput
-from checker.cards import Card, Host, Ram
+from checker.cards import Card, Host, Ram, name_hint
 from checker.header import Header
 from checker.throughput import Speed
 from checker.tier import Placement
@@ -135,7 +135,7 @@ def misses(choice: Choice) -> tuple[str, ...]:
     said = [
         f"{short_name(card.name)} needs {need.total_mib:,.0f} MiB ({need.weights_mib:,.0f} weights + "
         f"{need.kv_mib:,.0f} KV + {need.compute_mib:,.0f} compute + {need.overhead_mib:,.0f} CUDA), "
-        f"{card.room_mib:,} are free "
+        f"{card.room_mib:,} are for tiers "
         f"({card.total_mib:,} - {card.taken_mib:,} taken - {card.margin_mib:,} margin)"
         for card, need, spare in zip(choice.cards, choice.estimate.devices, choice.spare_mib, strict=True)
         if spare < 0
@@ -457,6 +457,11 @@ class _Search:
 
     def nearest(self) -> Choice:
         """Return the placement that misses by least: it would fit if every card had the same few MiB more."""
+        if self.ram.room_mib is not None:
+            rich = Host(self.host_cards, replace(self.ram, total_mib=None))
+            on_cards = _Search(self.header, rich, self.demand).run()
+            if on_cards:  # so the host's memory is what is too small
+                return replace(on_cards, ram=self.ram)
         best: tuple[float, _Cut] | None = None
         for cache_type in self.demand.cache_types:
             setting = self.settings(cache_type, self.most_layers)[-1]
@@ -473,7 +478,7 @@ class _Search:
                 best = high, min(found, key=lambda cut: cut.seconds)
         if best:
             return self.choice(best[1])
-        # The host's memory is what is too small, whatever lies on the cards.
+        # The host's memory is too small as well, whatever lies on the cards.
         setting, order = self.settings(self.demand.cache_types[0], self.most_layers)[-1], self.orders[-1]
         split = whole_layers([card.room_mib + 1 for card in order], self.most_layers)
         used = [(card, count) for card, count in zip(order, split, strict=True) if count]
@@ -544,6 +549,12 @@ def overhead(card: Card) -> memory.Overhead:
     return memory.cuda_overhead(card.compute_capability) if card.kind == "CUDA" else memory.NO_OVERHEAD
 
 
+def overhead_source(card: Card) -> str:
+    """Say where the figure of what CUDA itself takes of a card comes from, and when it is another card's."""
+    found = overhead(card)
+    return found.source if found.card in card.name else f"borrowed from another card: {found.source}"
+
+
 def _canonical(card: Card) -> tuple[object, ...]:
     return (-_rate(card), -card.room_mib, card.name, card.uuid or "")
 
@@ -574,7 +585,7 @@ def search(
     unknown = [card.name for card in host.cards if card.total_mib is None]
     if unknown:
         raise ValueError(
-            f"the memory of {', '.join(unknown)} is not known: give total_mib in its entry of the inventory's gpus"
+            f"the memory of {', '.join(unknown)} is not known: give total_mib in its entry of gpus{name_hint(unknown)}"
         )
     found = _search(header, host, demand, alternatives or {})
     if isinstance(found, Refusal):
@@ -654,11 +665,16 @@ def short_name(name: str) -> str:
     return name.removeprefix("NVIDIA ").removeprefix("GeForce ")
 
 
+def layers_words(layers: int | str) -> str:
+    """Say a number of layers, or how many lie on each card."""
+    return "1 layer" if str(layers) == "1" else f"{layers} layers"
+
+
 def split_words(choice: Choice) -> str:
     """Say a split: `38,11 layers on RTX 3060 Ti, GTX 1060 3GB without pipeline parallelism`."""
     placement = choice.placement
     layers = ",".join(str(count) for count in placement.tensor_split)
-    words = f"{layers} layers on {', '.join(short_name(card.name) for card in choice.cards)}"
+    words = f"{layers_words(layers)} on {', '.join(short_name(card.name) for card in choice.cards)}"
     if len(choice.cards) > 1 and not placement.pipeline_parallel:
         words += " without pipeline parallelism"
     if placement.ubatch_size != UBATCH_SIZES[0]:
@@ -689,7 +705,7 @@ def _changes(header: Header, host: Host, demand: Demand, alternatives: Mapping[s
         found = _Search(header, host, replace(demand, gpu_layers="auto")).run()
         if found:
             on_host = header.n_layer + 1 - found.placement.n_gpu_layers
-            changes.append(Change(f"{on_host} layer{'s' * (on_host > 1)} on the CPU", found))
+            changes.append(Change(f"{layers_words(on_host)} on the CPU", found))
     for name, other in sorted(alternatives.items(), key=lambda item: -item[1].total_bytes):
         if other.total_bytes < header.total_bytes and propose(name, demand, other):
             break

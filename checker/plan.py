@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -39,6 +39,8 @@ SCHEMA = "llama-tiers/plan/1"
 
 # Of so many tiers every order is tried in which they can be placed one beside the other.
 _ORDERED_TIERS = 4
+# A context of a range below this share of the speed that its start has is remarked on.
+_COSTS_SPEED = 0.95
 # The engine tells no estimate of its own for these (docs/evidence/README.md).
 _UNPROVEN_MODES = ("row", "tensor")
 
@@ -58,7 +60,7 @@ class CandidatePlan:
 
     `header_tolerance` is None when the header was read from the file; else it was derived, and its sizes are true to
     this share. `kept` when the result was proven on the host and a new choice would be another; `anew` says which, and
-    in what it is clearly better.
+    in what it is clearly better. `start` is what was chosen for the start of a range of context, where more was taken.
     """
 
     model: str
@@ -68,6 +70,7 @@ class CandidatePlan:
     header_tolerance: float | None
     kept: bool = False
     anew: str | None = None
+    start: Choice | None = None
 
     @property
     def choice(self) -> Choice:
@@ -84,7 +87,13 @@ class CandidatePlan:
         """What whoever reads the figures should know of them, one sentence each."""
         mode = self.choice.placement.split_mode
         unproven = f"{mode} split: how far these figures are off is not known; leave the cards a larger margin_mib"
-        return (*self._of_context, *([unproven] if mode in _UNPROVEN_MODES else []), *self._of_cards)
+        return (
+            *self._of_context,
+            *self._of_range,
+            *self._of_layers,
+            *([unproven] if mode in _UNPROVEN_MODES else []),
+            *self._of_cards,
+        )
 
     @property
     def confidence(self) -> str:
@@ -109,7 +118,30 @@ class CandidatePlan:
             for card in self.choice.cards
             if not card.others_known
         )
-        return (*elsewhere, *untold)
+        unknown = (
+            f"{placement.short_name(card.name)}: its compute capability is not known, so that its speed and "
+            "what CUDA takes of it are a wide guess; give compute_capability"
+            for card in self.choice.cards
+            if card.compute_capability is None
+        )
+        return (*elsewhere, *untold, *unknown)
+
+    @property
+    def _of_range(self) -> tuple[str, ...]:
+        now, start = self.choice.speed, self.start.speed if self.start else None
+        if not self.start or not now or not start or now.expected >= start.expected * _COSTS_SPEED:
+            return ()
+        contexts = self.choice.placement.ctx_size, self.start.placement.ctx_size
+        return (
+            f"the range of the context costs speed: {now.expected:,.1f} tokens/s expected with {contexts[0]:,}, "
+            f"{start.expected:,.1f} with {contexts[1]:,}",
+        )
+
+    @property
+    def _of_layers(self) -> tuple[str, ...]:
+        layers = self.header.n_layer + 1
+        on_host = layers - self.choice.placement.n_gpu_layers
+        return (f"{on_host} of {layers} layers on the CPU",) if on_host else ()
 
     @property
     def _of_context(self) -> tuple[str, ...]:
@@ -160,8 +192,12 @@ class Exclusion:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a host's tiers are planned to be; `resident_together` are the largest sets of tiers that fit at once."""
+    """What a host's tiers are planned to be; `resident_together` are the largest sets of tiers that fit at once.
 
+    `cards` are the host's, in the inventory's order.
+    """
+
+    cards: tuple[Card, ...]
     tiers: tuple[TierPlan, ...]
     resident_together: tuple[tuple[str, ...], ...]
     exclusions: tuple[Exclusion, ...]
@@ -188,11 +224,16 @@ def make(gpus: Sequence[GpuEntry], tiers: Sequence[TierEntry], models: Mapping[s
         together, exclusions = _together(fitting, planned, beside, host)
     planned |= {each.name: each for each in all_at_once or ()}
     _raise_contexts(planned, together, host)
-    return Plan(tuple(planned.values()), together, exclusions)
+    return Plan(host.cards, tuple(planned.values()), together, exclusions)
 
 
-def _tier(entry: TierEntry, gpus: Sequence[GpuEntry], models: Mapping[str, ModelEntry], host: Host) -> TierPlan:
-    """Plan one tier on the host, with the least context that it may have."""
+def _tier(
+    entry: TierEntry, gpus: Sequence[GpuEntry], models: Mapping[str, ModelEntry], host: Host, *, frugal: bool = False
+) -> TierPlan:
+    """Plan one tier on the host, with the least context that it may have.
+
+    `frugal` leaves others as much as can be: with the smallest micro-batch, and no pipeline parallelism.
+    """
     named = resolve_gpus(entry, gpus)
     if isinstance(named, str):
         raise InventoryError([named])
@@ -205,6 +246,8 @@ def _tier(entry: TierEntry, gpus: Sequence[GpuEntry], models: Mapping[str, Model
             raise InventoryError([f"model {candidate.model} has no header in the catalogue"])
         wanted = demand(entry, candidate)
         least = replace(wanted, most_context=wanted.context)
+        if frugal:
+            least = replace(least, ubatch_sizes=(min(wanted.ubatch_sizes),), pipeline=wanted.pipeline[-1:])
         try:
             result = placement.search(header, own, least, _quantisations(candidate.model, models))
         except ValueError as error:
@@ -271,8 +314,8 @@ def _over(planned: Sequence[TierPlan], host: Host) -> str | None:
         if needed > card.room_mib:
             shares = " + ".join(f"{name} {mib:,.0f}" for name, mib in parts)
             said.append(
-                f"{placement.short_name(card.name)} needs {needed:,.0f} MiB ({shares}), {card.room_mib:,} are free "
-                f"({card.total_mib:,} - {card.taken_mib:,} taken - {card.margin_mib:,} margin)"
+                f"{placement.short_name(card.name)} needs {needed:,.0f} MiB ({shares}), {card.room_mib:,} are "
+                f"for tiers ({card.total_mib:,} - {card.taken_mib:,} taken - {card.margin_mib:,} margin)"
             )
     room = host.ram.room_mib
     parts = [(each.name, each.chosen.choice.estimate.host.total_mib) for each in planned]
@@ -317,8 +360,9 @@ def _squeezed(
 ) -> tuple[TierPlan, ...] | None:
     """Plan tiers beside `held_by` and each other: in the inventory's order, else in the first one in which all fit.
 
-    None when there is none in which every tier keeps its candidate. Every order of up to `_ORDERED_TIERS` tiers is
-    tried; of more, as many as that makes placements.
+    Where there is none in which every tier keeps its candidate, all orders are tried again with the smallest compute
+    buffers, and None is the answer when that is in vain too. Every order of up to `_ORDERED_TIERS` tiers is tried; of
+    more, as many as that makes placements.
     """
     # Whatever lies where, the weights of a tier that may leave no layer on the CPU are somewhere on the cards.
     weights = sum(
@@ -329,25 +373,29 @@ def _squeezed(
     )
     if weights > sum(card.room_mib for card in host.cards):
         return None
-    tries = iter(range(sum(math.perm(_ORDERED_TIERS, count + 1) for count in range(_ORDERED_TIERS))))
 
-    def place(done: tuple[TierPlan, ...], waiting: tuple[int, ...]) -> tuple[TierPlan, ...] | None:
+    def place(
+        done: tuple[TierPlan, ...], waiting: tuple[int, ...], tries: Iterator[int], *, frugal: bool
+    ) -> tuple[TierPlan, ...] | None:
         if not waiting:
             return done
         left, whole = _left(host, [done])
         for index in waiting:
             if next(tries, None) is None:
                 return None
-            found, before = _tier(tiers[index], gpus, models, left), alone[index]
+            found, before = _tier(tiers[index], gpus, models, left, frugal=frugal), alone[index]
             if not found.fits or len(found.candidates) != len(before.candidates):
                 continue
             beside = _with(before, replace(found.chosen, result=_on_whole_cards(found.chosen.choice, whole, host.ram)))
-            every = place((*done, beside), tuple(other for other in waiting if other != index))
+            rest = tuple(other for other in waiting if other != index)
+            every = place((*done, beside), rest, tries, frugal=frugal)
             if every:
                 return every
         return None
 
-    return place(tuple(held_by), tuple(range(len(tiers))))
+    most = sum(math.perm(_ORDERED_TIERS, count + 1) for count in range(_ORDERED_TIERS))
+    passes = (place(tuple(held_by), tuple(range(len(tiers))), iter(range(most)), frugal=each) for each in (False, True))
+    return next(filter(None, passes), None)
 
 
 def keep(
@@ -381,7 +429,7 @@ def keep(
                 _raise_contexts(by_name, [tuple(by_name)], host)
                 possible = not planned.exclusions
                 compared = tuple(_compared(by_name[each.name], each, possible=possible) for each in planned.tiers)
-                return Plan(compared, (tuple(each.name for each in compared),), ())
+                return Plan(host.cards, compared, (tuple(each.name for each in compared),), ())
     return planned
 
 
@@ -454,7 +502,8 @@ def _raise_contexts(planned: dict[str, TierPlan], together: Sequence[Sequence[st
         result = placement.search(least.header, own, least.demand)
         # What is left is counted in whole MiB, which may be too little by part of one.
         if isinstance(result, Choice) and result.placement.n_gpu_layers == least.choice.placement.n_gpu_layers:
-            planned[name] = _with(each, replace(least, result=_on_whole_cards(result, whole, host.ram)))
+            raised = replace(least, result=_on_whole_cards(result, whole, host.ram), start=least.choice)
+            planned[name] = _with(each, raised)
 
 
 def refusal(name: str, candidate: CandidatePlan) -> str:
@@ -487,6 +536,7 @@ def to_json(planned: Plan, host: str, remarks: Sequence[str] = ()) -> dict[str, 
         "schema": SCHEMA,
         "host": host,
         "remarks": list(remarks),
+        "gpus": [{"name": card.name, "uuid": _uuid(card)} for card in planned.cards],
         "tiers": [_tier_json(each) for each in planned.tiers],
         "resident_together": [list(names) for names in planned.resident_together],
         "exclusions": [{"tiers": list(item.tiers), "reason": item.reason} for item in planned.exclusions],
@@ -520,6 +570,10 @@ def _tried_json(candidate: CandidatePlan) -> dict[str, Any]:
     }
 
 
+def _uuid(card: Card) -> str | None:
+    return None if is_placeholder(card.uuid) else card.uuid
+
+
 def _verdict(candidate: CandidatePlan) -> str:
     return "fits" if candidate.fits else "does-not-fit"
 
@@ -546,7 +600,7 @@ def _candidate_json(name: str, candidate: CandidatePlan) -> dict[str, Any]:
             {
                 "name": device.name,
                 "gpu": card.name,
-                "uuid": None if is_placeholder(card.uuid) else card.uuid,
+                "uuid": _uuid(card),
                 "layers": device.layers,
                 "card_mib": card.total_mib,
                 "free_mib": card.free_mib,
@@ -559,7 +613,7 @@ def _candidate_json(name: str, candidate: CandidatePlan) -> dict[str, Any]:
                 "overhead_mib": round(need.overhead_mib, 1),
                 "total_mib": round(need.total_mib, 1),
                 "spare_mib": round(spare, 1),
-                "overhead_by": placement.overhead(card).source,
+                "overhead_by": placement.overhead_source(card),
                 "speed_by": throughput.expectation(card).source,
             }
             for device, card, need, spare in zip(
@@ -745,11 +799,12 @@ def served(gpus: Sequence[Any], tiers: Sequence[Any], models: Mapping[str, Any])
 def describe(spec: tier.TierSpec) -> str:
     """Say in one line what a tier is planned to be."""
     lie = " + ".join(
-        f"{device.gpu} {device.layers} layers" + (f" ({device.predicted_mib:,.0f} MiB)" if device.predicted_mib else "")
+        f"{device.gpu} {placement.layers_words(device.layers)}"
+        + (f" ({device.predicted_mib:,.0f} MiB)" if device.predicted_mib else "")
         for device in spec.devices
     )
     speed = f", {spec.predicted.expected:.1f} tokens/s expected" if spec.predicted else ""
-    return f"{spec.name}: {spec.model.name}, context {spec.placement.ctx_size}, port {spec.port}: {lie}{speed}"
+    return f"{spec.name}: {spec.model.name}, context {spec.placement.ctx_size:,}, port {spec.port}: {lie}{speed}"
 
 
 def _kept_words(chosen: CandidatePlan) -> str:

@@ -5,22 +5,28 @@ The edge of the planner: everything here ends in the entries of `checker.catalog
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from checker import calibration, cards, plan
 from checker.catalogue import (
+    CAPABILITY_PATTERN,
+    LEAST_CONTEXT,
+    GbPerS,
     InventoryError,
+    Mib,
     ModelEntry,
     check_inventory,
     parse_inventory,
@@ -73,11 +79,19 @@ class _CardOfFile(BaseModel):
     name: str
     uuid: str | None = None
     pci_bus_id: str | None = None
-    total_mib: int | None = Field(default=None, gt=0)
-    free_mib: int | None = Field(default=None, ge=0)
-    margin_mib: int | None = Field(default=None, ge=0)
-    bandwidth_gb_s: float | None = Field(default=None, gt=0)
-    compute_capability: Annotated[str, BeforeValidator(str)] | None = Field(default=None, pattern=r"^\d+\.\d+$")
+    total_mib: Mib | None = Field(default=None, gt=0)
+    free_mib: Mib | None = None
+    margin_mib: Mib | None = None
+    bandwidth_gb_s: GbPerS | None = None
+    compute_capability: Annotated[str, BeforeValidator(str)] | None = Field(default=None, pattern=CAPABILITY_PATTERN)
+
+    @model_validator(mode="after")
+    def _has_what_is_free(self) -> _CardOfFile:
+        known = cards.KNOWN_CARDS.get(self.name)
+        total = self.total_mib or (known.total_mib if known else None)
+        if total and (self.free_mib or 0) > total:
+            raise ValueError(f"free_mib {self.free_mib} is more than the {total} MiB of the card")
+        return self
 
 
 class _HardwareFile(BaseModel):
@@ -85,17 +99,21 @@ class _HardwareFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    gpus: list[_CardOfFile]
-    ram_mib: int | None = Field(default=None, gt=0)
-    ram_bandwidth_gb_s: float | None = Field(default=None, gt=0)
+    gpus: list[_CardOfFile] = Field(min_length=1)
+    ram_mib: Mib | None = Field(default=None, gt=0)
+    ram_bandwidth_gb_s: GbPerS | None = None
 
 
 def read_yaml(path: Path) -> Any:
     """Read a YAML file; PlanningError names it when that cannot be done."""
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise PlanningError(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise PlanningError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise PlanningError(f"{path} cannot be read: expected text in UTF-8") from error
+    except yaml.YAMLError as error:
+        raise PlanningError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
 
 
 def read_inventory(root: Path, inventory: Path, limit: str | None) -> list[Subject]:
@@ -105,7 +123,13 @@ def read_inventory(root: Path, inventory: Path, limit: str | None) -> list[Subje
     command += ["--limit", limit] if limit else []
     try:
         ran = subprocess.run(
-            command, cwd=root, env=os.environ | {"ANSIBLE_NOCOLOR": "1"}, capture_output=True, text=True, check=False
+            command,
+            cwd=root,
+            # Ansible refuses to start with a locale that is not of UTF-8, such as C.
+            env=os.environ | {"ANSIBLE_NOCOLOR": "1", "LC_ALL": "C.UTF-8"},
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
         )
         document = json.loads(ran.stdout) if ran.returncode == 0 else None
     except FileNotFoundError:
@@ -117,8 +141,8 @@ def read_inventory(root: Path, inventory: Path, limit: str | None) -> list[Subje
     variables = document.get("_meta", {}).get("hostvars", {})
     names = sorted(_members(document, "gpu_hosts"))
     if not names:
-        which = f" of {limit}" if limit else ""
-        raise PlanningError(f"no host{which} of the group gpu_hosts is in {inventory}")
+        which = f", or --limit {limit} leaves it out" if limit else ""
+        raise PlanningError(f"{inventory} has no host in the group gpu_hosts{which}")
     found = []
     for name in names:
         words = variables.get(name, {})
@@ -141,7 +165,8 @@ def _measured(
     except FileNotFoundError:
         return (), ()
     except (OSError, ValueError) as error:
-        return (), (f"{path} tells nothing of speeds: {error}; `checker verify` writes it anew",)
+        reason = getattr(error, "strerror", None) or error
+        return (), (f"{path} tells nothing of speeds: {reason}; `checker verify` writes it anew",)
 
 
 def _members(document: Mapping[str, Any], group: str) -> set[str]:
@@ -171,8 +196,8 @@ def read_hardware(path: Path) -> Subject:
 def subjects(root: Path, inventory: str | None, limit: str | None, hardware: str | None) -> list[Subject]:
     """Return the hosts to plan for: the inventory's, the hardware file's, or the inventory's one on that hardware."""
     if inventory is None:
-        return [read_hardware(Path(str(hardware)))]
-    path = Path(inventory).resolve()
+        return [read_hardware(Path(str(hardware)).expanduser())]
+    path = Path(inventory).expanduser().resolve()
     if not path.exists():
         raise PlanningError(f"no inventory at {inventory}; give -i a file or folder, such as inventories/production")
     hosts = read_inventory(root, path, limit)
@@ -181,7 +206,7 @@ def subjects(root: Path, inventory: str | None, limit: str | None, hardware: str
     if len(hosts) > 1:
         names = ", ".join(host.name for host in hosts)
         raise PlanningError(f"{hardware} is one host's hardware, the inventory has {names}: name one with --limit")
-    read = read_hardware(Path(hardware))
+    read = read_hardware(Path(hardware).expanduser())
     variables = {**hosts[0].variables, "gpus": read.variables["gpus"]}
     return [replace(hosts[0], variables=variables, profile=read.profile)]
 
@@ -199,10 +224,17 @@ def read_header(source: str) -> Header:
 
 def make(subject: Subject, wishes: Wishes, models: Mapping[str, Any], engines: Mapping[str, Any]) -> dict[str, Any]:
     """Plan one host and return the plan document; InventoryError or PlanningError when it cannot be planned."""
+    try:
+        return _made(subject, wishes, models, engines)
+    except InventoryError as error:
+        raise InventoryError([_as_typed(problem, wishes) for problem in error.problems]) from error
+
+
+def _made(subject: Subject, wishes: Wishes, models: Mapping[str, Any], engines: Mapping[str, Any]) -> dict[str, Any]:
     variables = subject.variables
     models = dict(models)
     gpus = with_placeholders(variables.get("gpus") or [])
-    tiers = _tiers(variables.get("tiers") or [], wishes, models)
+    tiers = _tiers(variables.get("tiers") or [], wishes, models, gpus)
     engine = str(variables.get("llama_cpp_engine") or next(iter(engines)))
     problems = check_inventory(gpus, tiers, models, engines, engine, str(variables.get("llama_cpp_backend", "cuda")))
     ram = parse_ram(variables.get("ram") or {}, problems)
@@ -210,10 +242,25 @@ def make(subject: Subject, wishes: Wishes, models: Mapping[str, Any], engines: M
         raise InventoryError(problems)
     parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
     host = calibration.calibrated(cards.host(parsed_gpus, ram, subject.profile), subject.measured, parsed_models)
-    return plan.to_json(plan.make(parsed_gpus, parsed_tiers, parsed_models, host), subject.name, subject.remarks)
+    remarks = (*subject.remarks, *_taken_as(wishes, tiers))
+    return plan.to_json(plan.make(parsed_gpus, parsed_tiers, parsed_models, host), subject.name, remarks)
 
 
-def _tiers(written: Any, wishes: Wishes, models: dict[str, Any]) -> Any:
+def _as_typed(problem: str, wishes: Wishes) -> str:
+    """Call in a problem what the command line asked for by the name that it has there."""
+    typed = {
+        "tensor_split": ("--tensor-split", wishes.tensor_split),
+        "n_gpu_layers": ("--gpu-layers", wishes.gpu_layers),
+        "ubatch_size": ("--ubatch", wishes.ubatch),
+        "cache_type_[kv]": ("--cache-type", wishes.cache_type),
+    }
+    for key, (option, wish) in typed.items():
+        if wish is not None:
+            problem = re.sub(rf"(candidates\[\d+\]\.placement\.)?\b{key}\b", option, problem)
+    return problem.removeprefix("tier model: ") if wishes.model is not None else problem
+
+
+def _tiers(written: Any, wishes: Wishes, models: dict[str, Any], gpus: Any) -> Any:
     """Return the tiers to plan: the inventory's, the named one, or one for a model; with the wishes put in."""
     if wishes.model is not None:
         written = [_tier_of(wishes, models)]
@@ -224,38 +271,56 @@ def _tiers(written: Any, wishes: Wishes, models: dict[str, Any]) -> Any:
         if wishes.tier not in names:
             raise PlanningError(f"no tier {wishes.tier!r}; tiers here: {', '.join(map(str, names)) or 'none'}")
         written = [tier for tier in written if tier.get("name") == wishes.tier]
-    return [_with_wishes(tier, wishes, models) for tier in written]
+    return [_with_wishes(tier, wishes, models, gpus) for tier in written]
 
 
 def _tier_of(wishes: Wishes, models: dict[str, Any]) -> dict[str, Any]:
     name = str(wishes.model)
     if name not in models:
-        source, path = name, Path(name)
-        if "://" not in name and not _is_there(path):
-            raise PlanningError(
-                f"{name!r} is neither a model of the catalogue nor a GGUF (file or URL); "
-                f"known models: {', '.join(sorted(models))}"
-            )
         # Of a URL the path alone: its query may hold a signature.
-        name = Path(urlsplit(source).path).name if "://" in source else path.name
+        source, name = _gguf(name, models), Path(urlsplit(name).path if "://" in name else name).name
         models[name] = {"file": name, "header": read_header(source).to_json()}
+    header = _header(name, models)
     return {
         "name": "model",
         "port": 8080,
-        "context": DEFAULT_CONTEXT,
+        "context": max(LEAST_CONTEXT, min(DEFAULT_CONTEXT, header.n_ctx_train)) if header else DEFAULT_CONTEXT,
         "gpus": "any",
         "candidates": [{"model": name}],
     }
 
 
-def _is_there(path: Path) -> bool:
+def _gguf(name: str, models: Mapping[str, Any]) -> str:
+    """Return the file or URL of a GGUF that is called so; PlanningError when it is neither, nor a known model."""
+    scheme, mark, _ = name.partition("://")
+    if mark:
+        if scheme.lower() not in ("http", "https"):
+            raise PlanningError(f"a model cannot be read from {scheme}://: give an address of http or https, or a file")
+        return name
     try:
-        return path.is_file()
-    except OSError:  # a name that no file can have
-        return False
+        path = Path(name).expanduser()
+        if path.is_file():
+            return str(path)
+        if name and path.is_dir():
+            raise PlanningError(f"{name} is a folder: name the GGUF in it")
+    except (OSError, RuntimeError):  # a name that no file can have, a home of nobody
+        pass
+    if "/" in name or name.endswith(".gguf"):
+        raise PlanningError(f"there is no file {name}")
+    close = difflib.get_close_matches(name, models, 1)
+    meant = f"did you mean {close[0]}? " if close else ""
+    raise PlanningError(
+        f"{name!r} is neither a model of the catalogue nor a GGUF (file or URL); "
+        f"{meant}known models: {', '.join(sorted(models))}"
+    )
 
 
-def _with_wishes(tier: Any, wishes: Wishes, models: Mapping[str, Any]) -> Any:
+def _header(name: str, models: Mapping[str, Any]) -> Header | None:
+    entry = models.get(name)
+    return ModelEntry.model_validate(entry).header if entry else None
+
+
+def _with_wishes(tier: Any, wishes: Wishes, models: Mapping[str, Any], gpus: Any) -> Any:
     asked = (wishes.cache_type, wishes.ubatch, wishes.tensor_split, wishes.gpu_layers)
     if (
         not isinstance(tier, Mapping)
@@ -266,8 +331,9 @@ def _with_wishes(tier: Any, wishes: Wishes, models: Mapping[str, Any]) -> Any:
     changed = dict(tier)
     if wishes.context is not None:
         changed["context"] = wishes.context
+    own = tier.get("gpus") if isinstance(tier.get("gpus"), list) else gpus
     changed["candidates"] = [
-        {**candidate, "placement": _placement(candidate, wishes, models)}
+        {**candidate, "placement": _placement(candidate, wishes, models, own)}
         if isinstance(candidate, Mapping)
         else candidate
         for candidate in tier["candidates"]
@@ -275,7 +341,7 @@ def _with_wishes(tier: Any, wishes: Wishes, models: Mapping[str, Any]) -> Any:
     return changed
 
 
-def _placement(candidate: Mapping[str, Any], wishes: Wishes, models: Mapping[str, Any]) -> Any:
+def _placement(candidate: Mapping[str, Any], wishes: Wishes, models: Mapping[str, Any], gpus: Any) -> Any:
     written = candidate.get("placement", "auto")
     if written != "auto" and not isinstance(written, Mapping):
         return written
@@ -289,6 +355,13 @@ def _placement(candidate: Mapping[str, Any], wishes: Wishes, models: Mapping[str
         # Another number of layers needs another split.
         placement.pop("tensor_split", None)
     if wishes.tensor_split is not None:
+        if isinstance(gpus, list) and len(gpus) != len(wishes.tensor_split):
+            names = ", ".join(str(gpu["name"] if isinstance(gpu, Mapping) and "name" in gpu else gpu) for gpu in gpus)
+            parts, card = len(wishes.tensor_split), "card" if len(gpus) == 1 else "cards"
+            raise PlanningError(
+                f"--tensor-split {_joined(wishes.tensor_split)} has {parts} {'entry' if parts == 1 else 'entries'} for "
+                f"{len(gpus)} {card}: give one for each, in this order: {names}"
+            )
         placement["tensor_split"] = _whole(wishes.tensor_split, candidate, placement.get("n_gpu_layers"), models)
         placement.setdefault("split_mode", "layer")
     return placement
@@ -298,8 +371,24 @@ def _whole(
     ratios: tuple[float, ...], candidate: Mapping[str, Any], gpu_layers: Any, models: Mapping[str, Any]
 ) -> list[float]:
     """Turn proportions such as 8,3 into the whole layers that llama.cpp makes of them."""
-    entry = models.get(str(candidate.get("model")))
-    header = ModelEntry.model_validate(entry).header if entry else None
+    header = _header(str(candidate.get("model")), models)
     if header is None:
         return list(ratios)
     return list(whole_layers(ratios, gpu_layers if isinstance(gpu_layers, int) else header.n_layer + 1))
+
+
+def _joined(parts: Sequence[float]) -> str:
+    return ",".join(f"{part:g}" for part in parts)
+
+
+def _taken_as(wishes: Wishes, tiers: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    """Say as what the split of the command line was taken where it does not name the layers themselves."""
+    if wishes.tensor_split is None:
+        return ()
+    asked = _joined(wishes.tensor_split)
+    splits = [candidate["placement"]["tensor_split"] for tier in tiers for candidate in tier["candidates"]]
+    return dict.fromkeys(
+        f"{asked} is taken as {','.join(map(str, split))} of {sum(split)} layers, as llama.cpp would"
+        for split in splits
+        if split != list(wishes.tensor_split)
+    )

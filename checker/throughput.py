@@ -148,10 +148,7 @@ def _cache_bytes(cache_type: str) -> float:
 def rate(card: Card, pace: Pace) -> float:
     """Return the bytes that a card reads in a second; ValueError when its bandwidth is not known."""
     if not card.bandwidth_gb_s:
-        raise ValueError(
-            f"the memory bandwidth of {card.name} is not known: "
-            "give bandwidth_gb_s in its entry of the inventory's gpus"
-        )
+        raise ValueError(f"the memory bandwidth of {card.name} is not known: give bandwidth_gb_s in its entry of gpus")
     return card.bandwidth_gb_s * 1e9 * pace.share
 
 

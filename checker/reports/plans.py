@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from checker.header import KNOWN
-from checker.placement import short_name
+from checker.placement import layers_words, short_name
 from checker.reports.console import printed
 
 _BAR = 28
@@ -38,33 +38,51 @@ def _host(document: dict[str, Any]) -> list[RenderableType]:
     parts: list[RenderableType] = [Text(document["host"], style="bold underline"), *_cards(document), *remarks, Text()]
     for tier in document["tiers"]:
         parts += [*_tier(tier), Text()]
-    together = [" + ".join(names) for names in document["resident_together"]]
-    if len(together) > 1 or any("+" in names for names in together):
-        parts.append(Text.assemble(("resident together: ", "bold"), "; ".join(together)))
-    for exclusion in document["exclusions"]:
-        said = Text.assemble((f"not together: {' + '.join(exclusion['tiers'])}: ", "bold yellow"), exclusion["reason"])
-        parts.append(said)
-    return [*parts, Text()]
+    together = [*_together(document["resident_together"])]
+    together += [
+        Text.assemble((f"not together: {' + '.join(exclusion['tiers'])}: ", "bold yellow"), exclusion["reason"])
+        for exclusion in document["exclusions"]
+    ]
+    return [*parts, *together, *([Text()] if together else [])]
+
+
+def _together(sets: list[list[str]]) -> Iterator[Text]:
+    several = [" + ".join(names) for names in sets if len(names) > 1]
+    alone = [names[0] for names in sets if len(names) == 1]
+    if several:
+        yield Text.assemble(("resident together: ", "bold"), "; ".join(several))
+    if alone and len(sets) > 1:
+        yield Text.assemble(("only alone: ", "bold"), ", ".join(alone))
 
 
 def _cards(document: dict[str, Any]) -> list[RenderableType]:
-    """Say of each card that a tier uses how much of it is free for tiers, and by what reckoning."""
+    """Say of each card that a tier uses, in the inventory's order, how much is for tiers, by what reckoning."""
     # A card without a UUID is known by its figures alone.
     used = {
         (device["uuid"], device["gpu"], device["free_mib"], device["margin_mib"]): device
         for tier in document["tiers"]
         for device in tier["devices"]
     }
+    order = [(gpu["name"], gpu["uuid"]) for gpu in document["gpus"]]
     said: list[RenderableType] = []
-    for device in used.values():
+    for device in sorted(used.values(), key=lambda device: order.index((device["gpu"], device["uuid"]))):
         room = max(0, device["free_mib"] - device["margin_mib"])
-        free = (
-            f"{short_name(device['gpu'])}: {room:,} of {device['card_mib']:,} MiB free "
+        of_card = (
+            f"{short_name(device['gpu'])}: {room:,} of {device['card_mib']:,} MiB for tiers "
             f"({device['taken_mib']:,} taken: {device['taken_by']}; {device['margin_mib']:,} margin)"
         )
         cuda = f"CUDA itself {device['overhead_mib']:,.0f} MiB: {device['overhead_by']}"
-        said += [Text(free, style="dim"), Padding(Text(cuda, style="dim"), (0, 0, 0, 2))]
-    return said
+        said += [Text(of_card, style="dim"), Padding(Text(cuda, style="dim"), (0, 0, 0, 2))]
+    return [*said, Text(_ram(document["tiers"][0]["host_ram"]), style="dim")]
+
+
+def _ram(host_ram: dict[str, Any]) -> str:
+    if host_ram["total_mib"] is None:
+        return (
+            "RAM: not known, so it was not checked; give ram_mib in a hardware file or ram.total_mib in the inventory"
+        )
+    whole, room = host_ram["total_mib"], host_ram["for_tiers_mib"]
+    return f"RAM: {room:,} of {whole:,} MiB for tiers (the rest is the system's)"
 
 
 def _tier(tier: dict[str, Any]) -> list[RenderableType]:
@@ -127,9 +145,9 @@ def _words(tier: dict[str, Any]) -> list[str]:
     if speed is None:
         return ["tokens/s not known: the memory bandwidth of a card is not", " · ".join(words)]
     by_priors = speed["by"] == "priors"
-    expected = f"{speed['expected']:.1f} tokens/s expected{' by priors' if by_priors else ''}"
+    expected = f"{speed['expected']:,.1f} tokens/s expected{', not measured here' if by_priors else ''}"
     return [
-        f"{expected} ({speed['low']:.1f} to {speed['high']:.1f}), {speed['bound']:.1f} is the bound",
+        f"{expected} ({speed['low']:,.1f} to {speed['high']:,.1f}), {speed['bound']:,.1f} is the bound",
         *([] if by_priors else [f"speed by: {speed['by']}"]),
         " · ".join(words),
     ]
@@ -145,7 +163,7 @@ def _devices(tier: dict[str, Any]) -> Table:
             _bar(device, over),
             Text(f"{device['total_mib']:,.0f}", style="bold red" if over else "", justify="right"),
             Text(f"of {room:,} MiB", justify="right"),
-            Text(f"{device['layers']} layers", style="dim", justify="right"),
+            Text(layers_words(device["layers"]), style="dim", justify="right"),
         )
     return table
 
@@ -166,4 +184,4 @@ def _bar(device: dict[str, Any], over: bool) -> Text:
 
 def _legend() -> Text:
     parts = (part for _, character, style, word in _PARTS for part in ((character, style), f" {word}  "))
-    return Text.assemble(*parts, ("numbers are MiB that the tier needs, of what is free less the margin", "dim"))
+    return Text.assemble(*parts, ("numbers are MiB that the tier needs, of those for tiers", "dim"))

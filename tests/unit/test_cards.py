@@ -46,7 +46,7 @@ def test_margins_are_those_of_the_facts_and_can_be_overridden() -> None:
 def test_without_a_host_the_drivers_prior_is_taken_off() -> None:
     # 3,005 of 3,072 MiB are free on a GTX 1060 without a screen (a published reading); the prior is not below it.
     assert 2950 <= one(name=SMALL).free_mib <= 3005
-    assert "prior" in one().taken_by
+    assert "estimated" in one().taken_by
 
 
 def test_other_processes_count_and_our_own_tiers_do_not() -> None:
@@ -86,3 +86,17 @@ def test_a_host_joins_cards_by_uuid_and_keeps_the_inventorys_order() -> None:
     assert [found.total_mib for found in host.cards] == [3070, 8188]
     assert (host.ram.total_mib, host.ram.bandwidth_gb_s) == (15900, 40.0)
     assert cards.host(entries, RamEntry(), {}).ram.room_mib is None
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("RTX 3060 Ti", "; did you mean NVIDIA GeForce RTX 3060 Ti?"),
+        ("NVIDIA GeForce RTX 3060 TI", "; did you mean NVIDIA GeForce RTX 3060 Ti?"),
+        ("NVIDIA GeForce GTX1060 3GB", "; did you mean NVIDIA GeForce GTX 1060 3GB?"),
+        ("NVIDIA GeForce RTX 3090", f"; known by name are {', '.join(cards.KNOWN_CARDS)}"),
+        ("NVIDIA GeForce GTX 1060 6GB", f"; known by name are {', '.join(cards.KNOWN_CARDS)}"),
+    ],
+)
+def test_a_name_that_is_nearly_known_is_suggested(name: str, hint: str) -> None:
+    assert cards.name_hint([name]) == hint

@@ -43,25 +43,39 @@ PLACEMENT = (*CANDIDATE, "placement")
         ((*PLACEMENT, "n_gpu_layers"), 4, ["tier deep", "adds up to 5", "n_gpu_layers = 4"]),
         ((*PLACEMENT, "split_mode"), "row", ["tier deep", "'row'", "engine new has", "engines that have it: old"]),
         ((*PLACEMENT, "split_mode"), "none", ["tier deep", "'none' uses one card", "2 gpus"]),
-        (PLACEMENT, "automatic", ["tier deep", "placement"]),
+        (PLACEMENT, "automatic", ["tier deep: candidates[0].placement 'automatic' is wrong: expected auto, or keys"]),
         (PLACEMENT, {"split_mode": "tensor"}, ["tier deep", "'tensor' needs a tensor_split of your own"]),
         (PLACEMENT, {"n_cpu_moe": 2}, ["tier deep", "n_cpu_moe needs a tensor_split of your own"]),
         ((*PLACEMENT, "n_gpu_layers"), "auto", ["tier deep", "'auto' cannot go with tensor_split [3, 2]"]),
-        ((*PLACEMENT, "n_gpu_layers"), "some", ["tier deep", "n_gpu_layers"]),
+        (
+            (*PLACEMENT, "n_gpu_layers"),
+            "some",
+            ["tier deep: candidates[0].placement.n_gpu_layers 'some' is wrong: expected a whole number or 'auto'"],
+        ),
+        ((*PLACEMENT, "n_gpu_layers"), 0, ["placement.n_gpu_layers 0 is wrong: expected 1 or more or 'auto'"]),
+        ((*PLACEMENT, "ubatch_size"), 99999, ["placement.ubatch_size 99999 is wrong: expected 2048 or less"]),
         ((*DEEP, "cache_types"), ["q2_k"], ["tier deep", "cache_types[0] 'q2_k'"]),
-        ((*DEEP, "gpus"), "all", ["tier deep", "gpus"]),
+        ((*DEEP, "gpus"), "all", ["tier deep: gpus 'all' is wrong: expected a list or 'any'"]),
+        ((*DEEP, "gpus"), [5], ["tier deep: gpus[0] 5 is wrong: expected text"]),
         (
             (*DEEP, "context"),
             12,
             ["tier deep: context 12 is wrong", "256", "or a range such as {min: 4096, max: 16384}"],
         ),
-        ((*DEEP, "context"), "long", ["tier deep: context 'long' is wrong", "or a range"]),
+        (
+            (*DEEP, "context"),
+            "long",
+            ["tier deep: context 'long' is wrong: expected 256 to 2147483648 tokens, or a range such as {min: 4096"],
+        ),
         ((*DEEP, "context"), {"min": 4096}, ["tier deep: context.max is missing"]),
         ((*DEEP, "context"), {"min": 0, "max": 4096}, ["tier deep: context.min 0 is wrong", "256"]),
         ((*DEEP, "context"), {"min": 8192, "max": 4096}, ["tier deep: context", "min 8192 is above max 4096"]),
         ((*DEEP, "context"), {"min": 512, "max": 4096, "step": 1}, ["tier deep: context.step is not a known key"]),
         (("gpus", 1, "total_mib"), -1, ["gpu NVIDIA GeForce GTX 1060 3GB", "total_mib -1"]),
-        (("gpus", 1, "compute_capability"), "pascal", ["compute_capability 'pascal'"]),
+        (("gpus", 1, "compute_capability"), "pascal", ["compute_capability 'pascal'", 'such as "8.6"']),
+        (("gpus", 1, "total_mib"), 2**63, ["total_mib 9223372036854775808 is wrong: expected 16777216 or less"]),
+        (("gpus", 1, "bandwidth_gb_s"), float("nan"), ["bandwidth_gb_s nan is wrong"]),
+        (("gpus", 1, "bandwidth_gb_s"), 0, ["bandwidth_gb_s 0 is wrong: expected more than 0"]),
         (("models", "tiny", "header"), None, ["tier deep", "'tiny' has no header", "`checker lock tiny`"]),
         (("models", "tiny", "header", "n_layer"), 5, ["model tiny", "header", "5 layers"]),
         (("models", "tiny", "header", "colour"), "red", ["model tiny", "header", "colour"]),
@@ -69,7 +83,7 @@ PLACEMENT = (*CANDIDATE, "placement")
         ((*DEEP, "gpus"), ["RTX 9090"], ["tier deep", "'RTX 9090'", BIG["uuid"]]),
         ((*DEEP, "gpus"), [BIG["name"], BIG["uuid"]], ["tier deep", "twice", BIG["uuid"]]),
         ((*DEEP, "name"), "fast", ["name 'fast' stands there twice"]),
-        ((*DEEP, "name"), "../etc", ["name '../etc'"]),
+        ((*DEEP, "name"), "../etc", ["name '../etc'", "at most 21, such as deep-2"]),
         (("gpus", 1, "uuid"), "1", ["gpu NVIDIA GeForce GTX 1060 3GB", "uuid '1'", "nvidia-smi -L"]),
         (("gpus", 1, "uuid"), BIG["uuid"], [BIG["uuid"], "twice"]),
         (("engine",), "b1", ["llama_cpp_engine 'b1'", "known engines: new, old"]),
@@ -128,6 +142,16 @@ def test_all_problems_are_reported_at_once() -> None:
 def test_without_cards_there_is_one_problem() -> None:
     (problem,) = check_inventory(**inventory(gpus=[]))
     assert problem.startswith("gpus is empty: list the cards of the host")
+
+
+def test_no_problem_is_told_in_the_validators_own_words() -> None:
+    wrong = [
+        {"name": "A!", "port": "x", "context": 1, "gpus": 5, "candidates": [{"model": 1, "placement": 7}], "api": 3}
+    ]
+    said = "\n".join(check_inventory(**inventory(tiers=wrong)))
+    assert len(said.splitlines()) == 7
+    for word in ("Input", "valid", "constrained", "literal", "Value error", "pattern"):
+        assert word not in said
 
 
 def test_two_cards_of_one_name_must_be_named_by_uuid() -> None:

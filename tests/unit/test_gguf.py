@@ -263,6 +263,20 @@ def test_an_absurd_alignment_is_refused(tmp_path: Path) -> None:
         read_part(Memory(path.read_bytes()))
 
 
+@pytest.mark.parametrize("tensors_per_part", [0, 5], ids=["whole", "split"])
+def test_a_file_that_ends_before_its_last_tensor_is_refused(tmp_path: Path, tensors_per_part: int) -> None:
+    files = write(tmp_path / "model.gguf", tensors_per_part=tensors_per_part)
+    last = files[-1]
+    assert read_header(files[0])
+    whole = last.read_bytes()
+    last.write_bytes(whole[:-1000])
+    with pytest.raises(GgufError) as refused:
+        read_header(files[0])
+    assert str(refused.value) == (
+        f"{last}: it ends 1,000 bytes before its last tensor does; expected a whole GGUF: was it fetched to its end?"
+    )
+
+
 @pytest.mark.parametrize("name", ["absent.gguf", "."])
 def test_what_is_no_file_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(GgufError, match=r"does not exist|is no file"):

@@ -19,6 +19,8 @@ from checker.catalogue import InventoryError, RamEntry, parse_inventory
 from checker.header import KNOWN
 from inventories import BIG, ENGINES, MODELS, SMALL, inventory
 
+# What CUDA takes of the large card and not of the small one.
+BIG_MORE_CUDA_MIB = 250 - 120
 PLACES = plan.Places(release="/opt/llama-tiers/releases/r", models="/m", keys="/k")
 
 
@@ -193,6 +195,20 @@ def test_the_inventorys_order_goes_before_others() -> None:
     assert [device.uuid for device in planned["one"].devices] == [BIG["uuid"]]
 
 
+def test_the_smallest_compute_buffers_are_tried_before_tiers_are_refused() -> None:
+    deep = wanted("deep", Q4)
+    (alone,) = plan.for_site(**mission(deep), places=PLACES)[0]
+    assert alone.placement.ubatch_size > 128
+    # On either card there is too little left beside that choice, but not beside the smallest buffers.
+    beside = ranged("beside", 8080, 2048, 2048)
+    (tiny,) = plan.for_site(**inventory(tiers=[beside]), places=PLACES)[0]
+    room = int(needed(alone, SMALL["uuid"]) + needed(tiny, BIG["uuid"]) - BIG_MORE_CUDA_MIB) - 10
+    profile = host(8192)
+    profile["gpus"][1]["free_mib"] = room + 150
+    both = plan.for_site(**mission(deep, beside), places=PLACES, profile=profile)[0]
+    assert [(spec.placement.ubatch_size, spec.placement.pipeline_parallel) for spec in both] == [(128, False)] * 2
+
+
 def test_sets_that_only_other_placements_make_resident_are_named() -> None:
     free = ranged("free", 8080, 4096, 4096)
     bound, other = (
@@ -267,7 +283,7 @@ def test_a_range_of_context_is_filled_with_what_is_left() -> None:
     (one,) = plan.for_site(**inventory(tiers=wide), places=PLACES)[0]
     assert one.placement.ctx_size == 8192
     assert pairs(one.argv)["--ctx-size"] == "8192"
-    assert "context 8192" in plan.describe(one)
+    assert "context 8,192" in plan.describe(one)
 
 
 def test_a_range_of_context_excludes_no_other_tier() -> None:
@@ -336,3 +352,32 @@ def test_a_card_of_another_host_is_remarked_on() -> None:
     assert said("127.0.0.1:50052") == said("localhost:50052") == ()
     (remark,) = said("10.0.0.7:50052")
     assert remark.startswith("GTX 1060 3GB is another host's (RPC server 10.0.0.7:50052): what CUDA takes there")
+
+
+def test_layers_on_the_cpu_are_remarked_on() -> None:
+    layers = [{"model": "tiny", "placement": {"n_gpu_layers": 3}}]
+    assert remarks(candidates=layers) == ["2 of 5 layers on the CPU"]
+
+
+def test_a_card_of_unknown_generation_is_remarked_on() -> None:
+    card = {"name": "NVIDIA Mystery", "uuid": BIG["uuid"], "total_mib": 8192, "bandwidth_gb_s": 400}
+    planned = made({}, ranged("deep", 8080, 1024, 1024), gpus=[card])
+    (remark,) = planned.tiers[0].chosen.remarks
+    assert remark.startswith("NVIDIA Mystery: its compute capability is not known".removeprefix("NVIDIA "))
+    assert remark.endswith("give compute_capability")
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "said"),
+    [
+        ("NVIDIA H100 80GB HBM3", "9.0", "measured on one H100"),
+        ("NVIDIA H200", "9.0", "borrowed from another card: measured on one H100"),
+        ("NVIDIA GeForce GTX 980", "5.2", "borrowed from another card: estimate, not measured: context and modules"),
+        (BIG["name"], "8.6", "estimate, not measured: context, modules and cuBLAS of an RTX 3060 Ti"),
+    ],
+)
+def test_what_cuda_takes_is_said_to_be_borrowed_where_it_is(name: str, capability: str, said: str) -> None:
+    card = {"name": name, "uuid": BIG["uuid"], "total_mib": 8192, "bandwidth_gb_s": 400}
+    planned = made({}, ranged("deep", 8080, 1024, 1024), gpus=[card | {"compute_capability": capability}])
+    (device,) = plan.to_json(planned, "tower")["tiers"][0]["devices"]
+    assert device["overhead_by"].startswith(said)

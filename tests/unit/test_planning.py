@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import yaml
 from planning_cases import BIG, Q4, SMALL, shaped
 
 from checker import cli, planning
+from checker.placement import short_name
+from checker.reports import plans
 
 ROOT = Path(__file__).parents[2]
 HARDWARE = {
@@ -140,7 +144,13 @@ def test_the_table_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypat
     code, out, _ = run(capsys, "-i", str(ROOT / "inventories/reference"))
     assert code == 1
     assert max(len(line) for line in out.splitlines()) <= 80
-    for piece in ("DOES NOT FIT", "tokens/s expected by priors", "not together: fast + deep", "would fit:", "█"):
+    for piece in (
+        "DOES NOT FIT",
+        "tokens/s expected, not measured here",
+        "not together: fast + deep",
+        "would fit:",
+        "█",
+    ):
         assert piece in out
     # Estimates are called so, with where they come from.
     assert "CUDA itself 120 MiB: estimate, not measured: context and modules of a GTX 1060" in " ".join(out.split())
@@ -150,8 +160,8 @@ def test_each_of_two_cards_of_one_name_has_its_reckoning(capsys: pytest.CaptureF
     path = tmp_path / "twins.yml"
     path.write_text(f"gpus: [{{name: {BIG}, free_mib: 7900}}, {{name: {BIG}, free_mib: 6000}}]\nram_mib: 16000\n")
     _, out, _ = run(capsys, "--hardware", str(path), "--model", Q4)
-    assert "RTX 3060 Ti: 7,613 of 8,192 MiB free (292 taken" in out
-    assert "RTX 3060 Ti: 5,713 of 8,192 MiB free (2,192 taken" in out
+    assert "RTX 3060 Ti: 7,613 of 8,192 MiB for tiers (292 taken" in out
+    assert "RTX 3060 Ti: 5,713 of 8,192 MiB for tiers (2,192 taken" in out
 
 
 def test_a_hardware_file_and_a_model_of_the_catalogue(capsys: pytest.CaptureFixture[str], hardware: str) -> None:
@@ -185,6 +195,54 @@ def test_the_command_line_goes_before_the_inventory(
     assert {key: placement[key] for key in seen} == seen
 
 
+@pytest.mark.parametrize(("asked", "said"), [("8,3", "36,13"), ("38,12", "38,11"), ("0.5,0.5", "25,24")])
+def test_a_split_that_is_none_of_whole_layers_is_said_as_what_it_is_taken(
+    capsys: pytest.CaptureFixture[str], hardware: str, asked: str, said: str
+) -> None:
+    arguments = ["--hardware", hardware, "--model", Q4, "--tensor-split", asked]
+    _, out, _ = run(capsys, *arguments, "--format", "json")
+    assert json.loads(out)["remarks"] == [f"{asked} is taken as {said} of 49 layers, as llama.cpp would"]
+    assert f"note: {asked} is taken as {said} of 49 layers, as llama.cpp would\n" in run(capsys, *arguments)[1]
+
+
+def shell(command: str, hardware: str) -> subprocess.CompletedProcess[str]:
+    """Run a command line of bash, in which {plan} is `checker plan` of one model."""
+    whole = f"{sys.executable} -m checker.cli plan --hardware {hardware} --model {Q4}"
+    return subprocess.run(
+        ["bash", "-c", command.format(plan=whole)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("form", ["table", "json"])
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        ("{plan} | true; exit ${{PIPESTATUS[0]}}", 141, ""),
+        ("{plan} > /dev/full", 2, "checker: standard output cannot be written: No space left on device\n"),
+        ("PYTHONIOENCODING=ascii {plan}", 0, ""),
+    ],
+    ids=["nobody reads", "disk full", "ascii"],
+)
+def test_odd_standard_output_is_no_traceback(hardware: str, form: str, command: str, code: int, said: str) -> None:
+    ran = shell(command.replace("{plan}", f"{{plan}} --format {form}"), hardware)
+    assert (ran.returncode, ran.stderr) == (code, said)
+
+
+def test_an_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(planning, "read_inventory", interrupted)
+    code, out, err = run(capsys, "-i", str(ROOT / "inventories/lab"))
+    assert (code, out, err) == (130, "", "checker: interrupted\n")
+
+
+def test_a_split_of_whole_layers_needs_no_remark(capsys: pytest.CaptureFixture[str], hardware: str) -> None:
+    wish = ["--tensor-split", "38,11", "--format", "json"]
+    _, out, _ = run(capsys, "--hardware", hardware, "--model", Q4, *wish)
+    assert json.loads(out)["remarks"] == []
+
+
 def test_the_inventorys_tiers_on_other_hardware(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "big.yml"
     card = {"name": "NVIDIA Big", "total_mib": 24576, "bandwidth_gb_s": 936, "compute_capability": "8.6"}
@@ -210,6 +268,26 @@ def test_the_inventorys_tiers_on_other_hardware(capsys: pytest.CaptureFixture[st
         (["--hardware", "{words}", "--model", Q4], "gpus[0].free_mib 'abc' is wrong"),
         (["--hardware", "{less}", "--model", Q4], "ram_mib -9 is wrong"),
         (["--hardware", "{hardware}", "--model", "x" * 400], "neither a model of the catalogue nor a GGUF"),
+        (["--hardware", "{hardware}", "--model", Q4[:-1]], f"did you mean {Q4}? known models: "),
+        (["--hardware", "{hardware}", "--model", "no/such.gguf"], "there is no file no/such.gguf"),
+        (["--hardware", "{hardware}", "--model", "~nobody/some.gguf"], "there is no file ~nobody/some.gguf"),
+        (["--hardware", "{hardware}", "--model", "/tmp"], "/tmp is a folder: name the GGUF in it"),
+        (["--hardware", "{hardware}", "--model", "ftp://host/a.gguf"], "a model cannot be read from ftp://"),
+        (
+            ["--hardware", "{hardware}", "--model", Q4, "--tensor-split", "8"],
+            f"--tensor-split 8 has 1 entry for 2 cards: give one for each, in this order: {BIG}, {SMALL}",
+        ),
+        (["--hardware", "{hardware}", "--model", Q4, "--gpu-layers", "99"], "tower: --gpu-layers 99: deepseek"),
+        (
+            ["--hardware", "{hardware}", "--model", Q4, "--gpu-layers", "auto", "--tensor-split", "38,11"],
+            "tower: --gpu-layers 'auto' cannot go with --tensor-split [38, 11]",
+        ),
+        (["--hardware", "{short}", "--model", Q4], f"give total_mib in its entry of gpus; did you mean {BIG}?"),
+        (["--hardware", "{none}", "--model", Q4], "none.yml: gpus [] is wrong: expected a list of 1 or more"),
+        (["--hardware", "{more}", "--model", Q4], "free_mib 99999 is more than the 8192 MiB of the card"),
+        (["--hardware", "{endless}", "--model", Q4], "ram_mib 9223372036854775808 is wrong: expected 16777216 or less"),
+        (["--hardware", "/tmp", "--model", Q4], "checker: /tmp cannot be read: Is a directory\n"),
+        (["--hardware", "{binary}", "--model", Q4], "binary.yml is no YAML: "),
         (["--hardware", "{hardware}", "--model", ""], "'' is neither a model of the catalogue nor a GGUF"),
         (["-i", "{lab}", "--tier", "nonesuch"], "no tier 'nonesuch'; tiers here: fast, deep"),
         (["-i", "{lab}", "--limit", "nobody"], "nobody"),
@@ -224,6 +302,11 @@ def test_bad_input_is_named_and_exits_2(
         "mystery": yaml.safe_dump({"gpus": [{"name": "NVIDIA Mystery"}]}),
         "text": "<!doctype html>",
         "words": yaml.safe_dump({"gpus": [{"name": BIG, "free_mib": "abc"}]}),
+        "short": yaml.safe_dump({"gpus": [{"name": "RTX 3060 ti"}]}),
+        "none": yaml.safe_dump({"gpus": []}),
+        "more": yaml.safe_dump({"gpus": [{"name": BIG, "free_mib": 99999}]}),
+        "endless": yaml.safe_dump({"gpus": [{"name": BIG}], "ram_mib": 2**63}),
+        "binary": "[\0",
         "less": yaml.safe_dump({"gpus": [{"name": BIG}], "ram_mib": -9}),
     }
     paths = {"hardware": hardware, "lab": str(ROOT / "inventories/lab")}
@@ -234,17 +317,31 @@ def test_bad_input_is_named_and_exits_2(
     assert (code, out) == (2, "")
     assert err.startswith("checker: ")
     assert said in err
-    assert "Traceback" not in err
+    for word in ("Traceback", "Errno", "the inventory's gpus", "candidates["):
+        assert word not in err
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--context", "12"], ["--tensor-split", "8,x"], ["--gpu-layers", "0"], ["--cache-type", "q2"]]
+    ("arguments", "said"),
+    [
+        (["--context", "12"], "'12' is not a whole number from 256 to 2147483648"),
+        (["--context", "9" * 5000], "is not a whole number from 256"),
+        (["--ubatch", "9999999"], "'9999999' is not a whole number from 32 to 2048"),
+        (["--tensor-split", "8,x"], "'8,x' is not a list of layers such as 38,11"),
+        (["--tensor-split", "49,0"], "'49,0' leaves a card without layers"),
+        (["--gpu-layers", "0"], "'0' is not a whole number from 1"),
+        (["--gpu-layers", "all"], "nor auto: as many as fit"),
+        (["--cache-type", "q2"], "q2"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_absurd_arguments_exit_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+def test_absurd_arguments_exit_2(capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(["plan", "--hardware", "x.yml", *arguments])
     assert stopped.value.code == 2
-    assert arguments[0] in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert arguments[0] in err
+    assert said in err
 
 
 def test_what_was_chosen_of_a_range_of_context_is_shown(
@@ -260,8 +357,14 @@ def test_what_was_chosen_of_a_range_of_context_is_shown(
     assert code == 0
     assert planned["context"] == {"min": 4096, "max": 200_000}
     assert 8192 < chosen < 32768
-    (remark,) = planned["remarks"]
-    assert "cut off at 131,072" in remark
+    cut_off, slower = planned["remarks"]
+    assert "cut off at 131,072" in cut_off
+    at_start = tier(json.loads(run(capsys, *arguments, "--context", "4096", "--format", "json")[1]), "deep")
+    now, start = (each["tokens_per_second"]["expected"] for each in (planned, at_start))
+    assert slower == (
+        f"the range of the context costs speed: {now} tokens/s expected with {chosen:,}, {start} with 4,096"
+    )
+    assert now < start * 0.95
     _, out, _ = run(capsys, *arguments)
     assert f"context {chosen:,} of 4,096 to 200,000" in out
     assert "note: the range of the context was cut off at 131,072" in out
@@ -275,6 +378,93 @@ def test_a_models_own_file_is_planned_for(capsys: pytest.CaptureFixture[str], tm
     code, out, _ = run(capsys, "--hardware", hardware, "--model", str(file), "--format", "json")
     planned = tier(json.loads(out), "model")
     assert (code, planned["model"], planned["verdict"]) == (0, "some-model.gguf", "fits")
+
+
+def test_the_default_context_is_no_more_than_the_model_was_trained_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, hardware: str
+) -> None:
+    (file,) = small_gguf.write(tmp_path / "some-model.gguf")  # trained for 4,096
+    arguments = ["--hardware", hardware, "--model", str(file), "--format", "json"]
+    planned = tier(json.loads(run(capsys, *arguments)[1]), "model")
+    assert (planned["placement"]["ctx_size"], planned["remarks"]) == (4096, [])
+    chosen = tier(json.loads(run(capsys, *arguments, "--context", "8192")[1]), "model")
+    assert chosen["placement"]["ctx_size"] == 8192
+    assert "beyond what the model was trained for" in chosen["remarks"][0]
+
+
+def test_the_inventory_is_read_in_any_locale(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LC_ALL", "C")
+    code, _, err = run(capsys, "-i", str(ROOT / "inventories/lab"))
+    assert (code, err) == (0, "")
+
+
+def test_a_host_with_too_little_memory_is_the_reason(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "tower.yml"
+    path.write_text(yaml.safe_dump(HARDWARE | {"ram_mib": 8000}))
+    wish = ["--hardware", str(path), "--model", "qwen2.5-32b-instruct-q4_k_m", "--gpu-layers"]
+    for layers in ("auto", "28"):
+        code, out, _ = run(capsys, *wish, layers, "--format", "json")
+        planned = tier(json.loads(out), "model")
+        assert code == 1
+        (reason,) = planned["candidates"][0]["reasons"]
+        assert reason.startswith("the host needs 1")
+        assert all(device["spare_mib"] >= 0 for device in planned["devices"])
+
+
+@pytest.mark.parametrize(
+    ("ram", "said"),
+    [
+        ({"ram_mib": 16000}, "RAM: 14,464 of 16,000 MiB for tiers (the rest is the system's)"),
+        (
+            {},
+            "RAM: not known, so it was not checked; give ram_mib in a hardware file or ram.total_mib in the inventory",
+        ),
+    ],
+)
+def test_the_table_says_what_ram_was_reckoned_with(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, ram: dict[str, int], said: str
+) -> None:
+    path = tmp_path / "tower.yml"
+    path.write_text(yaml.safe_dump({"gpus": HARDWARE["gpus"], **ram}))
+    _, out, _ = run(capsys, "--hardware", str(path), "--model", Q4)
+    assert said in " ".join(out.split())
+
+
+def test_the_table_calls_what_tiers_may_use_one_thing(
+    capsys: pytest.CaptureFixture[str], hardware: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    _, out, _ = run(capsys, "--hardware", hardware, "--model", Q4, "--tensor-split", "48,1")
+    lines = out.splitlines()
+    assert "RTX 3060 Ti: 7,613 of 8,192 MiB for tiers (292 taken: the profile's free_mib; 287 margin)" in lines
+    assert "7,613 are for tiers (8,192 - 292 taken - 287 margin)" in out
+    assert " MiB   1 layer\n" in out
+    assert "free " not in out.replace("free_mib", "")
+    # One empty line before the legend.
+    assert lines[-2] == "" != lines[-3]
+    assert lines[-1].startswith("░ taken")
+
+
+@pytest.mark.parametrize("names", [[BIG, SMALL], [SMALL, BIG]])
+def test_the_cards_of_the_table_are_in_the_inventorys_order(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, names: list[str]
+) -> None:
+    path = tmp_path / "tower.yml"
+    path.write_text(yaml.safe_dump({"gpus": [{"name": name} for name in names]}))
+    _, out, _ = run(capsys, "--hardware", str(path), "--model", Q4)
+    assert [name for line in out.splitlines() for name in names if line.startswith(f"{short_name(name)}: ")] == names
+
+
+def test_tiers_that_fit_only_alone_are_not_called_resident_together(cases: dict[str, Any]) -> None:
+    def table(*sets: list[str]) -> str:
+        return plans.render([cases["1-fast-and-deep"] | {"resident_together": [*sets]}], "table")
+
+    assert "\nonly alone: fast, deep\n" in table(["fast"], ["deep"])
+    assert "resident together" not in table(["fast"], ["deep"])
+    assert "\nresident together: fast + tiny\nonly alone: deep\n" in table(["fast", "tiny"], ["deep"])
+    assert "alone" not in table(["fast"])
 
 
 def test_a_derived_header_is_not_presented_as_one_that_was_read(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,6 +34,12 @@ def test_a_remote_header_is_the_local_one(server: HubServer, model: Path) -> Non
     assert header_of(server, "/m.gguf") == read_header(model)
 
 
+def test_a_remote_file_that_ends_before_its_last_tensor_is_refused(server: HubServer, model: Path) -> None:
+    server.files["/m.gguf"] = Served(model.read_bytes()[:-1000])
+    with pytest.raises(GgufError, match=r"/m\.gguf: it ends 1,000 bytes before its last tensor does"):
+        header_of(server, "/m.gguf")
+
+
 def test_the_hub_leads_on_and_is_asked_once(server: HubServer, model: Path) -> None:
     as_hub(server, model.read_bytes(), size=9 * 10**9)
     assert header_of(server) == read_header(model)
