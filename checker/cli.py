@@ -46,6 +46,12 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("-i", "--inventory", required=True, help="an Ansible inventory, such as inventories/production")
     verify.add_argument("--limit", metavar="HOSTS", help="only these hosts or groups of it")
     verify.add_argument("--format", choices=["table", "json"], default="table", help="how to print (default: table)")
+    verify.add_argument("--quick", action="store_true", help="one short completion for each tier, no speeds")
+    verify.add_argument(
+        "--accept-slower",
+        action="store_true",
+        help="accept a release or placement that is slower than what was accepted before",
+    )
     verify.set_defaults(run=_verify)
 
     plan = commands.add_parser(
@@ -200,7 +206,11 @@ def _verify(options: argparse.Namespace) -> int:
     except ImportError as error:
         return _could_not(f"{error.name} is not installed here; `make setup` in the checkout installs it")
 
-    result = runner.run(ROOT, "playbooks/verify.yml", inventory, options.limit)
+    variables = {
+        "verification_depth": "quick" if options.quick else "whole",
+        "verification_accept_slower": options.accept_slower,
+    }
+    result = runner.run(ROOT, "playbooks/verify.yml", inventory, options.limit, variables)
     hosts = list(result.artifact_data.get("llama_tiers", {}).values())
     if hosts:
         print(reports.render({"schema": reports.SCHEMA, "hosts": hosts}, options.format))

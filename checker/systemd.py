@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from dataclasses import dataclass
+from typing import Any
 
 _TIMEOUT_S = 120
 _POLL_S = 0.05
@@ -62,6 +64,33 @@ def journal(unit: str, invocation_id: str) -> list[str]:
     printed = f"_SYSTEMD_INVOCATION_ID={invocation_id}"
     about = (f"UNIT={unit}", f"INVOCATION_ID={invocation_id}")
     return _run("journalctl", "--no-pager", "--quiet", "--all", "--output=cat", printed, "+", *about).splitlines()
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the journal: microseconds of the monotonic clock, the process that said it (0: unknown), the text."""
+
+    monotonic_us: int
+    pid: int
+    text: str
+
+
+def printed(unit: str, invocation_id: str) -> list[Line]:
+    """Return what the processes of one invocation of a unit printed, oldest line first."""
+    if not invocation_id:
+        return []
+    _run("journalctl", "--sync")
+    fields = "--output-fields=MESSAGE,_PID"
+    chosen = (f"_SYSTEMD_INVOCATION_ID={invocation_id}", f"_SYSTEMD_UNIT={unit}")
+    shown = _run("journalctl", "--no-pager", "--quiet", "--all", "--output=json", fields, *chosen)
+    return [_line(json.loads(entry)) for entry in shown.splitlines()]
+
+
+def _line(entry: dict[str, Any]) -> Line:
+    said = entry.get("MESSAGE") or ""
+    # What is not UTF-8 comes as a list of bytes.
+    text = bytes(said).decode(errors="replace") if isinstance(said, list) else said
+    return Line(int(entry["__MONOTONIC_TIMESTAMP"]), int(entry.get("_PID") or 0), text)
 
 
 def restart(unit: str) -> None:

@@ -67,7 +67,17 @@ def test_exit_code_and_document(
 def test_limit_and_inventory_reach_the_playbook(playbook: list[Any]) -> None:
     playbook.append(result(report()))
     cli.main(["verify", "-i", INVENTORY, "--limit", "tower"])
-    assert playbook == [(ROOT, "playbooks/verify.yml", Path(INVENTORY), "tower")]
+    whole = {"verification_depth": "whole", "verification_accept_slower": False}
+    assert playbook == [(ROOT, "playbooks/verify.yml", Path(INVENTORY), "tower", whole)]
+
+
+def test_what_is_measured_and_accepted_reaches_the_role(playbook: list[Any]) -> None:
+    playbook.append(result(report()))
+    cli.main(["verify", "-i", INVENTORY, "--quick", "--accept-slower"])
+    given = playbook[-1][-1]
+    assert given == {"verification_depth": "quick", "verification_accept_slower": True}
+    options = yaml.safe_load((ROOT / "roles/verification/meta/argument_specs.yml").read_text(encoding="utf-8"))
+    assert set(given) <= set(options["argument_specs"]["main"]["options"])
 
 
 @pytest.mark.parametrize(
@@ -158,12 +168,12 @@ def test_a_real_run_tells_its_facts_and_its_failures(tmp_path: Path) -> None:
         "        per_host: false\n"
         "        aggregate: true\n"
         "    - name: Gate\n"
-        "      ansible.builtin.assert: {that: false, fail_msg: refused}\n"
+        "      ansible.builtin.assert: {that: false, fail_msg: '{{ said }}'}\n"
     )
-    got = runner.run(tmp_path, "play.yml", tmp_path / "hosts")
+    got = runner.run(tmp_path, "play.yml", tmp_path / "hosts", None, {"said": "refused"})
     assert got.artifact_data["llama_tiers"] == {"tower": {"passed": False}}
     assert got.failures == (Failure("tower", "Gate", "refused"),)
-    nobody = runner.run(tmp_path, "play.yml", tmp_path / "hosts", "moon")
+    nobody = runner.run(tmp_path, "play.yml", tmp_path / "hosts", "moon", {})
     assert (nobody.artifact_data, nobody.failures) == ({}, ())
     assert "moon" in nobody.said or "no hosts" in nobody.said
 
