@@ -16,9 +16,11 @@ from checker.evidence import (
     Evidence,
     HostEvidence,
     ModelId,
+    Quality,
     Served,
     Thorough,
     UnitEvidence,
+    quality_from_json,
     thorough_from_json,
 )
 from checker.llama_server import Buffers, LlamaServer, LoggedBuffers, ServerError
@@ -50,11 +52,14 @@ class Depth(str, Enum):
     WHOLE = "whole"
 
 
-def measure(spec: TierSpec, earlier: Iterable[Mapping[str, Any]], depth: Depth) -> Evidence:
+def measure(
+    spec: TierSpec, earlier: Iterable[Mapping[str, Any]], depth: Depth, quality: Quality | str | None
+) -> Evidence:
     """Measure everything about a tier; what cannot be measured becomes a sentence in `problems`, never an error.
 
     `earlier` are evidence documents, newest first. One of the same run of the unit tells where the weights went once
-    the journal does not tell it any more, and what only a whole measurement finds.
+    the journal does not tell it any more, and what only a whole measurement finds. `quality` is that of the split
+    where it was measured just now, or the sentence why it could not be; else earlier evidence of the command tells.
     """
     problems: list[str] = []
     earlier = [document for document in earlier if document["tier"] == spec.name]
@@ -74,6 +79,9 @@ def measure(spec: TierSpec, earlier: Iterable[Mapping[str, Any]], depth: Depth) 
         thorough = None
         if served is not None and completion is not None and unit.main_pid is not None:
             thorough = _thorough(spec, served, question, unit.main_pid, problems)
+    if isinstance(quality, str):
+        problems.append(quality)
+        quality = None
     devices = _devices(spec, logged, loaded, held, lines or [])
     return Evidence(
         tier=spec.name,
@@ -90,6 +98,7 @@ def measure(spec: TierSpec, earlier: Iterable[Mapping[str, Any]], depth: Depth) 
         listener_pid=_listener(spec, unit.main_pid),
         load=None if state is None else load.read(state, lines or [], Path(spec.model.file)),
         thorough=thorough,
+        quality=quality or _carried_quality(spec, earlier),
         residuals=residuals.of(devices, thorough.cards if thorough else ()),
         predicted=spec.predicted,
         argv=spec.argv,
@@ -103,6 +112,17 @@ def _is_of_run(document: Mapping[str, Any], invocation_id: str) -> bool:
 
 def _carried(same_run: Sequence[Mapping[str, Any]]) -> Thorough | None:
     return next((found for document in same_run if (found := thorough_from_json(document.get("thorough")))), None)
+
+
+def _carried_quality(spec: TierSpec, earlier: Iterable[Mapping[str, Any]]) -> Quality | None:
+    same = [
+        document
+        for document in earlier
+        if document["model"]["sha256"] == spec.model.sha256
+        and document.get("argv") == list(spec.argv)
+        and document.get("environment") == spec.environment
+    ]
+    return next((found for document in same if (found := quality_from_json(document.get("quality")))), None)
 
 
 def _listener(spec: TierSpec, main_pid: int | None) -> int | None:

@@ -109,6 +109,16 @@ def restart(unit: str) -> None:
     raise SystemdError(f"systemctl restart {unit}: its job still waits after {_TIMEOUT_S} s; see systemctl list-jobs")
 
 
+def start(unit: str, timeout_s: float) -> None:
+    """Start a unit and wait until it is active, at most so many seconds."""
+    _run("systemctl", "start", unit, timeout_s=timeout_s)
+
+
+def user(unit: str) -> str:
+    """Return the user that a unit runs as; empty for root."""
+    return _show(unit, "User").get("User", "")
+
+
 def stop(unit: str) -> None:
     """Stop a unit and wait until it is down."""
     _run("systemctl", "stop", unit)
@@ -145,15 +155,13 @@ def _show(unit: str, *properties: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
 
 
-def _run(*command: str) -> str:
+def _run(*command: str, timeout_s: float = _TIMEOUT_S) -> str:
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False)
     except FileNotFoundError:
         raise SystemdError(f"{command[0]} is not on this host: a tier needs systemd as its init") from None
     except subprocess.TimeoutExpired:
-        raise SystemdError(f"{' '.join(command)}: no answer within {_TIMEOUT_S} s") from None
+        raise SystemdError(f"{' '.join(command)}: no answer within {timeout_s:g} s") from None
     if done.returncode:
         said = done.stderr.strip() or done.stdout.strip() or "nothing printed"
         raise SystemdError(f"{' '.join(command)} failed (exit {done.returncode}): {said}")

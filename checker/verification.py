@@ -8,7 +8,7 @@ from typing import Any
 
 from checker import hardware, speed_verdict
 from checker.accepted import Accepted, Gate, fingerprint, key, repeated_speed
-from checker.evidence import Evidence, Report, TierReport
+from checker.evidence import Evidence, Quality, Report, TierReport
 from checker.measure import Depth, measure, now
 from checker.tier import TierSpec
 from checker.verdict import judge
@@ -20,20 +20,22 @@ def report(
     earlier: Sequence[Mapping[str, Any]],
     depth: Depth,
     accepted: Mapping[str, Accepted],
+    quality: Mapping[str, Quality | str],
 ) -> Report:
     """Measure and judge the tiers one after the other; `host` is the name that the inventory gives this host.
 
     `earlier` are evidence documents of this host, newest first; `accepted` the speeds that releases and placements have
-    to reach, empty when slower ones are allowed. A host passes when it has tiers and each of them passes. Never raises
-    for what is down: the tiers' reasons tell.
+    to reach, empty when slower ones are allowed; `quality` what was measured just now of the splits, by tier. A host
+    passes when it has tiers and each of them passes. Never raises for what is down: the tiers' reasons tell.
     """
     driver, gpus = _cards()
     tiers = []
     for spec in specs:
-        found = _tier(spec, earlier, depth, accepted, driver, gpus)
+        split = quality.get(spec.name)
+        found = _tier(spec, earlier, depth, accepted, driver, gpus, split)
         if depth is Depth.AUTO and found.verdict.verdict == "fail" and _carried(found.evidence, earlier):
             # What an earlier measurement of this run found need not be so any more.
-            found = _tier(spec, earlier, Depth.WHOLE, accepted, driver, gpus)
+            found = _tier(spec, earlier, Depth.WHOLE, accepted, driver, gpus, split)
         tiers.append(found)
     return Report(
         host=host,
@@ -52,8 +54,9 @@ def _tier(
     accepted: Mapping[str, Accepted],
     driver: hardware.Driver | None,
     gpus: Sequence[hardware.Gpu],
+    quality: Quality | str | None,
 ) -> TierReport:
-    evidence = measure(spec, earlier, depth)
+    evidence = measure(spec, earlier, depth, quality)
     cards = [gpu.uuid for gpu in gpus]
     before = accepted.get(key(evidence, cards))
     own = fingerprint(evidence, cards, driver.version if driver else None)

@@ -10,6 +10,7 @@ from typing import Any
 
 import fake_tier
 import pytest
+from example_report import report
 from fake_host import PID, RUN, STRAY, UNIT, Host, gpu, lines, play
 
 from checker import hardware, systemd
@@ -36,7 +37,7 @@ def server(tmp_path: Path) -> Iterator[fake_tier.Server]:
 
 
 def quick(spec: TierSpec, earlier: Iterable[Mapping[str, Any]] = ()) -> Evidence:
-    return measure(spec, earlier, Depth.QUICK)
+    return measure(spec, earlier, Depth.QUICK, None)
 
 
 def test_a_good_tier_is_measured_whole(host: Host, server: fake_tier.Server) -> None:
@@ -225,7 +226,7 @@ def test_a_tier_that_promises_no_speed_is_measured(host: Host, server: fake_tier
 
 def test_a_whole_measurement_is_made_once_for_each_run_of_the_unit(host: Host, server: fake_tier.Server) -> None:
     server.works_s = 0.001
-    first = measure(server.spec, [], Depth.AUTO)
+    first = measure(server.spec, [], Depth.AUTO, None)
     assert first.thorough is not None
     assert first.thorough.warm_completion is not None
     assert [card.uuid for card in first.thorough.cards] == [BIG["uuid"], SMALL["uuid"]]
@@ -233,23 +234,23 @@ def test_a_whole_measurement_is_made_once_for_each_run_of_the_unit(host: Host, s
 
     kept = [json.loads(json.dumps(first.to_json()))]
     count = len(server.asked)
-    for depth in (Depth.AUTO, Depth.QUICK):
-        assert measure(server.spec, kept, depth).thorough == first.thorough
+    for depth in (Depth.QUICK, Depth.AUTO):
+        assert measure(server.spec, kept, depth, None).thorough == first.thorough
     assert [path for path, _ in server.asked[count:]].count("/completion") == 2
 
     kept[0]["unit"]["invocation_id"] = "f" * 32
-    assert measure(server.spec, kept, Depth.QUICK).thorough is None
-    assert measure(server.spec, kept, Depth.AUTO).thorough is not None
+    assert measure(server.spec, kept, Depth.QUICK, None).thorough is None
+    assert measure(server.spec, kept, Depth.AUTO, None).thorough is not None
 
 
 def test_evidence_of_another_version_or_tier_is_not_carried_over(host: Host, server: fake_tier.Server) -> None:
     server.works_s = 0.001
-    whole = json.loads(json.dumps(measure(server.spec, [], Depth.WHOLE).to_json()))
-    assert measure(server.spec, [{**whole, "tier": "fast"}], Depth.QUICK).thorough is None
+    whole = json.loads(json.dumps(measure(server.spec, [], Depth.WHOLE, None).to_json()))
+    assert measure(server.spec, [{**whole, "tier": "fast"}], Depth.QUICK, None).thorough is None
     older = {key: value for key, value in whole.items() if key != "thorough"}
-    assert measure(server.spec, [older], Depth.QUICK).thorough is None
+    assert measure(server.spec, [older], Depth.QUICK, None).thorough is None
     del whole["thorough"]["short"]
-    assert measure(server.spec, [whole], Depth.QUICK).thorough is None
+    assert measure(server.spec, [whole], Depth.QUICK, None).thorough is None
 
 
 def test_a_whole_measurement_keeps_the_most_that_was_held(host: Host, server: fake_tier.Server) -> None:
@@ -260,7 +261,7 @@ def test_a_whole_measurement_keeps_the_most_that_was_held(host: Host, server: fa
             host.held[SMALL["uuid"]] = [hardware.GpuProcess(PID, 130.0)]
 
     server.on_prompt = grow
-    found = measure(server.spec, [], Depth.WHOLE)
+    found = measure(server.spec, [], Depth.WHOLE, None)
     assert found.devices[1].process_mib == 93.0
     assert found.thorough is not None
     assert [card.peak_mib for card in found.thorough.cards] == [262.5, 130.0]
@@ -269,7 +270,7 @@ def test_a_whole_measurement_keeps_the_most_that_was_held(host: Host, server: fa
 
 def test_a_tier_that_is_down_is_not_kept_busy(host: Host, server: fake_tier.Server) -> None:
     server.completion_status = 500
-    found = measure(server.spec, [], Depth.WHOLE)
+    found = measure(server.spec, [], Depth.WHOLE, None)
     assert found.thorough is None
     assert len(found.problems) == 1
 
@@ -282,7 +283,19 @@ def test_no_card_can_be_read_while_a_tier_is_kept_busy(
 
     server.works_s = 0.001
     monkeypatch.setattr(hardware, "read_state", lost)
-    found = measure(server.spec, [], Depth.WHOLE)
+    found = measure(server.spec, [], Depth.WHOLE, None)
     assert found.problems == (str(NO_NVML),)
     assert found.thorough is not None
     assert [card.peak_mib for card in found.thorough.cards] == [None, None]
+
+
+def test_quality_is_that_of_just_now_or_of_the_same_command(host: Host, server: fake_tier.Server) -> None:
+    quality = report().tiers[0].evidence.quality
+    now = measure(server.spec, [], Depth.QUICK, quality)
+    assert now.quality == quality
+    kept = [json.loads(json.dumps(now.to_json()))]
+    assert measure(server.spec, kept, Depth.QUICK, None).quality == quality
+    other = replace(server.spec, argv=(*server.spec.argv, "--tensor-split", "12,7"))
+    assert measure(other, kept, Depth.QUICK, None).quality is None
+    failed = measure(server.spec, [], Depth.QUICK, "quality of the split was not measured: no room")
+    assert (failed.quality, failed.problems) == (None, ("quality of the split was not measured: no room",))

@@ -50,7 +50,7 @@ def naive(server: fake_tier.Server) -> bool:
 
 def test_a_good_tier_passes(host: Host, server: fake_tier.Server) -> None:
     spec = planned(server)
-    evidence = measure(spec, [], Depth.WHOLE)
+    evidence = measure(spec, [], Depth.WHOLE, None)
     assert judge(spec, evidence).reasons == ()
     assert evidence.thorough is not None
     assert evidence.thorough.full is not None
@@ -146,7 +146,7 @@ def test_what_fools_a_health_check_does_not_fool_us(
     fault(host, server)
     assert naive(server)
     spec = planned(server)
-    verdict = judge(spec, measure(spec, [], Depth.WHOLE))
+    verdict = judge(spec, measure(spec, [], Depth.WHOLE, None))
     assert verdict.verdict == "fail"
     assert [part for part in said if not any(part in reason for reason in verdict.reasons)] == [], verdict.reasons
     assert all(reason.startswith("deep: ") for reason in verdict.reasons)
@@ -163,5 +163,5 @@ def test_a_swap_of_even_halves_is_told_by_the_addresses_of_the_cards(host: Host,
     )
     assert naive(server)
     spec = planned(server)
-    reasons = judge(spec, measure(spec, [], Depth.QUICK)).reasons
+    reasons = judge(spec, measure(spec, [], Depth.QUICK, None)).reasons
     assert [UNIT in reason and "the cards are swapped" in reason for reason in reasons] == [True, True]

@@ -22,14 +22,14 @@ FAST = replace(PLANNED, name="fast")
 DRIVER = hardware.Driver("580.126.09", "13.0")
 
 
-def measured(planned: tier.TierSpec, earlier: object, depth: Depth) -> Evidence:
+def measured(planned: tier.TierSpec, earlier: object, depth: Depth, quality: object = None) -> Evidence:
     """Return good evidence of tier `deep`, and that of a card left empty of any other."""
     evidence = report(failed=planned.name != "deep").tiers[0].evidence
     return replace(evidence, tier=planned.name)
 
 
 def reported(*specs: tier.TierSpec, accepted: Mapping[str, Accepted] | None = None) -> Report:
-    return verification.report(specs, "tower", [], Depth.WHOLE, accepted or {})
+    return verification.report(specs, "tower", [], Depth.WHOLE, accepted or {}, {})
 
 
 def told(answer: Any) -> Callable[[], Any]:
@@ -124,7 +124,7 @@ def test_what_is_stable_changes_with_the_verdict() -> None:
 def generating(tokens_per_second: float, **changes: Any) -> Callable[..., Evidence]:
     """Return a measure of tier `deep` that generates with this speed."""
 
-    def measure(planned: tier.TierSpec, earlier: object, depth: Depth) -> Evidence:
+    def measure(planned: tier.TierSpec, earlier: object, depth: Depth, quality: object) -> Evidence:
         evidence = replace(measured(planned, earlier, depth), **changes)
         assert evidence.thorough
         return replace(evidence, thorough=replace(evidence.thorough, short=speed(512, 400.0, tokens_per_second)))
@@ -192,8 +192,8 @@ def test_another_promise_is_not_held_against_what_was_accepted(monkeypatch: pyte
 
 
 def test_two_tiers_with_the_same_model_have_a_speed_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    def both(planned: tier.TierSpec, earlier: object, depth: Depth) -> Evidence:
-        return replace(generating(60.0)(DEEP, earlier, depth), tier=planned.name)
+    def both(planned: tier.TierSpec, earlier: object, depth: Depth, quality: object) -> Evidence:
+        return replace(generating(60.0)(DEEP, earlier, depth, None), tier=planned.name)
 
     monkeypatch.setattr(verification, "measure", both)
     assert len(verification.newly_accepted(reported(FAST, DEEP), {})) == 2
@@ -211,14 +211,14 @@ def test_a_file_of_another_schema_has_accepted_nothing() -> None:
 def test_a_failure_that_was_carried_over_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Depth] = []
 
-    def measure(planned: tier.TierSpec, earlier: object, depth: Depth) -> Evidence:
+    def measure(planned: tier.TierSpec, earlier: object, depth: Depth, quality: object) -> Evidence:
         asked.append(depth)
         slow = 1.0 if depth is Depth.AUTO else 61.0
-        return generating(slow)(planned, earlier, depth)
+        return generating(slow)(planned, earlier, depth, None)
 
     monkeypatch.setattr(verification, "measure", measure)
     earlier = [report().tiers[0].evidence.to_json()]
-    assert verification.report([DEEP], "tower", earlier, Depth.AUTO, {}).passed
+    assert verification.report([DEEP], "tower", earlier, Depth.AUTO, {}, {}).passed
     assert asked == [Depth.AUTO, Depth.WHOLE]
-    assert not verification.report([DEEP], "tower", [], Depth.AUTO, {}).passed, "it was measured just now"
+    assert not verification.report([DEEP], "tower", [], Depth.AUTO, {}, {}).passed, "it was measured just now"
     assert asked[2:] == [Depth.AUTO]

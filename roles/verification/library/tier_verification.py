@@ -22,6 +22,12 @@ options:
     type: str
     choices: [auto, quick, whole]
     required: true
+  quality:
+    description:
+      - Whether each tier that is split over cards is compared with the unsplit model. Every tier is stopped for that
+        and started again; never in check mode.
+    type: bool
+    required: true
   accepted:
     description: File on the host that keeps the speed with which each tier was accepted last.
     type: path
@@ -46,6 +52,7 @@ EXAMPLES = r"""
     evidence_directory: /var/lib/llama-tiers/evidence
     keep: 20
     depth: auto
+    quality: false
     accepted: /var/lib/llama-tiers/accepted.json
     accept_slower: false
     fact: /etc/ansible/facts.d/llama_tiers.fact
@@ -101,13 +108,14 @@ def main() -> None:
             "evidence_directory": {"type": "path", "required": True},
             "keep": {"type": "int", "required": True},
             "depth": {"type": "str", "choices": ["auto", "quick", "whole"], "required": True},
+            "quality": {"type": "bool", "required": True},
             "accepted": {"type": "path", "required": True},
             "accept_slower": {"type": "bool", "required": True},
             "fact": {"type": "path", "required": True},
         },
         supports_check_mode=True,
     )
-    from checker import accepted, tier, verification
+    from checker import accepted, quality, systemd, tier, verification
     from checker.measure import Depth
 
     try:
@@ -124,7 +132,13 @@ def main() -> None:
     speeds_file = Path(module.params["accepted"])
     speeds = accepted.read(read_json(speeds_file))
     gate = {} if module.params["accept_slower"] else speeds
-    report = verification.report(specs, module.params["host"], read_earlier(evidence), depth, gate)
+    splits = {}
+    if module.params["quality"] and not module.check_mode:
+        try:
+            splits = quality.measure(specs)
+        except systemd.SystemdError as error:
+            module.fail_json(msg=f"a tier did not stop or start again for its quality to be measured: {error}")
+    report = verification.report(specs, module.params["host"], read_earlier(evidence), depth, gate, splits)
     document = report.to_json()
     fact = Path(module.params["fact"])
     verified = json.dumps(verification.stable(report), indent=2) + "\n"
