@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 _TIMEOUT_S = 120
 _POLL_S = 0.05
+_FIRST_LINES = 10_000
 
 
 class SystemdError(Exception):
@@ -76,14 +78,25 @@ class Line:
 
 
 def printed(unit: str, invocation_id: str) -> list[Line]:
-    """Return what the processes of one invocation of a unit printed, oldest line first."""
+    """Return the first lines that the processes of one invocation of a unit printed, oldest first.
+
+    A start prints some hundred lines; what a server logs of the requests of many weeks is left where it is.
+    """
     if not invocation_id:
         return []
     _run("journalctl", "--sync")
-    fields = "--output-fields=MESSAGE,_PID"
-    chosen = (f"_SYSTEMD_INVOCATION_ID={invocation_id}", f"_SYSTEMD_UNIT={unit}")
-    shown = _run("journalctl", "--no-pager", "--quiet", "--all", "--output=json", fields, *chosen)
-    return [_line(json.loads(entry)) for entry in shown.splitlines()]
+    command = (
+        *("journalctl", "--no-pager", "--quiet", "--all", "--output=json", "--output-fields=MESSAGE,_PID"),
+        *(f"_SYSTEMD_INVOCATION_ID={invocation_id}", f"_SYSTEMD_UNIT={unit}"),
+    )
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace") as run:
+        assert run.stdout is not None and run.stderr is not None
+        entries = list(itertools.islice(run.stdout, _FIRST_LINES))
+        if len(entries) == _FIRST_LINES:
+            run.kill()
+        elif run.wait():
+            raise SystemdError(f"{' '.join(command)} failed (exit {run.returncode}): {run.stderr.read().strip()}")
+    return [_line(json.loads(entry)) for entry in entries]
 
 
 def _line(entry: dict[str, Any]) -> Line:

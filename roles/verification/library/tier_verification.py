@@ -36,6 +36,10 @@ options:
     description: Whether a new release or placement may be slower than what was accepted.
     type: bool
     required: true
+  metrics:
+    description: File on the host that gets metrics for node_exporter's textfile collector; none when empty.
+    type: path
+    required: true
   fact:
     description: The local fact, written when every tier passed; it holds nothing that is measured.
     type: path
@@ -55,6 +59,7 @@ EXAMPLES = r"""
     quality: false
     accepted: /var/lib/llama-tiers/accepted.json
     accept_slower: false
+    metrics: /var/lib/prometheus/node-exporter/llama_tiers.prom
     fact: /etc/ansible/facts.d/llama_tiers.fact
   vars:
     ansible_python_interpreter: /opt/llama-tiers/checker/bin/python
@@ -111,11 +116,12 @@ def main() -> None:
             "quality": {"type": "bool", "required": True},
             "accepted": {"type": "path", "required": True},
             "accept_slower": {"type": "bool", "required": True},
+            "metrics": {"type": "path", "required": True},
             "fact": {"type": "path", "required": True},
         },
         supports_check_mode=True,
     )
-    from checker import accepted, quality, systemd, tier, verification
+    from checker import accepted, quality, reports, systemd, tier, verification
     from checker.measure import Depth
 
     try:
@@ -149,6 +155,9 @@ def main() -> None:
             old.unlink()
         speeds = accepted.to_json(verification.newly_accepted(report, speeds))
         write(speeds_file, json.dumps(speeds, indent=2) + "\n")
+        if module.params["metrics"]:
+            told = reports.render({"schema": reports.SCHEMA, "hosts": [document]}, "prometheus")
+            write(Path(module.params["metrics"]), told + "\n")
         if is_news:
             write(fact, verified)
     module.exit_json(
