@@ -8,16 +8,18 @@ successor is replaced by what served before.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from checker import hardware, systemd, tier
+from checker import hardware, systemd, tier, turns
 
 _UNITS = Path("/etc/systemd/system")
 _PROVEN = Path("/var/lib/llama-tiers/proven")
@@ -72,7 +74,7 @@ def _remember(name: str, inputs: Inputs) -> None:
 def _held_mib(spec: tier.TierSpec, pid: int) -> float:
     held = 0.0
     for uuid in {device.uuid for device in spec.devices}:
-        held += sum(process.used_mib for process in hardware.processes(uuid) if process.pid == pid)
+        held += sum(process.used_mib or 0 for process in hardware.processes(uuid) if process.pid == pid)
     return held
 
 
@@ -168,66 +170,78 @@ def _remove(name: str) -> None:
     (_UNITS / _unit(name)).unlink(missing_ok=True)
 
 
-def _served_port(name: str) -> int | None:
-    """Return the port on which a tier was proven, which it holds until it is started anew."""
-    try:
-        return int(json.loads((_PROVEN / name / "spec.json").read_text(encoding="utf-8"))["port"])
-    except (OSError, ValueError, KeyError):
+def proven() -> dict[str, Any]:
+    """Return the spec documents with which tiers were proven last, by tier; what cannot be read is left out."""
+    found = {}
+    for path in sorted(_PROVEN.glob("*/spec.json")):
+        with contextlib.suppress(OSError, ValueError):
+            found[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _held(name: str) -> turns.Hold | None:
+    """Return what a tier holds now: by what it was proven with, else by its files; None when it does not serve."""
+    if systemd.unit_state(_unit(name)).active_state in ("inactive", "failed"):
         return None
+    for path in (_PROVEN / name / "spec.json", tier.DIRECTORY / f"{name}.json"):
+        with contextlib.suppress(OSError, ValueError, tier.TierSpecError):
+            return turns.hold(tier.from_json(json.loads(path.read_text(encoding="utf-8"))))
+    return None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an activation changed: names of tiers that were (re)started, and of those that were removed."""
+    """What an activation changed: names of tiers that were (re)started, in order, and of those that were removed."""
 
     activated: tuple[str, ...]
     retired: tuple[str, ...]
 
 
-def activate(names: Sequence[str], report: Report) -> Outcome:
+def activate(names: Sequence[str], room_mib: Mapping[str, float], report: Report) -> Outcome:
     """Bring every named tier up as its files say, and remove every other; ActivationError names the first that fails.
 
-    Tiers are started one at a time, in the given order, so that at most one of those that serve is down at any moment;
-    only one that holds the port of another has to go down before its turn. After a failure every tier has the unit and
-    spec again with which it was proven, and what was stopped serves again. A second call waits for the first to end.
+    `room_mib` is what tiers may hold of each card by the plan, by UUID; a card that is not in it is not reckoned with.
+    Tiers are started one at a time, so that at most one of those that serve is down at any moment; only one that holds
+    a port or memory without which another cannot start has to go down before its turn, and the order is one in which
+    the fewest have to (`checker.turns`). After a failure every tier that is not proven has the unit and spec again with
+    which it was proven, and what was stopped serves again. A second call waits for the first to end.
     """
     _LOCK.parent.mkdir(parents=True, exist_ok=True)
     with _LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _activate(names, report)
+        return _activate(names, room_mib, report)
 
 
-def _activate(names: Sequence[str], report: Report) -> Outcome:
-    specs = [tier.load(name) for name in names]
+def _activate(names: Sequence[str], room_mib: Mapping[str, float], report: Report) -> Outcome:
+    specs = {name: tier.load(name) for name in names}
     leftovers = _leftovers(names)
-    stopped = [name for name in leftovers if (_UNITS / _unit(name)).exists()]
-    for name in stopped:
-        report(f"{name}: is in the inventory no longer, stopping")
-        systemd.stop(_unit(name))
-    if any(systemd.needs_daemon_reload(spec.unit) for spec in specs):
+    held = {name: hold for name in (*names, *leftovers) if (hold := _held(name))}
+    for name in leftovers:
+        if (_UNITS / _unit(name)).exists():
+            report(f"{name}: is in the inventory no longer, stopping")
+            systemd.stop(_unit(name))
+    if any(systemd.needs_daemon_reload(spec.unit) for spec in specs.values()):
         systemd.daemon_reload()
-    changed = [spec for spec in specs if not _is_proven(spec)]
-    for index, spec in enumerate(changed):
-        for other in changed[index + 1 :]:
-            if _served_port(other.name) == spec.port:
-                systemd.stop(other.unit)
-                stopped.append(other.name)
-        systemd.enable(spec.unit)
-        reason = _start(spec, report)
-        if reason is not None:
-            now = _roll_back(spec.name, report)
-            _serve_as_before([later.name for later in changed[index + 1 :]], stopped)
-            raise ActivationError(f"tier {spec.name} did not become ready: {reason}; {now}")
-        _remember(spec.name, _inputs(spec.name))
-    for spec in specs:
+    changes = [
+        turns.Change(name, held.get(name), turns.hold(spec)) for name, spec in specs.items() if not _is_proven(spec)
+    ]
+    changed = {change.name for change in changes}
+    staying = [held[name] for name in names if name in held and name not in changed]
+    order = _start_in_turn(
+        changes,
+        {name: held[name] for name in leftovers if name in held},
+        turns.room(room_mib, list(held.values()), staying),
+        report,
+    )
+    for name in names:
         # What is predicted of a tier that goes on serving may have changed.
-        if (_PROVEN / spec.name / "spec.json").read_bytes() != _inputs(spec.name).spec.read_bytes():
-            _remember(spec.name, _inputs(spec.name))
+        if (_PROVEN / name / "spec.json").read_bytes() != _inputs(name).spec.read_bytes():
+            _remember(name, _inputs(name))
     for name in leftovers:
         _remove(name)
     if leftovers:
         systemd.daemon_reload()
-    return Outcome(activated=tuple(spec.name for spec in changed), retired=tuple(leftovers))
+    return Outcome(activated=order, retired=tuple(leftovers))
 
 
 def _is_proven(spec: tier.TierSpec) -> bool:
@@ -235,10 +249,80 @@ def _is_proven(spec: tier.TierSpec) -> bool:
     return active and _proven_digest(spec.name) == _inputs(spec.name).digest()
 
 
-def _serve_as_before(untried: Sequence[str], stopped: Sequence[str]) -> None:
-    """Give tiers whose turn did not come what they were proven with, and start those that were stopped for others."""
-    for name in untried:
+def _start_in_turn(
+    changes: Sequence[turns.Change], leaving: Mapping[str, turns.Hold], room_mib: Mapping[str, float], report: Report
+) -> tuple[str, ...]:
+    """Start what has changed and return its names in the order of their turns.
+
+    A tier is remembered as proven as soon as nobody can need its place for the way back: those whose turn is yet to
+    come, and those that are `leaving` and have stopped, may have to serve again as before.
+    """
+    order = turns.order(changes, room_mib)
+    by_name = {change.name: change for change in changes}
+    started: list[turns.Change] = []
+    proven_holds: list[turns.Hold] = []
+    stopped: set[str] = set()
+    for index, turn in enumerate(order):
+        stopped |= set(turn.stop)
+        reason = _take(turn, report)
+        if reason is None:
+            started.append(by_name[turn.name])
+        unproven = [by_name[other.name] for other in order[index + (reason is None) :]]
+        # Nobody comes back any more when the last turn has gone well.
+        returning = [*leaving.values(), *(change.old for change in unproven if change.old)] if unproven else []
+        back = turns.going_back(started, returning, proven_holds, room_mib)
+        for change in started:
+            if change.name not in back:
+                _remember(change.name, _inputs(change.name))
+                proven_holds.append(change.new)
+        started = [change for change in started if change.name in back]
+        if reason is not None:
+            later = [change.name for change in unproven[1:]]
+            again = [*leaving, *(name for name in later if name in stopped)]
+            now = _undo(turn.name, started, later, again, report)
+            raise ActivationError(f"tier {turn.name} did not become ready: {reason}; {now}")
+    return tuple(turn.name for turn in order)
+
+
+def _take(turn: turns.Turn, report: Report) -> str | None:
+    """Stop who has to, and start the tier whose turn it is; return None, or the reason why it is not active."""
+    try:
+        for name in turn.stop:
+            report(f"{name}: stopping, the new {turn.name} needs its port or its memory")
+            systemd.stop(_unit(name))
+        systemd.enable(_unit(turn.name))
+        return _start(tier.load(turn.name), report)
+    except systemd.SystemdError as error:
+        # What has stopped by now is to serve again.
+        return str(error)
+
+
+def _undo(
+    failed: str, back: Sequence[turns.Change], later: Sequence[str], stopped: Sequence[str], report: Report
+) -> str:
+    """Have everything serve again as before; return what serves now, as the end of a sentence.
+
+    `back` were started and are in the way of what served before, `later` had no turn yet, `stopped` made room.
+    """
+    # One that systemd fails for is no reason to leave the others down.
+    wrong: list[str] = []
+
+    def each(do: Callable[[str], None], names: Iterable[str]) -> None:
+        for name in names:
+            try:
+                do(_unit(name))
+            except systemd.SystemdError as error:
+                wrong.append(f"; {name}: {error}")
+
+    went = [change.name for change in back]
+    each(systemd.stop, went)
+    for name in (*later, *went):
         _put_back(name)
-    systemd.daemon_reload()
-    for name in stopped:
-        systemd.restart(_unit(name))
+    try:
+        now = _roll_back(failed, report)
+    except systemd.SystemdError as error:
+        now = f"what served as {failed} before cannot be brought back ({error})"
+    each(lambda _: systemd.daemon_reload(), [failed])
+    each(systemd.restart, [*stopped, *(change.name for change in back if change.old)])
+    also = f"; {', '.join(went)} had its place and went back too" if back else ""
+    return "".join([now, also, *wrong])

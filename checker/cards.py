@@ -55,10 +55,24 @@ def default_reserved_mib(total_mib: int) -> int:
 
 
 @dataclass(frozen=True)
+class Learned:
+    """What measurements say of a card's speed: measured / expected by its prior, and how far off that may be (a share).
+
+    `source` names the measurements.
+    """
+
+    ratio: float
+    spread: float
+    source: str
+
+
+@dataclass(frozen=True)
 class Card:
     """One card. Memory in MiB; `uuid` is None until the inventory has one.
 
-    `taken_mib` is what tiers cannot have (driver, other processes), `taken_by` says where the figure comes from.
+    `taken_mib` is what tiers cannot have (driver, other processes), `taken_by` says where the figure comes from;
+    `others_known` is False where the host could not tell other processes from our own tiers. `learned` sharpens what is
+    expected of a placement; no placement is chosen by it (docs/planning.md).
     `total_mib` is None when nobody knows the card; bandwidth in GB/s and compute capability likewise.
     """
 
@@ -72,6 +86,8 @@ class Card:
     bandwidth_gb_s: float | None
     compute_capability: str | None
     rpc_endpoint: str | None = None
+    others_known: bool = True
+    learned: Learned | None = None
 
     @property
     def free_mib(self) -> int:
@@ -129,6 +145,7 @@ def card(entry: GpuEntry, read: Mapping[str, Any] | None) -> Card:
             read.get("compute_capability") or entry.compute_capability or (known.compute_capability if known else None)
         ),
         rpc_endpoint=entry.rpc_endpoint,
+        others_known=read.get("used_mib") is None or read.get("tiers_mib") is not None or bool(entry.rpc_endpoint),
     )
 
 

@@ -18,8 +18,10 @@ from pydantic import (
     ConfigDict,
     Field,
     InstanceOf,
+    TypeAdapter,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from checker import catalogue_file
@@ -119,15 +121,44 @@ class CriteriaEntry(_Written):
     max_load_s: float = Field(default=300.0, gt=0)
 
 
+_Tokens = Annotated[int, Field(ge=256)]
+_TOKENS = TypeAdapter(_Tokens)
+
+
+class ContextRange(_Written):
+    """Tokens of context that a tier must have, and up to how many it may get where they cost no layers on the cards."""
+
+    min: _Tokens
+    max: _Tokens
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> ContextRange:
+        if self.max < self.min:
+            raise ValueError(f"min {self.min} is above max {self.max}: exchange them, or write one number")
+        return self
+
+
+def _one_number_is_a_range(value: Any) -> Any:
+    if isinstance(value, Mapping | ContextRange):
+        return value
+    try:
+        tokens = _TOKENS.validate_python(value)
+    except ValidationError as error:
+        (reason,) = error.errors()
+        raise ValueError(f"{reason['msg']}; expected tokens, or a range such as {{min: 4096, max: 16384}}") from None
+    return {"min": tokens, "max": tokens}
+
+
 class TierEntry(_Written):
     """One tier of the inventory; the first candidate that fits is the one that is served.
 
-    `cache_types` are the types of the KV cache that the planner may choose, the preferred one first.
+    `context` as written is a number of tokens or a range, and always a range here. `cache_types` are the types of the
+    KV cache that the planner may choose, the preferred one first.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,20}$")
     port: int = Field(ge=1, le=65535)
-    context: int = Field(ge=256)
+    context: Annotated[ContextRange, BeforeValidator(_one_number_is_a_range)]
     parallel: int = Field(default=1, ge=1)
     cache_ram_mib: int = Field(default=0, ge=0)
     api: Api = Api()
@@ -390,6 +421,17 @@ def is_placeholder(uuid: str | None) -> bool:
     return uuid is None or uuid.startswith(_PLACEHOLDER)
 
 
+def is_here(rpc_endpoint: str | None) -> bool:
+    """Whether a card is in the host itself: one behind another host's RPC server is not."""
+    if not rpc_endpoint:
+        return True
+    address = rpc_endpoint.rpartition(":")[0].strip("[]")
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
 def _duplicates(values: Iterable[Any]) -> list[Any]:
     return [value for value, count in Counter(values).items() if count > 1]
 
@@ -421,7 +463,8 @@ def check_inventory(
         names = " and ".join(tier.name for tier in parsed_tiers if tier.port == port)
         problems.append(f"tiers {names}: port {port} is used twice; give each tier a port of its own")
 
-    for tier in parsed_tiers:
+    # Without cards everything that names one is wrong, which says nothing more.
+    for tier in parsed_tiers if gpus else []:
         resolved = resolve_gpus(tier, parsed_gpus)
         if isinstance(resolved, str):
             # A card whose own entry is wrong was reported already; that it cannot be found follows from that.

@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from checker import __version__
 
@@ -72,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser(
         "plan",
         help="say what fits where on a host, with which split, and how fast; needs no host and no network",
-        epilog="exit code: 0 every tier fits, 1 something does not fit, 2 nothing could be planned",
+        epilog="exit code: 0 every tier fits, 1 something does not fit, 2 a host could not be planned",
     )
     where = plan.add_argument_group("the host")
     where.add_argument("-i", "--inventory", help="an Ansible inventory, such as inventories/production")
@@ -172,10 +173,21 @@ def _plan(options: argparse.Namespace) -> int:
         models = planning.read_yaml(ROOT / "catalogue" / "models.yml")["models"]
         engines = planning.read_yaml(ROOT / "catalogue" / "engines.yml")["engines"]
         subjects = planning.subjects(ROOT, options.inventory, options.limit, options.hardware)
-        documents = [planning.make(subject, wishes, models, engines) for subject in subjects]
-    except (planning.PlanningError, InventoryError) as error:
+    except planning.PlanningError as error:
         return _could_not(str(error))
-    print(plans.render(documents, options.format))
+    documents: list[dict[str, Any]] = []
+    failed: dict[str, list[str]] = {}
+    for subject in subjects:
+        try:
+            documents.append(planning.make(subject, wishes, models, engines))
+        except (planning.PlanningError, InventoryError) as error:
+            failed.setdefault(str(error), []).append(subject.name)
+    if documents:
+        print(plans.render(documents, options.format))
+    for reason, hosts in failed.items():
+        _could_not("\n".join(f"{', '.join(hosts)}: {line}" for line in reason.splitlines()))
+    if failed:
+        return COULD_NOT_RUN
     fit = all(tier["verdict"] == "fits" for document in documents for tier in document["tiers"])
     together = not any(document["exclusions"] for document in documents)
     return PASSED if fit and together else FAILED

@@ -47,10 +47,10 @@ class Driver:
 
 @dataclass(frozen=True)
 class GpuProcess:
-    """A process of this host and the memory that it holds on one card, in MiB."""
+    """A process of this host and the memory that it holds on one card, in MiB; None where the driver does not tell."""
 
     pid: int
-    used_mib: float
+    used_mib: float | None
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def read_gpus() -> tuple[Gpu, ...]:
 
 
 def processes(uuid: str) -> tuple[GpuProcess, ...]:
-    """Read the compute processes on one card, by pid; one whose memory the driver does not tell is left out.
+    """Read the compute processes on one card, by pid.
 
     HardwareError when there is no such card, naming those that are there, or when it is lost.
     """
@@ -176,8 +176,8 @@ def _card_of(nvml: Any, uuid: str) -> Iterator[Any]:
 
 def _read_processes(nvml: Any, handle: Any) -> tuple[GpuProcess, ...]:
     running = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-    held = sorted((p.pid, p.usedGpuMemory) for p in running if p.usedGpuMemory is not None)
-    return tuple(GpuProcess(pid, used / MIB) for pid, used in held)
+    held = [GpuProcess(p.pid, None if p.usedGpuMemory is None else p.usedGpuMemory / MIB) for p in running]
+    return tuple(sorted(held, key=lambda process: (process.pid, process.used_mib or 0)))
 
 
 def _read_card(nvml: Any, index: int) -> Gpu | str:

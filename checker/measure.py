@@ -281,8 +281,17 @@ def _answering_gpus() -> Sequence[hardware.Gpu]:
 
 
 def held_mib(uuid: str, pid: int) -> float:
-    """Read how many MiB a process holds on a card; HardwareError when the card cannot be asked."""
-    return round(sum(process.used_mib for process in hardware.processes(uuid) if process.pid == pid), 2)
+    """Read how many MiB a process holds on a card; HardwareError when the card cannot be asked, or does not tell."""
+    held = 0.0
+    for process in hardware.processes(uuid):
+        if process.pid == pid and process.used_mib is None:
+            raise hardware.HardwareError(
+                f"{uuid}: the driver does not tell how much memory process {pid} holds there: "
+                "`nvidia-smi` shows [N/A] for it, as in WSL or where the driver's accounting is not permitted"
+            )
+        if process.pid == pid:
+            held += process.used_mib or 0
+    return round(held, 2)
 
 
 def _devices(

@@ -33,17 +33,20 @@ _BALANCE = 0.999
 _ORDERED = 5
 # With so few layers on a device its compute buffers depend on their number (memory.estimate); with more they do not.
 _FEW = 6
-# A context is looked for in these steps; llama.cpp pads it to 256.
+# A smaller context is looked for in these steps (llama.cpp pads it to 256), a larger one of a range in those.
 _CONTEXT_STEP = 256
+_RANGE_STEP = 1024
 
 
 @dataclass(frozen=True)
 class Demand:
     """What a placement has to be; the tuples are choices, the preferred one first.
 
-    `context` in tokens. `cache_types` are pairs (K, V). `gpu_layers` None is every layer, a number that many (the
-    output layer counts as one), "auto" as many as fit. `split` fixes the layers of each card, in the order of the
-    host's cards; `all_in_order` asks for a split over all of them in this order.
+    `context` in tokens; where `most_context` is above it, the context is the largest up to there that leaves as many
+    layers on the cards, and the same type of KV cache, as `context` itself. `cache_types` are pairs (K, V).
+    `gpu_layers` None is every layer, a number that many (the output layer counts as one), "auto" as many as fit.
+    `split` fixes the layers of each card, in the order of the host's cards; `all_in_order` asks for a split over all of
+    them in this order.
     """
 
     context: int
@@ -58,6 +61,7 @@ class Demand:
     split_mode: str = "layer"
     split: tuple[int, ...] | None = None
     all_in_order: bool = False
+    most_context: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,8 @@ class Choice:
 
     @property
     def fits(self) -> bool:
-        """Whether every card and the host's memory have room. A card whose size nobody knows is not held against it."""
-        cards = all(
-            spare >= 0 or card.total_mib is None for spare, card in zip(self.spare_mib, self.cards, strict=True)
-        )
-        return cards and host_miss(self) is None
+        """Whether every card and the host's memory have room."""
+        return min(self.spare_mib) >= 0 and host_miss(self) is None
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def misses(choice: Choice) -> tuple[str, ...]:
         f"{card.room_mib:,} are free "
         f"({card.total_mib:,} - {card.taken_mib:,} taken - {card.margin_mib:,} margin)"
         for card, need, spare in zip(choice.cards, choice.estimate.devices, choice.spare_mib, strict=True)
-        if spare < 0 and card.total_mib is not None
+        if spare < 0
     ]
     return (*said, *filter(None, [host_miss(choice)]))
 
@@ -202,9 +203,8 @@ class _Search:
     def __init__(self, header: Header, host: Host, demand: Demand) -> None:
         self.header, self.demand, self.ram = header, demand, host.ram
         self.layers = header.n_layer + 1
-        known = [card for card in host.cards if card.total_mib is not None]
-        self.host_cards = tuple(known)
-        self.cards = sorted(known, key=_canonical)
+        self.host_cards = host.cards
+        self.cards = sorted(host.cards, key=_canonical)
         self.ram_rate = throughput.ram_rate(host.ram)
         self._seconds: dict[tuple[_Setting, Card], list[float]] = {}
         self._sums: dict[_Setting, tuple[list[float], list[float]]] = {}
@@ -441,6 +441,13 @@ class _Search:
         wanted = self.demand.gpu_layers
         return wanted if isinstance(wanted, int) else self.layers
 
+    def could_fit(self) -> bool:
+        """Whether weights and KV cache alone leave room: it fits with no larger context either where they do not."""
+        return any(
+            self.could_be(self.settings(cache_type, self.most_layers)[-1], self.most_layers) is not None
+            for cache_type in self.demand.cache_types
+        )
+
     def fits_at_all(self) -> bool:
         """Whether any placement with as many layers as asked for fits; quick."""
         return any(
@@ -469,7 +476,9 @@ class _Search:
         # The host's memory is what is too small, whatever lies on the cards.
         setting, order = self.settings(self.demand.cache_types[0], self.most_layers)[-1], self.orders[-1]
         split = whole_layers([card.room_mib + 1 for card in order], self.most_layers)
-        return self.choice(_Cut(0.0, setting, order, split))
+        used = [(card, count) for card, count in zip(order, split, strict=True) if count]
+        cards, layers = zip(*used, strict=True)
+        return self.choice(_Cut(0.0, setting, cards, layers))
 
 
 def _shortest(
@@ -556,29 +565,47 @@ def _orders(cards: Sequence[Card], size: int) -> Iterator[tuple[Card, ...]]:
 def search(
     header: Header, host: Host, demand: Demand, alternatives: Mapping[str, Header] | None = None
 ) -> Choice | Refusal:
-    """Find the fastest expected placement of a model that fits; ValueError when a card's bandwidth is not known.
+    """Find the fastest expected placement of a model that fits.
 
-    `alternatives` are other quantisations of the model, by name, to be proposed when this one does not fit. With
-    `demand.split` nothing is searched but what the demand leaves open, and a refusal proposes a split that fits.
+    ValueError when the memory of a card is not known, or with a split to be found its bandwidth. `alternatives` are
+    other quantisations of the model, by name, to be proposed when this one does not fit. With `demand.split` nothing is
+    searched but what the demand leaves open, and a refusal proposes a split that fits.
     """
-    if demand.split is not None:
-        return _explicit(header, host, demand, demand.split, alternatives or {})
-    work = _Search(header, host, demand)
     unknown = [card.name for card in host.cards if card.total_mib is None]
-    if unknown or not work.cards:
-        names = ", ".join(unknown) or "any card"
-        raise ValueError(f"the memory of {names} is not known: give total_mib in its entry of the inventory's gpus")
+    if unknown:
+        raise ValueError(
+            f"the memory of {', '.join(unknown)} is not known: give total_mib in its entry of the inventory's gpus"
+        )
+    found = _search(header, host, demand, alternatives or {})
+    if isinstance(found, Refusal):
+        return found
+    made = found.placement
+    kept = replace(demand, cache_types=((made.cache_type_k, made.cache_type_v),), gpu_layers=made.n_gpu_layers)
+    most = min(demand.most_context, trained_context(header, demand))
+    larger = range(demand.context // _RANGE_STEP * _RANGE_STEP + _RANGE_STEP, most, _RANGE_STEP)
+    context = _largest_fitting([*larger, most] if most > demand.context else [], header, host, kept)
+    return _search(header, host, replace(kept, context=context), {}) if context else found
+
+
+def trained_context(header: Header, demand: Demand) -> int:
+    """Return the most tokens of context that are of use: llama-server gives no request more than the model knows."""
+    return header.n_ctx_train * demand.parallel
+
+
+def _search(header: Header, host: Host, demand: Demand, alternatives: Mapping[str, Header]) -> Choice | Refusal:
+    if demand.split is not None:
+        return _explicit(header, host, demand, demand.split, alternatives)
+    work = _Search(header, host, demand)
     found = work.run()
     if found:
         return found
     nearest = work.nearest()
-    return Refusal(nearest, misses(nearest), _changes(header, host, demand, alternatives or {}))
+    return Refusal(nearest, misses(nearest), _changes(header, host, demand, alternatives))
 
 
-def _explicit(
-    header: Header, host: Host, demand: Demand, split: tuple[int, ...], alternatives: Mapping[str, Header]
-) -> Choice | Refusal:
-    tried = [
+def _written(header: Header, host: Host, demand: Demand, split: tuple[int, ...]) -> list[Choice]:
+    """Put a split as people wrote it to the arithmetic, once for each choice of pipeline parallelism."""
+    return [
         evaluate(
             header,
             Placement(
@@ -600,14 +627,17 @@ def _explicit(
         )
         for pipeline in demand.pipeline
     ]
+
+
+def _explicit(
+    header: Header, host: Host, demand: Demand, split: tuple[int, ...], alternatives: Mapping[str, Header]
+) -> Choice | Refusal:
+    tried = _written(header, host, demand, split)
     for choice in tried:
         if choice.fits:
             return choice
     nearest = max(tried, key=lambda choice: min(choice.spare_mib))
-    if any(card.total_mib is None or not card.bandwidth_gb_s for card in host.cards) or demand.split_mode not in (
-        "none",
-        "layer",
-    ):
+    if not all(card.bandwidth_gb_s for card in host.cards) or demand.split_mode not in ("none", "layer"):
         return Refusal(nearest, misses(nearest), ())
     layers = sum(split) if sum(split) <= header.n_layer else None
     same = replace(demand, split=None, gpu_layers=layers, pipeline=(True, False), all_in_order=True)
@@ -668,10 +698,35 @@ def _changes(header: Header, host: Host, demand: Demand, alternatives: Mapping[s
 
 def _largest_context(header: Header, host: Host, demand: Demand) -> int | None:
     """Return the largest context below the demanded one, and within the model's own, that fits; None when none does."""
-    steps = range(1, min(demand.context - 1, header.n_ctx_train) // _CONTEXT_STEP + 1)
+    most = min(demand.context - 1, trained_context(header, demand)) // _CONTEXT_STEP * _CONTEXT_STEP
+    return _largest_fitting(range(_CONTEXT_STEP, most + 1, _CONTEXT_STEP), header, host, demand)
 
-    def fails(step: int) -> bool:
-        return not _Search(header, host, replace(demand, context=step * _CONTEXT_STEP)).fits_at_all()
 
-    count = bisect_left(steps, True, key=fails)
-    return steps[count - 1] * _CONTEXT_STEP if count else None
+def _largest_fitting(contexts: Sequence[int], header: Header, host: Host, demand: Demand) -> int | None:
+    """Return the largest of some rising contexts with which a demand fits, None when it fits with none.
+
+    Weights and KV cache never shrink with a larger context, so where they alone have no room is found by bisection.
+    Compute buffers may shrink (their layout is a best fit; memory.estimate of a split without pipeline parallelism
+    shows it), so that below each context is tried until one fits.
+    """
+
+    def could(context: int) -> bool:
+        wanted = replace(demand, context=context)
+        if demand.split is None:
+            return _Search(header, host, wanted).could_fit()
+        return any(_has_room_for_weights_and_kv(choice) for choice in _written(header, host, wanted, demand.split))
+
+    def does(context: int) -> bool:
+        wanted = replace(demand, context=context)
+        if demand.split is None:
+            return _Search(header, host, wanted).fits_at_all()
+        return any(choice.fits for choice in _written(header, host, wanted, demand.split))
+
+    possible = contexts[: bisect_left(contexts, True, key=lambda context: not could(context))]
+    return next((context for context in reversed(possible) if does(context)), None)
+
+
+def _has_room_for_weights_and_kv(choice: Choice) -> bool:
+    return all(
+        spare + need.compute_mib >= 0 for spare, need in zip(choice.spare_mib, choice.estimate.devices, strict=True)
+    )

@@ -8,13 +8,14 @@ arithmetic. Pure; MiB and tokens per second.
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from checker import argv, placement, throughput, tier
-from checker.cards import Card, Host
+from checker import argv, kept, placement, throughput, tier
+from checker.cards import Card, Host, Ram
 from checker.cards import host as join_host
 from checker.catalogue import (
     Candidate,
@@ -25,15 +26,21 @@ from checker.catalogue import (
     RamEntry,
     TierEntry,
     check_inventory,
+    is_here,
     is_placeholder,
     parse_inventory,
     parse_ram,
     resolve_gpus,
 )
-from checker.header import Header
+from checker.header import KNOWN, Header
 from checker.placement import Choice, Demand, Refusal
 
 SCHEMA = "llama-tiers/plan/1"
+
+# Of so many tiers every order is tried in which they can be placed one beside the other.
+_ORDERED_TIERS = 4
+# The engine tells no estimate of its own for these (docs/evidence/README.md).
+_UNPROVEN_MODES = ("row", "tensor")
 
 
 @dataclass(frozen=True)
@@ -47,17 +54,20 @@ class Places:
 
 @dataclass(frozen=True)
 class CandidatePlan:
-    """One candidate put to the arithmetic; `confidence` is that of its header.
+    """One candidate put to the arithmetic, with its header.
 
     `header_tolerance` is None when the header was read from the file; else it was derived, and its sizes are true to
-    this share.
+    this share. `kept` when the result was proven on the host and a new choice would be another; `anew` says which, and
+    in what it is clearly better.
     """
 
     model: str
     demand: Demand
     result: Choice | Refusal
-    confidence: str
+    header: Header
     header_tolerance: float | None
+    kept: bool = False
+    anew: str | None = None
 
     @property
     def choice(self) -> Choice:
@@ -68,6 +78,54 @@ class CandidatePlan:
     def fits(self) -> bool:
         """Whether the candidate can be served."""
         return isinstance(self.result, Choice)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What whoever reads the figures should know of them, one sentence each."""
+        mode = self.choice.placement.split_mode
+        unproven = f"{mode} split: how far these figures are off is not known; leave the cards a larger margin_mib"
+        return (*self._of_context, *([unproven] if mode in _UNPROVEN_MODES else []), *self._of_cards)
+
+    @property
+    def confidence(self) -> str:
+        """What the figures of its memory rest on: `header.KNOWN`, or what makes them less sure."""
+        mode = self.choice.placement.split_mode
+        if mode not in _UNPROVEN_MODES:
+            return self.header.confidence
+        rules = f"rules of {mode} split that no estimate of the engine was held against"
+        return rules if self.header.confidence == KNOWN else f"{self.header.confidence}, and {rules}"
+
+    @property
+    def _of_cards(self) -> tuple[str, ...]:
+        elsewhere = (
+            f"{placement.short_name(card.name)} is another host's (RPC server {card.rpc_endpoint}): what CUDA takes "
+            "there besides is not known and not counted; leave it a larger margin_mib"
+            for card in self.choice.cards
+            if not is_here(card.rpc_endpoint)
+        )
+        untold = (
+            f"{placement.short_name(card.name)}: the host does not tell what our own tiers hold of it, so what other "
+            "processes hold is not known and the driver's prior is counted; look with `nvidia-smi`"
+            for card in self.choice.cards
+            if not card.others_known
+        )
+        return (*elsewhere, *untold)
+
+    @property
+    def _of_context(self) -> tuple[str, ...]:
+        trained, context = placement.trained_context(self.header, self.demand), self.choice.placement.ctx_size
+        slots = f" for each of {self.demand.parallel} requests" if self.demand.parallel > 1 else ""
+        if context > trained:
+            return (
+                f"context {context:,} is beyond what the model was trained for, {self.header.n_ctx_train:,} tokens"
+                f"{slots}: llama-server gives a request no more than that, so verification will fail",
+            )
+        if self.demand.most_context > trained:
+            return (
+                f"the range of the context was cut off at {trained:,}: the model was trained for no more than "
+                f"{self.header.n_ctx_train:,} tokens{slots}",
+            )
+        return ()
 
 
 @dataclass(frozen=True)
@@ -113,27 +171,32 @@ def make(gpus: Sequence[GpuEntry], tiers: Sequence[TierEntry], models: Mapping[s
     """Plan all tiers of a host; the entries have passed `catalogue.check_inventory`.
 
     Each tier is planned for the whole host. Where these placements cannot be resident together, the tiers are planned
-    once more one beside the other, in the inventory's order; that holds if every tier keeps its candidate.
+    once more one beside the other (`_squeezed`). A range of context is a matter of what is left then, so that it makes
+    no tiers exclude each other.
     """
-    cards = dict(zip((gpu.uuid for gpu in gpus), host.cards, strict=True))
-    alone = tuple(_tier(entry, gpus, models, cards, host) for entry in tiers)
-    beside = alone
-    if len(alone) > 1 and all(planned.fits for planned in alone) and _over(alone, host):
-        beside = _squeezed(tiers, gpus, models, cards, host, alone) or alone
-    together, exclusions = _together([planned for planned in beside if planned.fits], host)
-    return Plan(beside, together, exclusions)
+    planned = {entry.name: _tier(entry, gpus, models, host) for entry in tiers}
+    fitting = [entry for entry in tiers if planned[entry.name].fits]
+
+    def beside(entries: Sequence[TierEntry]) -> tuple[TierPlan, ...] | None:
+        alone = tuple(planned[entry.name] for entry in entries)
+        return _squeezed(entries, gpus, models, host, alone) if _over(alone, host) else alone
+
+    together: tuple[tuple[str, ...], ...] = (tuple(entry.name for entry in fitting),) if fitting else ()
+    exclusions: tuple[Exclusion, ...] = ()
+    all_at_once = beside(fitting)
+    if all_at_once is None:
+        together, exclusions = _together(fitting, planned, beside, host)
+    planned |= {each.name: each for each in all_at_once or ()}
+    _raise_contexts(planned, together, host)
+    return Plan(tuple(planned.values()), together, exclusions)
 
 
-def _tier(
-    entry: TierEntry,
-    gpus: Sequence[GpuEntry],
-    models: Mapping[str, ModelEntry],
-    cards: Mapping[str, Card],
-    host: Host,
-) -> TierPlan:
+def _tier(entry: TierEntry, gpus: Sequence[GpuEntry], models: Mapping[str, ModelEntry], host: Host) -> TierPlan:
+    """Plan one tier on the host, with the least context that it may have."""
     named = resolve_gpus(entry, gpus)
     if isinstance(named, str):
         raise InventoryError([named])
+    cards = dict(zip((gpu.uuid for gpu in gpus), host.cards, strict=True))
     own = Host(tuple(cards[gpu.uuid] for gpu in named), host.ram)
     tried: list[CandidatePlan] = []
     for candidate in entry.candidates:
@@ -141,13 +204,14 @@ def _tier(
         if header is None:
             raise InventoryError([f"model {candidate.model} has no header in the catalogue"])
         wanted = demand(entry, candidate)
+        least = replace(wanted, most_context=wanted.context)
         try:
-            result = placement.search(header, own, wanted, _quantisations(candidate.model, models))
+            result = placement.search(header, own, least, _quantisations(candidate.model, models))
         except ValueError as error:
             raise InventoryError([f"tier {entry.name}: {error}"]) from error
         derived = models[candidate.model].header_derived
         tolerance = derived.tolerance if derived else None
-        tried.append(CandidatePlan(candidate.model, wanted, result, header.confidence, tolerance))
+        tried.append(CandidatePlan(candidate.model, wanted, result, header, tolerance))
         if tried[-1].fits:
             break
     return TierPlan(entry.name, tuple(tried), own.cards)
@@ -161,7 +225,8 @@ def demand(entry: TierEntry, candidate: Candidate) -> Demand:
     pairs = dict.fromkeys((written.cache_type_k or kind, written.cache_type_v or kind) for kind in types)
     sizes = (512,) if explicit else placement.UBATCH_SIZES
     return Demand(
-        context=entry.context,
+        context=entry.context.min,
+        most_context=entry.context.max,
         cache_types=tuple(pairs),
         ubatch_sizes=(written.ubatch_size,) if written.ubatch_size else sizes,
         pipeline=(True, False) if written.pipeline_parallel is None else (written.pipeline_parallel,),
@@ -203,7 +268,7 @@ def _over(planned: Sequence[TierPlan], host: Host) -> str | None:
     said = []
     for card, parts in _held(planned).items():
         needed = sum(mib for _, mib in parts)
-        if card.total_mib is not None and needed > card.room_mib:
+        if needed > card.room_mib:
             shares = " + ".join(f"{name} {mib:,.0f}" for name, mib in parts)
             said.append(
                 f"{placement.short_name(card.name)} needs {needed:,.0f} MiB ({shares}), {card.room_mib:,} are free "
@@ -220,59 +285,176 @@ def _over(planned: Sequence[TierPlan], host: Host) -> str | None:
     return "; ".join(said) or None
 
 
+def _left(host: Host, groups: Sequence[Sequence[TierPlan]]) -> tuple[Host, dict[Card, Card]]:
+    """Return the host as each of some groups of tiers leaves it, and the whole card of each card that is left.
+
+    The groups need not be resident at once: of each card, and of the host's memory, the one that holds most counts.
+    """
+    held = [_held(group) for group in groups]
+    left = {}
+    for card in host.cards:
+        most = max((sum(mib for _, mib in each.get(card, ())) for each in held), default=0.0)
+        left[replace(card, taken_mib=card.taken_mib + math.ceil(most))] = card
+    ram = host.ram
+    if ram.total_mib is not None:
+        most = max((sum(each.chosen.choice.estimate.host.total_mib for each in group) for group in groups), default=0.0)
+        ram = replace(ram, total_mib=ram.total_mib - math.ceil(most))
+    return Host(tuple(left), ram), left
+
+
+def _on_whole_cards(choice: Choice, whole: Mapping[Card, Card], ram: Ram) -> Choice:
+    """Hand a choice that was made on what is left of cards back on the whole ones."""
+    return replace(choice, cards=tuple(whole[card] for card in choice.cards), ram=ram)
+
+
 def _squeezed(
     tiers: Sequence[TierEntry],
     gpus: Sequence[GpuEntry],
     models: Mapping[str, ModelEntry],
-    cards: Mapping[str, Card],
     host: Host,
     alone: Sequence[TierPlan],
+    held_by: Sequence[TierPlan] = (),
 ) -> tuple[TierPlan, ...] | None:
-    """Plan the tiers one beside the other; None unless every tier keeps its candidate.
+    """Plan tiers beside `held_by` and each other: in the inventory's order, else in the first one in which all fit.
 
-    The placements are made on cards that are smaller by what the tiers before hold, and handed back on the whole cards.
+    None when there is none in which every tier keeps its candidate. Every order of up to `_ORDERED_TIERS` tiers is
+    tried; of more, as many as that makes placements.
     """
-    done: list[TierPlan] = []
-    for entry, before in zip(tiers, alone, strict=True):
-        held = _held(done)
-        left = {
-            uuid: replace(card, taken_mib=card.taken_mib + int(-(-sum(mib for _, mib in held.get(card, ())) // 1)))
-            for uuid, card in cards.items()
-        }
-        whole = {left[uuid]: card for uuid, card in cards.items()}
-        ram_held = sum(each.chosen.choice.estimate.host.total_mib for each in done)
-        ram = (
-            host.ram if host.ram.total_mib is None else replace(host.ram, total_mib=int(host.ram.total_mib - ram_held))
-        )
-        found = _tier(entry, gpus, models, left, Host(tuple(left.values()), ram))
-        if (
-            not found.fits
-            or found.chosen.model != before.chosen.model
-            or len(found.candidates) != len(before.candidates)
-        ):
-            return None
-        kept = found.chosen
-        choice = replace(kept.choice, cards=tuple(whole[card] for card in kept.choice.cards), ram=host.ram)
-        done.append(replace(before, candidates=(*before.candidates[:-1], replace(kept, result=choice))))
-    return None if _over(done, host) else tuple(done)
+    # Whatever lies where, the weights of a tier that may leave no layer on the CPU are somewhere on the cards.
+    weights = sum(
+        need.weights_mib
+        for each in alone
+        if each.chosen.demand.gpu_layers != "auto"
+        for need in each.chosen.choice.estimate.devices
+    )
+    if weights > sum(card.room_mib for card in host.cards):
+        return None
+    tries = iter(range(sum(math.perm(_ORDERED_TIERS, count + 1) for count in range(_ORDERED_TIERS))))
+
+    def place(done: tuple[TierPlan, ...], waiting: tuple[int, ...]) -> tuple[TierPlan, ...] | None:
+        if not waiting:
+            return done
+        left, whole = _left(host, [done])
+        for index in waiting:
+            if next(tries, None) is None:
+                return None
+            found, before = _tier(tiers[index], gpus, models, left), alone[index]
+            if not found.fits or len(found.candidates) != len(before.candidates):
+                continue
+            beside = _with(before, replace(found.chosen, result=_on_whole_cards(found.chosen.choice, whole, host.ram)))
+            every = place((*done, beside), tuple(other for other in waiting if other != index))
+            if every:
+                return every
+        return None
+
+    return place(tuple(held_by), tuple(range(len(tiers))))
 
 
-def _together(planned: Sequence[TierPlan], host: Host) -> tuple[tuple[tuple[str, ...], ...], tuple[Exclusion, ...]]:
+def keep(
+    planned: Plan,
+    proven: Mapping[str, tier.TierSpec],
+    gpus: Sequence[GpuEntry],
+    tiers: Sequence[TierEntry],
+    models: Mapping[str, ModelEntry],
+    host: Host,
+) -> Plan:
+    """Put what is proven on the host, by tier, in the place of what `make` has planned, where it can be kept.
+
+    As many placements are kept as there is room for, and the other tiers planned beside them. When that gives no plan
+    with which all tiers are resident, the plan stays what it was.
+    """
+    if not all(each.fits for each in planned.tiers):
+        return planned
+    as_proven = {
+        each.name: again
+        for each in planned.tiers
+        if each.name in proven and (again := _as_proven(each, proven[each.name], models[each.chosen.model], host))
+    }
+    for size in range(len(as_proven), 0, -1):
+        for names in itertools.combinations(as_proven, size):
+            rest = [(entry, each) for entry, each in zip(tiers, planned.tiers, strict=True) if each.name not in names]
+            entries, before = [entry for entry, _ in rest], [each for _, each in rest]
+            held_by = [as_proven[name] for name in names]
+            found = None if _over(held_by, host) else _squeezed(entries, gpus, models, host, before, held_by)
+            if found:
+                by_name = {each.name: each for each in found}
+                _raise_contexts(by_name, [tuple(by_name)], host)
+                possible = not planned.exclusions
+                compared = tuple(_compared(by_name[each.name], each, possible=possible) for each in planned.tiers)
+                return Plan(compared, (tuple(each.name for each in compared),), ())
+    return planned
+
+
+def _as_proven(planned: TierPlan, proven: tier.TierSpec, model: ModelEntry, host: Host) -> TierPlan | None:
+    """Return a tier's plan with its proven placement; None when another model is to be served, or it cannot be kept."""
+    chosen = planned.chosen
+    same_model = proven.model.name == chosen.model and proven.model.file.endswith(model_path(model, ""))
+    if not same_model or model.header is None:
+        return None
+    choice = kept.choice(proven, model.header, planned.cards, host.ram, chosen.demand)
+    return _with(planned, replace(chosen, result=choice, kept=True)) if choice else None
+
+
+def _compared(planned: TierPlan, found: TierPlan, *, possible: bool) -> TierPlan:
+    """Complete what a plan says of a kept placement by what the new choice was, if that was `possible`.
+
+    What a new choice would be too is not called kept.
+    """
+    now, anew = planned.chosen.choice, found.chosen.choice
+    if not planned.chosen.kept:
+        return planned
+    if (now.placement, now.cards) == (anew.placement, anew.cards):
+        return _with(planned, replace(planned.chosen, kept=False))
+    gains = kept.better(now, anew, planned.chosen.demand) if possible else None
+    return _with(planned, replace(planned.chosen, anew=gains))
+
+
+def _with(planned: TierPlan, chosen: CandidatePlan) -> TierPlan:
+    return replace(planned, candidates=(*planned.candidates[:-1], chosen))
+
+
+def _together(
+    tiers: Sequence[TierEntry],
+    planned: Mapping[str, TierPlan],
+    beside: Callable[[Sequence[TierEntry]], tuple[TierPlan, ...] | None],
+    host: Host,
+) -> tuple[tuple[tuple[str, ...], ...], tuple[Exclusion, ...]]:
     """Return the largest sets of tiers that fit at once, and the smallest that do not."""
     fitting: list[tuple[str, ...]] = []
     exclusions: list[Exclusion] = []
-    for size in range(1, len(planned) + 1):
-        for chosen in itertools.combinations(planned, size):
-            names = tuple(each.name for each in chosen)
+    for size in range(1, len(tiers) + 1):
+        for chosen in itertools.combinations(tiers, size):
+            names = tuple(entry.name for entry in chosen)
             if any(set(exclusion.tiers) <= set(names) for exclusion in exclusions):
                 continue
-            reason = _over(chosen, host) if size > 1 else None
-            if reason:
-                exclusions.append(Exclusion(names, reason))
-            else:
+            if beside(chosen):
                 fitting.append(names)
+                continue
+            reason = _over([planned[name] for name in names], host)
+            untried = "; not every order of so many tiers was tried" if size > _ORDERED_TIERS else ""
+            exclusions.append(Exclusion(names, f"{reason}{untried}"))
     largest = [names for names in fitting if not any(set(names) < set(other) for other in fitting)]
     return tuple(largest), tuple(exclusions)
+
+
+def _raise_contexts(planned: dict[str, TierPlan], together: Sequence[Sequence[str]], host: Host) -> None:
+    """Give tiers, in their order, the context of their range that those that are resident beside them leave room for.
+
+    A set of tiers that is resident with other placements than these only gives its context no say here.
+    """
+    for name, each in planned.items():
+        least = each.chosen
+        if not each.fits or least.kept or least.demand.most_context == least.demand.context:
+            continue
+        sets = [[planned[other] for other in names] for names in together if name in names]
+        others = [[other for other in group if other is not each] for group in sets if not _over(group, host)]
+        left, whole = _left(host, others)
+        smaller = {card: part for part, card in whole.items()}
+        own = Host(tuple(smaller[card] for card in each.cards), left.ram)
+        result = placement.search(least.header, own, least.demand)
+        # What is left is counted in whole MiB, which may be too little by part of one.
+        if isinstance(result, Choice) and result.placement.n_gpu_layers == least.choice.placement.n_gpu_layers:
+            planned[name] = _with(each, replace(least, result=_on_whole_cards(result, whole, host.ram)))
 
 
 def refusal(name: str, candidate: CandidatePlan) -> str:
@@ -299,11 +481,12 @@ def problems(planned: Plan) -> list[str]:
     ]
 
 
-def to_json(planned: Plan, host: str) -> dict[str, Any]:
-    """Return the plan document (docs/schemas/plan.schema.json)."""
+def to_json(planned: Plan, host: str, remarks: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the plan document (docs/schemas/plan.schema.json); `remarks` are those on the whole host."""
     return {
         "schema": SCHEMA,
         "host": host,
+        "remarks": list(remarks),
         "tiers": [_tier_json(each) for each in planned.tiers],
         "resident_together": [list(names) for names in planned.resident_together],
         "exclusions": [{"tiers": list(item.tiers), "reason": item.reason} for item in planned.exclusions],
@@ -350,6 +533,10 @@ def _candidate_json(name: str, candidate: CandidatePlan) -> dict[str, Any]:
         "reason": None if candidate.fits else refusal(name, candidate),
         "confidence": candidate.confidence,
         "header_tolerance": candidate.header_tolerance,
+        "remarks": list(candidate.remarks),
+        "context": {"min": candidate.demand.context, "max": candidate.demand.most_context},
+        "kept": candidate.kept,
+        "anew": candidate.anew,
         "placement": {
             **words,
             "tensor_split": list(choice.placement.tensor_split),
@@ -362,7 +549,7 @@ def _candidate_json(name: str, candidate: CandidatePlan) -> dict[str, Any]:
                 "uuid": None if is_placeholder(card.uuid) else card.uuid,
                 "layers": device.layers,
                 "card_mib": card.total_mib,
-                "free_mib": None if card.total_mib is None else card.free_mib,
+                "free_mib": card.free_mib,
                 "taken_mib": card.taken_mib,
                 "taken_by": card.taken_by,
                 "margin_mib": card.margin_mib,
@@ -371,9 +558,9 @@ def _candidate_json(name: str, candidate: CandidatePlan) -> dict[str, Any]:
                 "compute_mib": round(need.compute_mib, 1),
                 "overhead_mib": round(need.overhead_mib, 1),
                 "total_mib": round(need.total_mib, 1),
-                "spare_mib": None if card.total_mib is None else round(spare, 1),
+                "spare_mib": round(spare, 1),
                 "overhead_by": placement.overhead(card).source,
-                "speed_by": throughput.prior(card.compute_capability).source,
+                "speed_by": throughput.expectation(card).source,
             }
             for device, card, need, spare in zip(
                 devices(choice), choice.cards, choice.estimate.devices, choice.spare_mib, strict=True
@@ -395,7 +582,7 @@ def _candidate_json(name: str, candidate: CandidatePlan) -> dict[str, Any]:
 def _speed_json(choice: Choice) -> dict[str, Any] | None:
     if choice.speed is None:
         return None
-    return {key: round(value, 1) for key, value in asdict(choice.speed).items()}
+    return {key: value if isinstance(value, str) else round(value, 1) for key, value in asdict(choice.speed).items()}
 
 
 def model_path(model: ModelEntry, directory: str) -> str:
@@ -474,6 +661,22 @@ def _spec(
     )
 
 
+class SitePlan(NamedTuple):
+    """What site.yml makes of a plan.
+
+    One spec and one readable line for each tier, one sentence for each candidate that was passed over, the remarks on
+    the chosen ones, and the names of the tiers that keep a proven placement instead of another that would be chosen
+    now. `room_mib` is what tiers may hold of each card whose memory is known, by UUID.
+    """
+
+    specs: tuple[tier.TierSpec, ...]
+    passed_over: tuple[str, ...]
+    summary: tuple[str, ...]
+    remarks: tuple[str, ...]
+    kept: tuple[str, ...]
+    room_mib: dict[str, int]
+
+
 def for_site(
     gpus: Sequence[Any],
     tiers: Sequence[Any],
@@ -484,29 +687,43 @@ def for_site(
     places: Places,
     profile: Mapping[str, Any] | None = None,
     ram: Mapping[str, Any] | None = None,
-) -> tuple[tuple[tier.TierSpec, ...], tuple[str, ...]]:
+    *,
+    replan: bool = False,
+) -> SitePlan:
     """Plan every tier of a host for site.yml; InventoryError lists all reasons why that cannot be done.
 
-    Returns one spec for each tier, and one sentence for each candidate that was passed over.
-
     Arguments are the inventory's words as Ansible hands them over; `profile` is the host profile, empty when there is
-    no host to ask. All tiers of a host are served at once, so tiers that exclude each other are refused.
+    no host to ask. All tiers of a host are served at once, so tiers that exclude each other are refused. `replan` makes
+    a new choice for every tier, where else a placement that is proven on the host is kept.
     """
     found = check_inventory(gpus, tiers, models, engines, engine, backend)
     ram_entry = parse_ram(ram or {}, found)
     if found:
         raise InventoryError(found)
     parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
-    planned = make(parsed_gpus, parsed_tiers, parsed_models, join_host(parsed_gpus, ram_entry, profile or {}))
+    host = join_host(parsed_gpus, ram_entry, profile or {})
+    planned = make(parsed_gpus, parsed_tiers, parsed_models, host)
+    if not replan:
+        planned = keep(planned, kept.of_profile(profile or {}), parsed_gpus, parsed_tiers, parsed_models, host)
     found = problems(planned)
     if found:
         raise InventoryError(found)
-    passed_over = (refusal(each.name, tried) for each in planned.tiers for tried in each.candidates if not tried.fits)
-    specs = (
+    specs = tuple(
         _spec(entry, each.chosen, parsed_models[each.chosen.model], engines[engine], backend, places)
         for entry, each in zip(parsed_tiers, planned.tiers, strict=True)
     )
-    return tuple(specs), tuple(passed_over)
+    return SitePlan(
+        specs=specs,
+        passed_over=tuple(
+            refusal(each.name, tried) for each in planned.tiers for tried in each.candidates if not tried.fits
+        ),
+        summary=tuple(
+            describe(spec) + _kept_words(each.chosen) for spec, each in zip(specs, planned.tiers, strict=True)
+        ),
+        remarks=tuple(f"{each.name}: {remark}" for each in planned.tiers for remark in each.chosen.remarks),
+        kept=tuple(each.name for each in planned.tiers if each.chosen.kept),
+        room_mib={card.uuid: card.room_mib for card in host.cards if card.uuid and card.total_mib is not None},
+    )
 
 
 def served(gpus: Sequence[Any], tiers: Sequence[Any], models: Mapping[str, Any]) -> list[str]:
@@ -533,3 +750,8 @@ def describe(spec: tier.TierSpec) -> str:
     )
     speed = f", {spec.predicted.expected:.1f} tokens/s expected" if spec.predicted else ""
     return f"{spec.name}: {spec.model.name}, context {spec.placement.ctx_size}, port {spec.port}: {lie}{speed}"
+
+
+def _kept_words(chosen: CandidatePlan) -> str:
+    anew = f"; a new choice would be {chosen.anew}: `-e llama_tiers_replan=true` takes it" if chosen.anew else ""
+    return f"; kept as proven{anew}" if chosen.kept else ""

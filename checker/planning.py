@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from checker import cards, plan
+from checker import calibration, cards, plan
 from checker.catalogue import (
     InventoryError,
     ModelEntry,
@@ -53,11 +53,16 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Subject:
-    """One host to plan for: the inventory's variables, and what was read of its hardware."""
+    """One host to plan for: the inventory's variables, what was read of its hardware, and what was measured on it.
+
+    `remarks` say why measurements that might be there were not read.
+    """
 
     name: str
     variables: Mapping[str, Any]
     profile: Mapping[str, Any]
+    measured: tuple[calibration.Run, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 class _CardOfFile(BaseModel):
@@ -114,7 +119,29 @@ def read_inventory(root: Path, inventory: Path, limit: str | None) -> list[Subje
     if not names:
         which = f" of {limit}" if limit else ""
         raise PlanningError(f"no host{which} of the group gpu_hosts is in {inventory}")
-    return [Subject(name, variables.get(name, {}), {}) for name in names]
+    found = []
+    for name in names:
+        words = variables.get(name, {})
+        measured, remarks = _measured(root, name, words)
+        found.append(Subject(name, words, {}, measured, remarks))
+    return found
+
+
+def _measured(
+    root: Path, host: str, variables: Mapping[str, Any]
+) -> tuple[tuple[calibration.Run, ...], tuple[str, ...]]:
+    """Read what verification has kept of a host on this controller; return the runs, and remarks."""
+    directory = str(variables.get("verification_documents_directory", root))
+    if "{{" in directory:
+        why = f"verification_documents_directory {directory!r} is a template, which only a play resolves"
+        return (), (f"{why}: speeds are expected without what was measured",)
+    path = root / directory / "evidence" / f"{host}.json"
+    try:
+        return calibration.runs(json.loads(path.read_text(encoding="utf-8"))), ()
+    except FileNotFoundError:
+        return (), ()
+    except (OSError, ValueError) as error:
+        return (), (f"{path} tells nothing of speeds: {error}; `checker verify` writes it anew",)
 
 
 def _members(document: Mapping[str, Any], group: str) -> set[str]:
@@ -155,7 +182,8 @@ def subjects(root: Path, inventory: str | None, limit: str | None, hardware: str
         names = ", ".join(host.name for host in hosts)
         raise PlanningError(f"{hardware} is one host's hardware, the inventory has {names}: name one with --limit")
     read = read_hardware(Path(hardware))
-    return [Subject(hosts[0].name, {**hosts[0].variables, "gpus": read.variables["gpus"]}, read.profile)]
+    variables = {**hosts[0].variables, "gpus": read.variables["gpus"]}
+    return [replace(hosts[0], variables=variables, profile=read.profile)]
 
 
 def read_header(source: str) -> Header:
@@ -179,10 +207,10 @@ def make(subject: Subject, wishes: Wishes, models: Mapping[str, Any], engines: M
     problems = check_inventory(gpus, tiers, models, engines, engine, str(variables.get("llama_cpp_backend", "cuda")))
     ram = parse_ram(variables.get("ram") or {}, problems)
     if problems:
-        raise InventoryError([f"{subject.name}: {problem}" for problem in problems])
+        raise InventoryError(problems)
     parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
-    host = cards.host(parsed_gpus, ram, subject.profile)
-    return plan.to_json(plan.make(parsed_gpus, parsed_tiers, parsed_models, host), subject.name)
+    host = calibration.calibrated(cards.host(parsed_gpus, ram, subject.profile), subject.measured, parsed_models)
+    return plan.to_json(plan.make(parsed_gpus, parsed_tiers, parsed_models, host), subject.name, subject.remarks)
 
 
 def _tiers(written: Any, wishes: Wishes, models: dict[str, Any]) -> Any:

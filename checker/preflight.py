@@ -6,13 +6,12 @@ Every function returns sentences, one for each problem, that name the thing, the
 from __future__ import annotations
 
 import glob
-import ipaddress
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from checker.catalogue import ModelEntry, PartEntry
+from checker.catalogue import ModelEntry, PartEntry, is_here
 from checker.hardware import MIB, Driver, Gpu
 
 
@@ -100,7 +99,7 @@ def judge(
 def gpu_problems(profile: HostProfile, expected: Sequence[Mapping[str, Any]]) -> list[str]:
     """Hold the cards of the inventory against those of the host."""
     problems = [profile.problem] if profile.problem else []
-    here = [gpu for gpu in expected if _is_here(gpu)]
+    here = [gpu for gpu in expected if is_here(gpu.get("rpc_endpoint"))]
     problems += [
         f"gpus of the inventory has {uuid} {count} times: list each card once"
         for uuid, count in Counter(gpu["uuid"] for gpu in here).items()
@@ -155,15 +154,3 @@ def disk_problems(disks: Sequence[Disk], needs: Sequence[Need]) -> list[str]:
                 f"make {total - free[filesystem]:,} MiB free, or mount a larger file system there"
             )
     return problems
-
-
-def _is_here(gpu: Mapping[str, Any]) -> bool:
-    """Whether a card of the inventory is in this host: a card behind another host's RPC server is not."""
-    endpoint = gpu.get("rpc_endpoint")
-    if not endpoint:
-        return True
-    address = endpoint.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return bool(address == "localhost")

@@ -4,7 +4,8 @@ Generation reads every weight it uses, and the KV cache, once for each token, an
 the other: the time of a token is the sum over the devices of bytes / bandwidth (published runs: two RTX 5060 Ti run a
 27B model at the speed of one). That is the bound. What is expected is slower: no kernel reaches the datasheet's
 bandwidth, and every layer costs the start of its kernels, most of the time of a small model or on a very fast card.
-Both are priors by compute capability, fitted to published runs. Pure; bytes, seconds, GB/s (10^9 bytes a second).
+Both are priors by compute capability, fitted to published runs, which what was measured on a card sharpens
+(`checker.calibration`). Pure; bytes, seconds, GB/s (10^9 bytes a second).
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ class Pace:
 
     share: float
     layer_s: float
+
+    def times(self, ratio: float) -> Pace:
+        """Return the pace that is so many times as fast."""
+        return Pace(self.share * ratio, self.layer_s / ratio)
 
 
 @dataclass(frozen=True)
@@ -90,14 +95,16 @@ FILL = 0.5
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens per second of one request. `bound` by bandwidth alone with an empty context; the others by the priors with
-    `fill_tokens` in the cache: `expected` inside its interval from `low` to `high`."""
+    """Tokens per second of one request. `bound` by bandwidth alone with an empty context; the others with `fill_tokens`
+    in the cache: `expected` inside its interval from `low` to `high`. `by` says what they rest on: priors, measurements
+    of the cards, or both."""
 
     bound: float
     expected: float
     low: float
     high: float
     fill_tokens: int
+    by: str
 
 
 def prior(compute_capability: str | None) -> Prior:
@@ -105,6 +112,15 @@ def prior(compute_capability: str | None) -> Prior:
     if compute_capability is None:
         return _UNKNOWN
     return PRIORS.get(compute_capability) or PRIORS.get(compute_capability.split(".")[0], _UNKNOWN)
+
+
+def expectation(card: Card) -> Prior:
+    """Return what to expect of a card: its prior, sharpened by what was measured on it."""
+    known = prior(card.compute_capability)
+    if card.learned is None:
+        return known
+    expected, low, high = (pace.times(card.learned.ratio) for pace in (known.expected, known.low, known.high))
+    return Prior(expected, low, high, card.learned.source)
 
 
 def layer_reads(header: Header, cache_type_k: str, cache_type_v: str, fill_tokens: int) -> list[float]:
@@ -149,24 +165,36 @@ def hops_s(header: Header, places: int) -> float:
     return max(0, places - 1) * (_HOP_S + 4 * header.n_embd / (_PCIE_GB_S * 1e9))
 
 
-def speed(header: Header, placement: Placement, cards: Sequence[Card], ram: Ram) -> Speed:
-    """Return what to expect of a placement; `cards` in device order. ValueError when a bandwidth is not known."""
-    fill = int(placement.ctx_size * FILL)
+def speed(
+    header: Header, placement: Placement, cards: Sequence[Card], ram: Ram, fill_tokens: int | None = None
+) -> Speed:
+    """Return what to expect of a placement; `cards` in device order. ValueError when a bandwidth is not known.
+
+    `fill_tokens` in the cache are assumed, half of the context when it is None.
+    """
+    fill = int(placement.ctx_size * FILL) if fill_tokens is None else fill_tokens
     full = layer_reads(header, placement.cache_type_k, placement.cache_type_v, fill)
     empty = layer_reads(header, placement.cache_type_k, placement.cache_type_v, 0)
-    priors = [prior(card.compute_capability) for card in cards]
+    all_on_cards = placement.n_gpu_layers >= len(full) and not placement.n_cpu_moe
+    priors = [expectation(card) for card in cards]
     places = sum(count > 0 for count in placement.tensor_split) + (placement.n_gpu_layers < len(full))
     hops = hops_s(header, places)
     bound = 1 / _seconds(header, placement, empty, cards, [_BOUND] * len(cards), ram_rate(ram, _BOUND))
     expected, low, high = (
-        1 / (_seconds(header, placement, full, cards, paces, ram_rate(ram, ram_pace)) + hops)
+        min(bound, 1 / (_seconds(header, placement, full, cards, paces, ram_rate(ram, ram_pace)) + hops))
         for paces, ram_pace in (
             ([each.expected for each in priors], RAM_PRIOR.expected),
             ([each.low for each in priors], RAM_PRIOR.low),
             ([each.high for each in priors], RAM_PRIOR.high),
         )
     )
-    return Speed(bound, min(expected, bound), min(low, bound), min(high, bound), fill)
+    learned = [card.learned for card in cards]
+    if all_on_cards and all(learned):
+        spread = max(each.spread for each in learned if each)
+        low, high = max(low, expected * (1 - spread)), min(high, expected * (1 + spread))
+    of_cards = [each.source if each else "priors" for each in learned]
+    by = "; ".join(dict.fromkeys([*of_cards, *([] if all_on_cards else ["priors"])]))
+    return Speed(bound, expected, low, high, fill, by)
 
 
 def _seconds(

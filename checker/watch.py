@@ -57,8 +57,9 @@ class Watch:
             self.problem = str(error)
 
 
-def _held_mib(state: CardState, pid: int) -> float:
-    return round(sum(process.used_mib for process in state.processes if process.pid == pid), 2)
+def _held_mib(state: CardState, pid: int) -> float | None:
+    held = [process.used_mib for process in state.processes if process.pid == pid]
+    return None if None in held else round(sum(mib or 0 for mib in held), 2)
 
 
 def summarise(uuid: str, samples: Sequence[CardState], pid: int) -> CardLoad:
@@ -79,7 +80,7 @@ def summarise(uuid: str, samples: Sequence[CardState], pid: int) -> CardLoad:
 
     return CardLoad(
         uuid=uuid,
-        peak_mib=max((_held_mib(sample, pid) for sample in samples), default=None),
+        peak_mib=max((mib for sample in samples if (mib := _held_mib(sample, pid)) is not None), default=None),
         graphics_mhz=middle("graphics_mhz"),
         graphics_max_mhz=most("graphics_max_mhz"),
         memory_mhz=middle("memory_mhz"),

@@ -34,7 +34,8 @@ def render(documents: Sequence[dict[str, Any]], name: str) -> str:
 
 
 def _host(document: dict[str, Any]) -> list[RenderableType]:
-    parts: list[RenderableType] = [Text(document["host"], style="bold underline"), *_cards(document), Text()]
+    remarks = [Text(f"note: {remark}", style="yellow") for remark in document["remarks"]]
+    parts: list[RenderableType] = [Text(document["host"], style="bold underline"), *_cards(document), *remarks, Text()]
     for tier in document["tiers"]:
         parts += [*_tier(tier), Text()]
     together = [" + ".join(names) for names in document["resident_together"]]
@@ -46,17 +47,24 @@ def _host(document: dict[str, Any]) -> list[RenderableType]:
     return [*parts, Text()]
 
 
-def _cards(document: dict[str, Any]) -> list[Text]:
+def _cards(document: dict[str, Any]) -> list[RenderableType]:
     """Say of each card that a tier uses how much of it is free for tiers, and by what reckoning."""
-    said = {}
-    for device in (device for tier in document["tiers"] for device in tier["devices"]):
-        if device["card_mib"] is not None:
-            room = max(0, device["free_mib"] - device["margin_mib"])
-            said[device["uuid"] or device["gpu"], device["gpu"]] = (
-                f"{short_name(device['gpu'])}: {room:,} of {device['card_mib']:,} MiB free "
-                f"({device['taken_mib']:,} taken: {device['taken_by']}; {device['margin_mib']:,} margin)"
-            )
-    return [Text(line, style="dim") for line in said.values()]
+    # A card without a UUID is known by its figures alone.
+    used = {
+        (device["uuid"], device["gpu"], device["free_mib"], device["margin_mib"]): device
+        for tier in document["tiers"]
+        for device in tier["devices"]
+    }
+    said: list[RenderableType] = []
+    for device in used.values():
+        room = max(0, device["free_mib"] - device["margin_mib"])
+        free = (
+            f"{short_name(device['gpu'])}: {room:,} of {device['card_mib']:,} MiB free "
+            f"({device['taken_mib']:,} taken: {device['taken_by']}; {device['margin_mib']:,} margin)"
+        )
+        cuda = f"CUDA itself {device['overhead_mib']:,.0f} MiB: {device['overhead_by']}"
+        said += [Text(free, style="dim"), Padding(Text(cuda, style="dim"), (0, 0, 0, 2))]
+    return said
 
 
 def _tier(tier: dict[str, Any]) -> list[RenderableType]:
@@ -65,7 +73,7 @@ def _tier(tier: dict[str, Any]) -> list[RenderableType]:
         (tier["name"], "bold"),
         "  ",
         ("fits", "bold green") if fits else ("DOES NOT FIT", "bold red"),
-        f"  {tier['model']}, context {placement['ctx_size']:,}",
+        f"  {tier['model']}, context {placement['ctx_size']:,}{_range(tier['context'])}",
     )
     lines: list[RenderableType] = [title]
     if tier["confidence"] != KNOWN:
@@ -73,6 +81,7 @@ def _tier(tier: dict[str, Any]) -> list[RenderableType]:
     if tier["header_tolerance"] is not None:
         note = f"its header is derived, true to {tier['header_tolerance']:.1%}; `checker lock` reads the file's own"
         lines.append(Padding(Text(note, style="dim"), (0, 0, 0, 2)))
+    lines += [Padding(Text(f"note: {remark}", style="yellow"), (0, 0, 0, 2)) for remark in tier["remarks"]]
     if fits:
         lines += [Padding(Text(words), (0, 0, 0, 2)) for words in _words(tier)]
     lines.append(Padding(_devices(tier), (0, 0, 0, 2)))
@@ -86,6 +95,10 @@ def _tier(tier: dict[str, Any]) -> list[RenderableType]:
         lines += [Padding(Text(reason), (0, 0, 0, 4)) for reason in candidate["reasons"]]
         lines.append(Padding(_changes(candidate["changes"]), (0, 0, 0, 4)))
     return lines
+
+
+def _range(context: dict[str, int]) -> str:
+    return f" of {context['min']:,} to {context['max']:,}" if context["max"] > context["min"] else ""
 
 
 def _changes(changes: list[dict[str, Any]]) -> Table | Text:
@@ -113,9 +126,11 @@ def _words(tier: dict[str, Any]) -> list[str]:
         words.append(f"{ram['needed_mib']:,.0f} MiB of host memory")
     if speed is None:
         return ["tokens/s not known: the memory bandwidth of a card is not", " · ".join(words)]
+    by_priors = speed["by"] == "priors"
+    expected = f"{speed['expected']:.1f} tokens/s expected{' by priors' if by_priors else ''}"
     return [
-        f"{speed['expected']:.1f} tokens/s expected by priors ({speed['low']:.1f} to {speed['high']:.1f}), "
-        f"{speed['bound']:.1f} is the bound",
+        f"{expected} ({speed['low']:.1f} to {speed['high']:.1f}), {speed['bound']:.1f} is the bound",
+        *([] if by_priors else [f"speed by: {speed['by']}"]),
         " · ".join(words),
     ]
 
@@ -123,13 +138,13 @@ def _words(tier: dict[str, Any]) -> list[str]:
 def _devices(tier: dict[str, Any]) -> Table:
     table = Table.grid(padding=(0, 1))
     for device in tier["devices"]:
-        over = device["spare_mib"] is not None and device["spare_mib"] < 0
-        room = None if device["free_mib"] is None else max(0, device["free_mib"] - device["margin_mib"])
+        over = device["spare_mib"] < 0
+        room = max(0, device["free_mib"] - device["margin_mib"])
         table.add_row(
             short_name(device["gpu"]),
             _bar(device, over),
             Text(f"{device['total_mib']:,.0f}", style="bold red" if over else "", justify="right"),
-            "of" if room is None else Text(f"of {room:,} MiB", justify="right"),
+            Text(f"of {room:,} MiB", justify="right"),
             Text(f"{device['layers']} layers", style="dim", justify="right"),
         )
     return table
@@ -137,7 +152,7 @@ def _devices(tier: dict[str, Any]) -> Table:
 
 def _bar(device: dict[str, Any], over: bool) -> Text:
     held = {**device, "rest_mib": device["compute_mib"] + device["overhead_mib"]}
-    whole = device["card_mib"] or sum(held[key] for key, *_ in _PARTS)
+    whole = device["card_mib"]
     bar, end, drawn = Text("│"), 0.0, 0
     for key, character, style, _ in _PARTS:
         end += held[key]

@@ -22,6 +22,10 @@ options:
   keys_directory: {description: Folder of the tiers' API keys on the host, type: str, required: true}
   profile: {description: What gpu_facts read on the host; empty when there is no host to ask, type: dict, default: {}}
   ram: {description: What the inventory says of the host's memory, type: dict, default: {}}
+  replan:
+    description: Choose every placement anew, where else one that is proven on the host is kept while it fits.
+    type: bool
+    default: false
 attributes:
   check_mode: {support: full}
 author: [llama-tiers]
@@ -46,7 +50,16 @@ RETURN = r"""
 specs: {description: One tier spec document (schema llama-tiers/tier/1) for each tier, type: list, returned: success}
 models: {description: Names of the models that the tiers serve, type: list, returned: success}
 passed_over: {description: One sentence for each candidate that does not fit, type: list, returned: success}
+remarks: {description: What whoever reads the plan should know of its figures, type: list, returned: success}
 summary: {description: One readable line for each tier, type: list, returned: success}
+room_mib:
+  description: MiB that tiers may hold of each card whose memory is known, by UUID
+  type: dict
+  returned: success
+kept:
+  description: Names of the tiers that keep a proven placement where another would be chosen now
+  type: list
+  returned: success
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -67,6 +80,7 @@ def main() -> None:
             "keys_directory": {"type": "str", "required": True, "no_log": False},
             "profile": {"type": "dict", "default": {}},
             "ram": {"type": "dict", "default": {}},
+            "replan": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
@@ -77,7 +91,7 @@ def main() -> None:
         module.fail_json(msg=f"the controller's Python has no checker ({error}); run `make setup`")
     args = module.params
     try:
-        specs, passed_over = plan.for_site(
+        planned = plan.for_site(
             args["gpus"],
             args["tiers"],
             args["models"],
@@ -87,15 +101,19 @@ def main() -> None:
             plan.Places(release=args["release"], models=args["models_directory"], keys=args["keys_directory"]),
             args["profile"],
             args["ram"],
+            replan=args["replan"],
         )
     except InventoryError as error:
         module.fail_json(msg=str(error), problems=error.problems)
     module.exit_json(
         changed=False,
-        specs=[spec.to_json() for spec in specs],
-        models=list(dict.fromkeys(spec.model.name for spec in specs)),
-        summary=[plan.describe(spec) for spec in specs],
-        passed_over=list(passed_over),
+        specs=[spec.to_json() for spec in planned.specs],
+        models=list(dict.fromkeys(spec.model.name for spec in planned.specs)),
+        summary=list(planned.summary),
+        passed_over=list(planned.passed_over),
+        remarks=list(planned.remarks),
+        kept=list(planned.kept),
+        room_mib=planned.room_mib,
     )
 
 

@@ -49,6 +49,7 @@ mmdebstrap --quiet --variant=minbase --components=main,contrib,non-free,non-free
     --customize-hook='chroot "$1" update-ca-certificates >/dev/null 2>&1' \
     --customize-hook="cp $work/80machine \"\$1\"/etc/apt/apt.conf.d/80machine" \
     --customize-hook='printf "[global]\ncert = /etc/ssl/certs/ca-certificates.crt\n" > "$1"/etc/pip.conf' \
+    --customize-hook='echo force-unsafe-io > "$1"/etc/dpkg/dpkg.cfg.d/lab' \
     --customize-hook='chroot "$1" systemctl disable nginx >/dev/null 2>&1; chroot "$1" systemctl enable ssh >/dev/null 2>&1' \
     --customize-hook='rm -f "$1"/etc/ssh/ssh_host_*; mkdir -m 700 -p "$1"/root/.ssh' \
     --customize-hook='rm -f "$1"/var/cache/apt/archives/*.deb' \

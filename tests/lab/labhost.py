@@ -14,6 +14,7 @@ LAB = Path(os.environ.get("LAB_DIRECTORY", ROOT / ".lab"))
 # The cards of tests/lab/gpu/cards.
 BIG = "GPU-3060a11a-0000-4000-8000-000000000001"
 SMALL = "GPU-10603b00-0000-4000-8000-000000000002"
+DROP_INS = "/run/systemd/system/llama-tier-deep.service.d"
 SUITE = os.environ.get("LAB_SUITE", "bookworm")
 
 Run = subprocess.CompletedProcess[str]
@@ -66,6 +67,13 @@ def inventory_tiers() -> list[dict[str, Any]]:
     result = run("ansible-inventory", "-i", "inventories/lab", "--host", "gpuhost")
     tiers: list[dict[str, Any]] = json.loads(result.stdout)["tiers"]
     return tiers
+
+
+def inventory_gpus() -> list[dict[str, Any]]:
+    """Return the cards of the lab's inventory, for a run with one thing changed."""
+    result = run("ansible-inventory", "-i", "inventories/lab", "--host", "gpuhost")
+    gpus: list[dict[str, Any]] = json.loads(result.stdout)["gpus"]
+    return gpus
 
 
 def main_pids() -> dict[str, str]:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from labhost import (
     BIG,
+    DROP_INS,
     LAB,
     ROOT,
     SMALL,
@@ -24,8 +25,6 @@ from labhost import (
     status_of,
     verify,
 )
-
-DROP_INS = "/run/systemd/system/llama-tier-deep.service.d"
 
 
 def change_deep(edit: str, *also: str) -> None:

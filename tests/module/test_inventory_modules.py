@@ -37,13 +37,14 @@ def test_all_problems_of_an_inventory_are_said_at_once() -> None:
         assert piece in result["msg"]
 
 
-def plan(profile: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+def plan(profile: dict[str, Any] | None = None, replan: bool = False, **changes: Any) -> dict[str, Any]:
     return run(
         "tier_plan",
         profile=profile or {},
         release="/opt/llama-tiers/current",
         models_directory=MODELS_DIRECTORY,
         keys_directory="/etc/llama-tiers/keys",
+        replan=replan,
         **inventory(**changes),
     )
 
@@ -56,6 +57,24 @@ def test_a_plan_has_a_spec_and_a_line_for_each_tier() -> None:
     assert {spec["model"]["file"] for spec in result["specs"]} == {TINY}
     assert [device["uuid"] for device in result["specs"][1]["devices"]] == [BIG["uuid"], SMALL["uuid"]]
     assert len(result["summary"]) == 2
+    # 8,192 and 3,072 MiB, less what the driver keeps, less the margin.
+    assert result["room_mib"] == {BIG["uuid"]: 8192 - 205 - 287, SMALL["uuid"]: 3072 - 77 - 150}
+
+
+def test_a_plan_keeps_what_is_proven_unless_it_is_asked_for_a_new_choice() -> None:
+    tier = {"name": "one", "port": 8080, "context": 4096, "gpus": "any"}
+    small = tier | {"candidates": [{"model": "tiny", "placement": {"ubatch_size": 128}}]}
+    auto = tier | {"candidates": [{"model": "tiny", "placement": "auto"}]}
+    proven = {"proven": {"one": plan(tiers=[small])["specs"][0]}}
+
+    kept = plan(profile=proven, tiers=[auto])
+    anew = plan(profile=proven, tiers=[auto], replan=True)
+
+    assert kept["specs"] == [proven["proven"]["one"]]
+    assert kept["kept"] == ["one"]
+    assert "; kept as proven; a new choice would be " in kept["summary"][0]
+    assert anew["specs"][0]["placement"]["ubatch_size"] == 512
+    assert anew["kept"] == []
 
 
 def test_a_plan_says_which_models_are_served() -> None:
@@ -134,6 +153,7 @@ def test_gpu_facts_finds_what_is_there_of_a_file(tmp_path: Path) -> None:
     profile = result["profile"]
     assert result["changed"] is False
     assert profile["ram_mib"] > 0
+    assert isinstance(profile["proven"], dict)
     assert profile["driver"] is not None or profile["problem"]
     assert [(disk["done"], disk["present_mib"]) for disk in profile["disks"]] == [(True, 0), (False, 3), (False, 0)]
     assert len({disk["filesystem"] for disk in profile["disks"]}) == 1
@@ -149,6 +169,12 @@ def test_what_our_own_tiers_hold_of_a_card_is_told_apart(tmp_path: Path, monkeyp
         (tmp_path / str(pid)).mkdir()
         (tmp_path / str(pid) / "cgroup").write_text(group)
     # The third has ended since it was listed.
-    held = tuple(hardware.GpuProcess(pid, mib) for pid, mib in ((7, 6000.5), (8, 900.0), (9, 50.0)))
+    held: list[hardware.GpuProcess] = []
     monkeypatch.setattr(hardware, "processes", lambda uuid: held)
+    held[:] = (hardware.GpuProcess(pid, mib) for pid, mib in ((7, 6000.5), (8, 900.0), (9, 50.0)))
     assert module.tiers_mib(BIG["uuid"], tmp_path) == 6000.5
+    held[:] = (hardware.GpuProcess(pid, mib) for pid, mib in ((7, 6000.5), (8, None)))
+    assert module.tiers_mib(BIG["uuid"], tmp_path) == 6000.5
+    # What the driver does not tell of one of ours is not nothing.
+    held[:] = (hardware.GpuProcess(pid, mib) for pid, mib in ((7, None), (8, 900.0)))
+    assert module.tiers_mib(BIG["uuid"], tmp_path) is None

@@ -1,15 +1,19 @@
-"""tier_keys and tier_preflight: what is written, who may read it, and who is named."""
+"""tier_keys, tier_preflight and tier_estimate: what is written, who may read it, and who is named."""
 
 from __future__ import annotations
 
 import grp
+import json
 import os
 import socket
 from pathlib import Path
 from typing import Any
 
+import fake_tier
 import pytest
 from modules import run
+
+from checker import tier
 
 GIVEN = "a-key-that-somebody-gave"
 root_only = pytest.mark.skipif(os.getuid() != 0, reason="the key files belong to root")
@@ -115,6 +119,30 @@ def test_who_holds_a_port_is_named(family: socket.AddressFamily, address: str) -
 
 def test_a_free_port_is_fine() -> None:
     assert preflight(free_port())["changed"] is False
+
+
+def test_a_damaged_proof_proves_nothing_and_is_said(tmp_path: Path) -> None:
+    binary, model = tmp_path / "llama-server", tmp_path / "tiny.gguf"
+    for path in (binary, model):
+        path.touch()
+    estimate = tmp_path / "llama-fit-params"
+    estimate.write_text("#!/bin/sh\necho 'RPC0 185 20 9'; echo 'RPC1 50 5 9'\n")
+    estimate.chmod(0o755)
+    spec = fake_tier.spec(argv=(str(binary), "--parallel", "1"), model=tier.Model("tiny", str(model), "ab" * 32))
+    proof = tmp_path / "proven/deep/spec.json"
+    proof.parent.mkdir(parents=True)
+
+    def estimated(text: str) -> dict[str, Any]:
+        proof.write_text(text)
+        return run("tier_estimate", specs=[spec.to_json()], proven_directory=str(tmp_path / "proven"))
+
+    assert estimated(json.dumps(spec.to_json()))["asked"] == []
+    for damaged in ("{", "", "\x00"):
+        result = estimated(damaged)
+        assert result["asked"] == ["deep"]
+        assert len(result["warnings"]) == 1
+        assert f"deep: {proof} is damaged" in str(result["warnings"])
+        assert "so the tier counts as not proven" in str(result["warnings"])
 
 
 def test_flags_that_the_engine_does_not_have_are_named(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,12 +12,15 @@ from typing import Any
 
 import fake_tier
 import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
 from checker import activation, hardware, systemd, tier
 from checker.activation import ActivationError, Outcome
 from inventories import BIG, SMALL
 
 BROKEN = "broken"
+ROOM = {BIG["uuid"]: 1000.0, SMALL["uuid"]: 1000.0}
 NOT_READY = "not ready: deep: holds nothing on GPU-3060"
 
 
@@ -23,18 +28,28 @@ NOT_READY = "not ready: deep: holds nothing on GPU-3060"
 class Played:
     """systemd of a host: a unit runs with the files that were there when it started, and as systemd had read it.
 
-    A tier whose model or unit file holds the word `broken`, or whose port another one holds, does not become active.
+    A tier whose model or unit file holds the word `broken`, or whose port another one holds, does not become active;
+    nor does one for which a card of `ROOM` has not the memory beside the others.
     """
 
     root: Path
     serving: dict[str, dict[str, str]] = field(default_factory=dict)
     starts: list[str] = field(default_factory=list)
+    stops: list[str] = field(default_factory=list)
     enabled: set[str] = field(default_factory=set)
     loaded: dict[str, str] = field(default_factory=dict)
     states: dict[str, str] = field(default_factory=dict)
     failing_sub_state: str = "failed"
     asked: int = 0
     said: list[str] = field(default_factory=lambda: ["Started.", NOT_READY, "Stopped."])
+
+    def forget(self) -> None:
+        """Make the host one on which nothing was ever served."""
+        for path in [*self.root.glob("*/*"), *self.root.glob("*.key")]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for what in (self.serving, self.starts, self.stops, self.enabled, self.loaded, self.states):
+            what.clear()
+        self.asked = 0
 
     @property
     def units(self) -> Path:
@@ -49,15 +64,26 @@ class Played:
         }
 
     def write(
-        self, name: str, model: str = "one", unit: str = "one", key: str = "one", port: int | None = None
+        self,
+        name: str,
+        model: str = "one",
+        unit: str = "one",
+        key: str = "one",
+        port: int | None = None,
+        mib: dict[str, float] | None = None,
     ) -> None:
-        port = port or {"fast": 8080}.get(name, 8081)
+        """Lay out a tier's files; `mib` is what it needs of cards by UUID, little of two unless it is given."""
+        port = port or {"fast": 8080, "new": 8082, "other": 8083}.get(name, 8081)
+        needs = mib or {BIG["uuid"]: 184.86, SMALL["uuid"]: 50.30}
         spec = fake_tier.spec(
             f"http://127.0.0.1:{port}",
             name=name,
             key_file=str(self.root / f"{name}.key"),
             model=tier.Model(model, "/m", "ab" * 32),
-            argv=("llama-server", "--alias", model, "--port", str(port)),
+            argv=("llama-server", "--alias", model, "--port", str(port), "--of-cards", str(needs)),
+            devices=tuple(
+                tier.Device(f"CUDA{index}", uuid, "card", 1, need) for index, (uuid, need) in enumerate(needs.items())
+            ),
         )
         (self.units / spec.unit).write_text(f"[Service]\n# {unit}\n")
         (self.root / "tiers" / f"{name}.json").write_text(json.dumps(spec.to_json()))
@@ -69,7 +95,7 @@ class Played:
 
     def unit_state(self, unit: str) -> systemd.UnitState:
         self.asked += 1
-        assert self.asked < 100, "waits for ever"
+        assert self.asked < 200, "waits for ever"
         state = self.states.get(unit, "inactive")
         if state == "activating":
             self.states[unit] = "active"
@@ -86,13 +112,23 @@ class Played:
         files = self.files(name) | {"unit": self.loaded[unit]}
         spec = json.loads(files["spec"])
         taken = {json.loads(other["spec"])["port"] for other in self.serving.values()}
-        if BROKEN in files["unit"] or spec["model"]["name"] == BROKEN or spec["port"] in taken:
+        broken = BROKEN in files["unit"] or spec["model"]["name"] == BROKEN
+        if broken or spec["port"] in taken or not self.has_room(spec):
             self.states[unit] = "failed"
         else:
             self.states[unit] = "activating"
             self.serving[name] = files
 
+    def has_room(self, spec: dict[str, Any]) -> bool:
+        held = dict.fromkeys(ROOM, 0.0)
+        for each in (spec, *(json.loads(files["spec"]) for files in self.serving.values())):
+            for device in each["devices"]:
+                held[device["uuid"]] += device["weights_mib"] or 0
+        return all(held[card] <= mib for card, mib in ROOM.items())
+
     def stop(self, unit: str) -> None:
+        if unit.removeprefix("llama-tier-").removesuffix(".service") in self.serving:
+            self.stops.append(unit.removeprefix("llama-tier-").removesuffix(".service"))
         self.states[unit] = "inactive"
         self.serving.pop(unit.removeprefix("llama-tier-").removesuffix(".service"), None)
 
@@ -131,7 +167,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Played:
 
 
 def activate(*names: str) -> Outcome:
-    return activation.activate(names, lambda line: None)
+    return activation.activate(names, ROOM, lambda line: None)
 
 
 def proven(host: Played, *names: str) -> None:
@@ -140,6 +176,7 @@ def proven(host: Played, *names: str) -> None:
         host.write(name)
     activate(*names)
     host.starts.clear()
+    host.stops.clear()
 
 
 def refused(*names: str) -> str:
@@ -171,6 +208,17 @@ def test_a_change_restarts_its_tier_alone_and_is_served(host: Played, changed: s
     assert host.starts == ["deep"]
     assert host.serving["deep"] == host.files("deep")
     assert activate("fast", "deep") == Outcome(activated=(), retired=())
+
+
+def test_what_is_proven_can_be_read_by_the_plan(host: Played) -> None:
+    assert activation.proven() == {}
+    proven(host, "fast", "deep")
+    documents = {name: json.loads(host.files(name)["spec"]) for name in ("fast", "deep")}
+    host.write("deep", model="two")
+    assert activation.proven() == documents
+    for spoilt in (b"{", b"\xff"):
+        (host.root / "proven/deep/spec.json").write_bytes(spoilt)
+        assert activation.proven() == {"fast": documents["fast"]}
 
 
 def test_a_proven_tier_that_is_down_is_started(host: Played) -> None:
@@ -265,6 +313,231 @@ def test_a_tier_that_gave_up_its_port_serves_again_when_the_other_fails(host: Pl
     host.write("deep", port=8080)
     refused("fast", "deep")
     assert host.serving == before
+
+
+def on(big: float = 0, small: float = 0) -> dict[str, float]:
+    """Return what a tier needs of the cards, of which each has 1,000 MiB."""
+    return {card["uuid"]: mib for card, mib in ((BIG, big), (SMALL, small)) if mib}
+
+
+def serve(host: Played, **needs: dict[str, float]) -> dict[str, dict[str, str]]:
+    """Bring tiers up with what they need, and return what they serve."""
+    for name, mib in needs.items():
+        host.write(name, mib=mib)
+    activate(*needs)
+    host.starts.clear()
+    host.stops.clear()
+    return dict(host.serving)
+
+
+def test_who_gives_memory_up_goes_before_who_takes_it(host: Played) -> None:
+    serve(host, fast=on(300), deep=on(600))
+    host.write("fast", mib=on(700))
+    host.write("deep", mib=on(200))
+    assert activate("fast", "deep").activated == ("deep", "fast")
+    assert host.stops == [], "both served until their own turn"
+    assert {name: host.files(name) for name in ("fast", "deep")} == host.serving
+    assert activate("fast", "deep") == Outcome(activated=(), retired=())
+
+
+def test_two_tiers_can_swap_their_cards(host: Played) -> None:
+    serve(host, fast=on(big=800), deep=on(small=800), other=on(100, 100))
+    host.write("fast", mib=on(small=800))
+    host.write("deep", mib=on(big=800))
+    assert activate("fast", "deep", "other").activated == ("fast", "deep")
+    assert host.stops == ["deep"], "fast cannot be on a card beside the old deep; nobody else stops"
+    assert {name: host.files(name) for name in ("fast", "deep", "other")} == host.serving
+    assert activate("fast", "deep", "other") == Outcome(activated=(), retired=())
+
+
+def test_who_has_room_beside_the_others_stops_nobody(host: Played) -> None:
+    serve(host, fast=on(big=400), deep=on(small=400))
+    host.write("fast", mib=on(small=400))
+    host.write("deep", mib=on(big=400))
+    assert activate("fast", "deep").activated == ("fast", "deep")
+    assert host.stops == []
+
+
+@pytest.mark.parametrize("fails", ["fast", "deep"])
+def test_a_swap_that_fails_is_undone_on_both_sides(host: Played, fails: str) -> None:
+    before = serve(host, fast=on(big=800), deep=on(small=800))
+    for name, mib in (("fast", on(small=800)), ("deep", on(big=800))):
+        host.write(name, mib=mib, model=BROKEN if name == fails else "two")
+    said = refused("fast", "deep")
+    assert said.startswith(f"tier {fails} did not become ready: {NOT_READY}; what served before is active again")
+    assert said.endswith("; fast had its place and went back too") == (fails == "deep")
+    assert host.serving == before
+    assert {name: host.files(name) for name in before} == before
+    assert activate("fast", "deep") == Outcome(activated=(), retired=())
+
+
+def test_a_swap_of_ports_that_fails_is_undone_on_both_sides(host: Played) -> None:
+    proven(host, "fast", "deep")
+    before = dict(host.serving)
+    host.write("fast", port=8081)
+    host.write("deep", port=8080, model=BROKEN)
+    assert "fast had its place and went back too" in refused("fast", "deep")
+    assert host.serving == before
+
+
+def test_what_is_proven_and_in_nobodys_way_stays_when_another_fails(host: Played) -> None:
+    serve(host, fast=on(big=800), deep=on(small=800), other=on(100))
+    host.write("other", mib=on(150), model="two")
+    host.write("fast", mib=on(small=800))
+    host.write("deep", mib=on(big=800), model=BROKEN)
+    refused("other", "fast", "deep")
+    assert {name: host.model(name) for name in host.serving} == {"other": "two", "fast": "one", "deep": "one"}
+    assert host.starts.count("other") == 1
+    assert host.starts.count("deep") == 2, "its failed start, and what served before"
+
+
+def test_what_stays_is_reckoned_with_on_the_way_back(host: Played) -> None:
+    serve(host, fast=on(small=800), deep=on(big=450), other=on(big=400))
+    host.write("other", mib=on(big=300))
+    host.write("fast", mib=on(big=550))
+    host.write("deep", mib=on(small=500), model=BROKEN)
+    assert "fast had its place and went back too" in refused("other", "fast", "deep")
+    assert sorted(host.serving) == ["deep", "fast", "other"]
+    assert host.stops == ["deep", "fast"], "beside the old deep and other, the new fast had no room"
+
+
+def test_a_new_tier_in_the_place_of_one_that_left_goes_when_another_fails(host: Played) -> None:
+    """What left the inventory is gone only when all is well: until then it may have to serve again."""
+    before = serve(host, deep=on(big=800), fast=on(small=100))
+    host.write("new", mib=on(big=700))
+    host.write("fast", mib=on(small=100), model=BROKEN)
+    assert "new had its place and went back too" in refused("new", "fast")
+    assert host.serving == before
+    host.write("fast", mib=on(small=100), model="two")
+    assert activate("new", "fast") == Outcome(activated=("new", "fast"), retired=("deep",))
+    assert sorted(host.serving) == ["fast", "new"]
+
+
+def test_what_did_not_serve_is_not_started_by_a_failure_of_another(host: Played) -> None:
+    proven(host, "fast", "deep", "other")
+    host.stop("llama-tier-other.service")
+    host.write("fast", model=BROKEN)
+    refused("fast", "deep")
+    assert sorted(host.serving) == ["deep", "fast"]
+
+
+def test_a_card_that_the_plan_does_not_know_stops_nobody(host: Played) -> None:
+    serve(host, fast=on(big=500), deep=on(small=500))
+    host.write("fast", mib=on(small=500))
+    host.write("deep", mib=on(big=500))
+    activation.activate(["fast", "deep"], {}, lambda line: None)
+    assert host.stops == []
+
+
+def test_a_tier_that_was_never_proven_holds_what_its_files_say(host: Played) -> None:
+    """A first run that was cut off has left it serving."""
+    serve(host, fast=on(big=300))
+    host.write("deep", mib=on(big=600))
+    host.restart("llama-tier-deep.service")
+    host.write("fast", mib=on(big=400))
+    assert activate("deep", "fast").activated == ("deep", "fast")
+    assert host.stops == []
+
+
+NAMES = ("fast", "deep", "other", "new")
+needs = st.builds(on, big=st.integers(0, 400), small=st.integers(0, 400)).filter(bool)
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> dict[str, list[Any]]:
+    """Draw for each tier what it needs and which port it has, before (None: it is new) and after, and its new model.
+
+    All old ones have room beside each other, and so have all new ones.
+    """
+    names = NAMES[: draw(st.integers(2, 4))]
+    after = draw(st.permutations([8080 + place for place in range(len(names))]))
+    drawn: dict[str, list[Any]] = {}
+    for place, name in enumerate(names):
+        before = draw(st.one_of(needs, needs, st.none()))
+        drawn[name] = [before, 8080 + place, draw(needs), after[place], draw(st.sampled_from(["two", "two", BROKEN]))]
+    for when in (0, 2):
+        for card in ROOM:
+            assume(sum(mib[when].get(card, 0) for mib in drawn.values() if mib[when]) <= ROOM[card])
+    return drawn
+
+
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
+@given(changes())
+def test_whatever_changes_what_served_serves(host: Played, drawn: dict[str, list[Any]]) -> None:
+    host.forget()
+    before = {name: (mib, port) for name, (mib, port, *_) in drawn.items() if mib}
+    for name, (mib, port) in before.items():
+        host.write(name, mib=mib, port=port)
+    activate(*before)
+    served = {name: host.files(name) for name in before}
+    for name, (_, _, mib, port, model) in drawn.items():
+        host.write(name, mib=mib, port=port, model=model)
+    after = {name: host.files(name) for name in drawn}
+
+    if all(model != BROKEN for *_, model in drawn.values()):
+        activate(*drawn)
+        assert host.serving == after
+        assert activate(*drawn) == Outcome(activated=(), retired=())
+        return
+    said = refused(*drawn)
+    broken = {name for name, (*_, model) in drawn.items() if model == BROKEN}
+    assert said.split()[1] in broken, "nobody fails for want of a port or of memory"
+    assert set(served) <= set(host.serving)
+    for name, files in host.serving.items():
+        assert files in (served.get(name), after[name])
+        assert files == host.files(name)
+
+
+def test_a_new_tier_in_what_a_swap_left_is_proven_when_all_went_well(host: Played) -> None:
+    """Nobody comes back any more, so that nobody can need its place."""
+    serve(host, fast=on(500), deep=on(100))
+    host.write("fast", port=8081, mib=on(300))
+    host.write("deep", port=8080, mib=on(100))
+    host.write("new", mib=on(500))
+    assert sorted(activate("fast", "deep", "new").activated) == ["deep", "fast", "new"]
+    assert activate("fast", "deep", "new") == Outcome(activated=(), retired=())
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, what: str, count: int) -> None:
+    """Have systemd fail at one call of a kind."""
+    do, calls = getattr(systemd, what), iter(range(1, 99))
+
+    def once(unit: str) -> None:
+        if next(calls) == count:
+            raise systemd.SystemdError(f"systemctl {what} {unit} failed (exit 1): no answer")
+        do(unit)
+
+    monkeypatch.setattr(systemd, what, once)
+
+
+@pytest.mark.parametrize(("what", "count"), [("stop", 1), ("enable", 1), ("enable", 2), ("restart", 2)])
+def test_what_served_serves_again_when_systemd_fails_in_a_turn(
+    host: Played, monkeypatch: pytest.MonkeyPatch, what: str, count: int
+) -> None:
+    before = serve(host, fast=on(big=800), deep=on(small=800))
+    host.write("fast", mib=on(small=800))
+    host.write("deep", mib=on(big=800))
+    failing(monkeypatch, what, count)
+    assert re.search(
+        f"did not become ready: systemctl {what} .* no answer; what served before", refused("fast", "deep")
+    )
+    assert host.serving == before
+    assert {name: host.files(name) for name in before} == before
+
+
+def test_one_that_systemd_fails_for_on_the_way_back_leaves_no_other_down(
+    host: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = serve(host, fast=on(800), deep=on(small=500), other=on(small=400))
+    host.write("fast", mib=on(small=900), model=BROKEN)
+    host.write("deep", mib=on(big=500))
+    host.write("other", mib=on(big=400))
+    failing(monkeypatch, "restart", 5)
+    said = refused("fast", "deep", "other")
+    assert said.startswith("tier fast did not become ready: ")
+    assert said.endswith(" failed (exit 1): no answer")
+    assert len(host.serving) == 2
+    assert host.serving.items() <= before.items()
 
 
 def test_a_renamed_tier_serves_under_its_old_name_when_the_new_one_fails(host: Played) -> None:
@@ -393,7 +666,7 @@ def test_units_of_others_are_not_touched(host: Played) -> None:
 
 def progress(*names: str) -> Sequence[str]:
     lines: list[str] = []
-    activation.activate(names, lines.append)
+    activation.activate(names, ROOM, lines.append)
     return lines
 
 

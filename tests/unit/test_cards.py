@@ -62,8 +62,11 @@ def test_other_processes_count_and_our_own_tiers_do_not() -> None:
     )
     told_nothing = one({"total_mib": 8192, "used_mib": 7400})
     assert told_nothing.taken_mib == prior
+    assert (told_nothing.others_known, serving.others_known, one().others_known) == (False, True, True)
+    not_told = one({"total_mib": 8192, "used_mib": 7400, "tiers_mib": None})
+    assert (not_told.taken_mib, not_told.others_known) == (prior, False)
     behind_rpc = one({"total_mib": 8192, "used_mib": 7400, "tiers_mib": 0.0}, rpc_endpoint="127.0.0.1:50052")
-    assert behind_rpc.taken_mib == prior
+    assert (behind_rpc.taken_mib, behind_rpc.others_known) == (prior, True)
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**6))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from checker.catalogue import check_inventory, with_placeholders
+from checker.catalogue import check_inventory, parse_inventory, with_placeholders
 from inventories import BIG, SMALL, inventory
 
 
@@ -50,6 +50,16 @@ PLACEMENT = (*CANDIDATE, "placement")
         ((*PLACEMENT, "n_gpu_layers"), "some", ["tier deep", "n_gpu_layers"]),
         ((*DEEP, "cache_types"), ["q2_k"], ["tier deep", "cache_types[0] 'q2_k'"]),
         ((*DEEP, "gpus"), "all", ["tier deep", "gpus"]),
+        (
+            (*DEEP, "context"),
+            12,
+            ["tier deep: context 12 is wrong", "256", "or a range such as {min: 4096, max: 16384}"],
+        ),
+        ((*DEEP, "context"), "long", ["tier deep: context 'long' is wrong", "or a range"]),
+        ((*DEEP, "context"), {"min": 4096}, ["tier deep: context.max is missing"]),
+        ((*DEEP, "context"), {"min": 0, "max": 4096}, ["tier deep: context.min 0 is wrong", "256"]),
+        ((*DEEP, "context"), {"min": 8192, "max": 4096}, ["tier deep: context", "min 8192 is above max 4096"]),
+        ((*DEEP, "context"), {"min": 512, "max": 4096, "step": 1}, ["tier deep: context.step is not a known key"]),
         (("gpus", 1, "total_mib"), -1, ["gpu NVIDIA GeForce GTX 1060 3GB", "total_mib -1"]),
         (("gpus", 1, "compute_capability"), "pascal", ["compute_capability 'pascal'"]),
         (("models", "tiny", "header"), None, ["tier deep", "'tiny' has no header", "`checker lock tiny`"]),
@@ -90,6 +100,14 @@ def test_a_placement_without_a_split_is_the_planners(value: Any) -> None:
     assert check_inventory(**given) == []
 
 
+@pytest.mark.parametrize("value", [8192, "8192", {"min": 4096, "max": 8192}, {"min": 4096, "max": 4096}])
+def test_a_context_is_a_number_or_a_range(value: Any) -> None:
+    given = inventory()
+    set_at(given, (*DEEP, "context"), value)
+    assert check_inventory(**given) == []
+    assert len(parse_inventory(given["gpus"], given["tiers"], given["models"])[1]) == 2
+
+
 def test_cards_that_are_wrong_make_no_second_problem_of_any() -> None:
     given = inventory(gpus=[BIG | {"uuid": "edit-me"}, SMALL])
     given["tiers"] = [given["tiers"][1] | {"gpus": "any"}]
@@ -105,6 +123,11 @@ def test_all_problems_are_reported_at_once() -> None:
     given["tiers"][1]["candidates"][0]["model"] = "nope"
     problems = "\n".join(check_inventory(**given))
     assert all(said in problems for said in ("b1", "port", "nope"))
+
+
+def test_without_cards_there_is_one_problem() -> None:
+    (problem,) = check_inventory(**inventory(gpus=[]))
+    assert problem.startswith("gpus is empty: list the cards of the host")
 
 
 def test_two_cards_of_one_name_must_be_named_by_uuid() -> None:

@@ -43,6 +43,11 @@ def test_the_release_is_asked_with_the_flags_that_decide_memory_on_the_tiers_own
     assert asked == "--model /m.gguf --tensor-split 13,6 --fit-print on GPU-1,GPU-2"
 
 
+def test_lines_that_are_no_estimate_are_passed_over(spec: tier.TierSpec) -> None:
+    answer(spec, 'echo "RPC0  185 20 273"; echo "RPC1 12 abc 9"; echo "took 3 ms x"; echo "common 1 2 3 4"')
+    assert engine_estimate.ask(spec) == {"RPC0": Estimate(185, 20)}
+
+
 def test_an_engine_that_fails_is_quoted(spec: tier.TierSpec) -> None:
     answer(spec, "echo 'cudaMalloc failed: out of memory' >&2; exit 1")
     with pytest.raises(EstimateError, match=r"^deep: .*llama-fit-params gave no estimate \(exit 1\).*out of memory"):
@@ -78,6 +83,18 @@ def test_a_difference_names_the_card_and_both_figures(
     engine = told.get(device.name, Estimate(0, 0))
     assert f"expects {engine.weights_mib} MiB of weights and {engine.kv_mib} of KV" in problem
     assert f"planned are {device.weights_mib:.0f} and {device.kv_mib:.0f}" in problem
+
+
+def test_weights_on_the_host_are_compared_where_the_engine_tells_all_of_them(spec: tier.TierSpec) -> None:
+    right = {"RPC0": Estimate(185, 20), "RPC1": Estimate(50, 20)}
+    planned = replace(spec, host_weights_mib=170.0)
+    assert engine_estimate.disagreements(planned, right | {"Host": Estimate(169, 0)}) == []
+    (problem,) = engine_estimate.disagreements(planned, right | {"Host": Estimate(300, 0)})
+    assert problem.startswith("deep: in the host's memory llama-fit-params expects 300 MiB of weights, planned are 170")
+    # Repacked for the CPU, which the engine does not print.
+    assert engine_estimate.disagreements(planned, right | {"Host": Estimate(2, 0)}) == []
+    cuda = replace(planned, devices=tuple(replace(device, rpc_endpoint=None) for device in spec.devices))
+    assert len(engine_estimate.disagreements(cuda, right | {"Host": Estimate(2, 0)})) == 1
 
 
 def test_what_was_not_planned_is_not_compared(spec: tier.TierSpec) -> None:

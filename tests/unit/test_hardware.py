@@ -143,13 +143,17 @@ def test_each_failure_to_open_nvml_names_its_fix(nvml: FakeNvml, code: int, fix:
             read()
 
 
-def test_processes_are_by_pid_and_leave_out_what_has_no_figure(nvml: FakeNvml) -> None:
+def test_processes_are_by_pid_and_what_the_driver_does_not_tell_is_not_nothing(nvml: FakeNvml) -> None:
     nvml.processes = [
         SimpleNamespace(pid=20, usedGpuMemory=int(670.5 * MIB)),
         SimpleNamespace(pid=7, usedGpuMemory=None),
         SimpleNamespace(pid=7, usedGpuMemory=MIB),
     ]
-    assert hardware.processes("GPU-b") == (hardware.GpuProcess(7, 1.0), hardware.GpuProcess(20, 670.5))
+    assert hardware.processes("GPU-b") == (
+        hardware.GpuProcess(7, None),
+        hardware.GpuProcess(7, 1.0),
+        hardware.GpuProcess(20, 670.5),
+    )
 
 
 def test_processes_of_an_unknown_card_names_those_that_are_there(nvml: FakeNvml) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import hub_server
 import jsonschema
 import pytest
 import small_gguf
@@ -41,23 +39,6 @@ models:
     file: plain.gguf
     url: URL/plain.gguf
 """
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    for name in ("HF_TOKEN", "HF_TOKEN_PATH", "HF_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with hub_server.serving() as played:
-        monkeypatch.setenv("HF_ENDPOINT", played.url)
-        yield played
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return small_gguf.write(tmp_path / "model.gguf")[0]
 
 
 @pytest.fixture

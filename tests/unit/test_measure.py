@@ -299,3 +299,11 @@ def test_quality_is_that_of_just_now_or_of_the_same_command(host: Host, server: 
     assert measure(other, kept, Depth.QUICK, None).quality is None
     failed = measure(server.spec, [], Depth.QUICK, "quality of the split was not measured: no room")
     assert (failed.quality, failed.problems) == (None, ("quality of the split was not measured: no room",))
+
+
+def test_memory_that_the_driver_does_not_tell_is_not_nothing(host: Host, server: fake_tier.Server) -> None:
+    host.held[BIG["uuid"]] = [hardware.GpuProcess(PID, None), hardware.GpuProcess(12, None)]
+    evidence = quick(server.spec)
+    assert [device.process_mib for device in evidence.devices] == [None, None]
+    (problem,) = evidence.problems
+    assert f"{BIG['uuid']}: the driver does not tell how much memory process {PID} holds there" in problem

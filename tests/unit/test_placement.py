@@ -217,12 +217,106 @@ def test_what_would_fit_costs_what_the_search_says() -> None:
     assert on_cpu.speed.expected < kinds[Q4].speed.expected
 
 
+def largest_one_by_one(model: header.Header, host: Host, demand: Demand) -> Choice | None:
+    """Return what a range of context is to give: every context of it is tried, with what its start has on the cards."""
+    least = found(model, host, replace(demand, most_context=0))
+    if least is None:
+        return None
+    made = least.placement
+    kept = replace(demand, cache_types=((made.cache_type_k, made.cache_type_v),), gpu_layers=made.n_gpu_layers)
+    most = min(demand.most_context, model.n_ctx_train * demand.parallel)
+    for context in sorted({*range(1024, most + 1, 1024), most}, reverse=True):
+        if context <= demand.context:
+            break
+        choice = found(model, host, replace(kept, context=context, most_context=0))
+        if choice:
+            return choice
+    return least
+
+
+@settings(max_examples=60, deadline=None)
+@given(tight() | st.tuples(headers(), hosts()), demands, st.integers(1024, 40000), st.sampled_from([1, 2]))
+def test_a_range_of_context_gives_the_largest_that_costs_no_layers(
+    case: tuple[header.Header, Host], demand: Demand, most: int, parallel: int
+) -> None:
+    model, host = case
+    wide = replace(demand, most_context=max(most, demand.context), parallel=parallel)
+    choice, wanted = found(model, host, wide), largest_one_by_one(model, host, wide)
+    assert (choice and choice.placement) == (wanted and wanted.placement)
+    least = found(model, host, replace(wide, most_context=0))
+    if choice and least:
+        assert choice.placement.n_gpu_layers == least.placement.n_gpu_layers
+        assert choice.placement.cache_type_k == least.placement.cache_type_k
+
+
+def test_a_range_of_context_of_an_explicit_split() -> None:
+    explicit = Demand(4096, ubatch_sizes=(512,), split=(38, 11), most_context=100_000)
+    choice = found(shaped(Q4), reference(), explicit)
+    assert choice
+    context = choice.placement.ctx_size
+    assert context > 8192
+    assert context % 1024 == 0
+    assert choice.placement.tensor_split == (38, 11)
+    assert found(shaped(Q4), reference(), replace(explicit, context=context + 1024)) is None
+
+
+def test_the_end_of_a_range_need_not_be_a_whole_step() -> None:
+    roomy = Host((card("a", 8000),))
+    model = small_header([20] * 4)
+    choice = found(model, roomy, Demand(1000, most_context=5000))
+    assert choice
+    assert choice.placement.ctx_size == 5000
+    beyond = found(replace(model, n_ctx_train=3000), roomy, Demand(1000, most_context=5000))
+    assert beyond
+    assert beyond.placement.ctx_size == 3000
+
+
+def test_a_larger_context_can_need_less_memory_so_that_each_one_is_tried() -> None:
+    """The search for the largest context must not take it that what fits with one context fits with a smaller one."""
+    split, layers = (21, 23), 44
+    totals = []
+    for context in (1792, 2048):
+        made = Placement("layer", split, layers, context, "f16", "f16", 512, "off")
+        devices = memory.estimate(shaped(Q4), made, ("CUDA", "CUDA")).devices
+        totals.append((devices[0].total_mib, devices[0].weights_mib + devices[0].kv_mib))
+    (smaller, held), (larger, more) = totals
+    assert larger < smaller
+    assert more > held
+    room = tuple(int(need) + 1 for need in (larger, 9000))
+    host = Host(tuple(card(name, mib) for name, mib in zip("ab", room, strict=True)))
+    explicit = Demand(256, ubatch_sizes=(512,), flash_attn="off", split=split, most_context=2048)
+    choice = found(shaped(Q4), host, explicit)
+    assert choice
+    assert choice.placement.ctx_size == 2048
+
+
+@settings(max_examples=60, deadline=None)
+@given(headers(), st.integers(256, 30000), st.integers(0, 5000), st.sampled_from([1, 3]), st.sampled_from([F16, Q8]))
+def test_weights_and_kv_never_shrink_with_the_context(
+    model: header.Header, context: int, more: int, parallel: int, types: tuple[str, str]
+) -> None:
+    made = Placement("none", (model.n_layer + 1,), model.n_layer + 1, context, *types, 512, "on", parallel=parallel)
+    larger = replace(made, ctx_size=context + more)
+    assert all(a <= b for a, b in zip(memory.by_layer(model, made), memory.by_layer(model, larger), strict=True))
+
+
 def test_the_hosts_memory_can_be_what_is_too_small() -> None:
     model = shaped("qwen2.5-32b-instruct-q4_k_m")
     refused = placement.search(model, reference(ram_mib=8000), Demand(8192, gpu_layers=31))
     assert isinstance(refused, Refusal)
     assert any("of its 8,000 MiB are for tiers" in reason for reason in refused.reasons)
     assert found(model, reference(ram_mib=16000), Demand(8192, gpu_layers="auto"))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_the_nearest_miss_names_no_card_that_it_does_not_use(layers: int) -> None:
+    # The host's memory is too small whatever lies on the cards, of which one is tiny.
+    host = Host((card("a", 24000), card("b", 700, 192.0)), Ram(1600))
+    refused = placement.search(shaped(Q4), host, Demand(8192, gpu_layers=layers))
+    assert isinstance(refused, Refusal)
+    assert 0 not in refused.nearest.placement.tensor_split
+    assert sum(refused.nearest.placement.tensor_split) == layers
+    assert len(refused.nearest.cards) == len(refused.nearest.placement.tensor_split)
 
 
 def test_the_preferred_type_of_cache_is_left_only_for_more_layers_on_the_cards() -> None:
@@ -259,6 +353,9 @@ def test_a_card_that_nobody_knows_is_named() -> None:
     unknown = replace(card("NVIDIA Mystery", 4000), total_mib=None)
     with pytest.raises(ValueError, match="NVIDIA Mystery is not known: give total_mib"):
         placement.search(small_header([10]), Host((unknown,)), Demand(1024))
+    # Nor does a split as people wrote it "fit" there.
+    with pytest.raises(ValueError, match="NVIDIA Mystery is not known: give total_mib"):
+        placement.search(small_header([10]), Host((unknown, card("a", 4000))), Demand(1024, split=(1, 1)))
     slow = replace(card("NVIDIA Mystery", 4000), bandwidth_gb_s=None)
     with pytest.raises(ValueError, match="bandwidth of NVIDIA Mystery is not known: give bandwidth_gb_s"):
         placement.search(small_header([10]), Host((slow,)), Demand(1024))

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from planning_cases import Q4, Q5, shaped
 
 from checker import argv, plan, tier
 from checker.cards import default_margin_mib
-from checker.catalogue import InventoryError
+from checker.cards import host as join_host
+from checker.catalogue import InventoryError, RamEntry, parse_inventory
+from checker.header import KNOWN
 from inventories import BIG, ENGINES, MODELS, SMALL, inventory
 
 PLACES = plan.Places(release="/opt/llama-tiers/releases/r", models="/m", keys="/k")
@@ -70,6 +75,13 @@ def host(big_mib: int, small_mib: int = 3072) -> dict[str, Any]:
     return {"gpus": cards, "ram_mib": 16000}
 
 
+def made(profile: dict[str, Any], *tiers: dict[str, Any], **changes: Any) -> plan.Plan:
+    """Plan tiers, whether they fit or not."""
+    given = inventory(tiers=list(tiers), **changes)
+    gpus, entries, models, _ = parse_inventory(given["gpus"], given["tiers"], given["models"])
+    return plan.make(gpus, entries, models, join_host(gpus, RamEntry(), profile))
+
+
 def refusal(**changes: Any) -> str:
     with pytest.raises(InventoryError) as refused:
         specs(**changes)
@@ -122,7 +134,7 @@ def wanted(name: str, *models: str, port: int = 8081, gpus: Any = "any", **chang
 
 
 def test_the_first_candidate_that_fits_is_served() -> None:
-    (deep,), (passed_over,) = plan.for_site(
+    (deep,), (passed_over,), *_ = plan.for_site(
         **mission(wanted("deep", Q5, Q4, "deepseek-r1-distill-qwen-7b-q6_k")), places=PLACES
     )
     assert passed_over.startswith(f"deep: {Q5}, context 8,192")
@@ -159,6 +171,70 @@ def test_tiers_are_planned_one_beside_the_other_where_that_makes_them_fit() -> N
     assert SMALL["uuid"] in {device.uuid for device in other.devices}
 
 
+def room_for(share: float) -> int:
+    """Return the MiB of a card on which so many times what one tier `tiny` needs there fits."""
+    (alone,) = plan.for_site(**inventory(tiers=[ranged("one", 8080, 4096, 4096)]), places=PLACES)[0]
+    return int(needed(alone, BIG["uuid"]) * share) + 64 + 150
+
+
+def test_another_order_than_the_inventorys_is_tried_before_tiers_are_refused() -> None:
+    # The first one can lie on either card and prefers the fast one, the other one cannot.
+    free, bound = ranged("free", 8080, 4096, 4096), ranged("bound", 8081, 4096, 4096, gpus=[BIG["uuid"]])
+    for tiers in ([free, bound], [bound, free]):
+        planned = specs(tiers=tiers, profile=host(room_for(1.5)))
+        assert list(planned) == [tier["name"] for tier in tiers]
+        assert [device.uuid for device in planned["free"].devices] == [SMALL["uuid"]]
+        assert [device.uuid for device in planned["bound"].devices] == [BIG["uuid"]]
+
+
+def test_the_inventorys_order_goes_before_others() -> None:
+    tiers = [ranged(name, port, 4096, 4096) for name, port in (("one", 8080), ("two", 8081))]
+    planned = specs(tiers=tiers, profile=host(room_for(1.5)))
+    assert [device.uuid for device in planned["one"].devices] == [BIG["uuid"]]
+
+
+def test_sets_that_only_other_placements_make_resident_are_named() -> None:
+    free = ranged("free", 8080, 4096, 4096)
+    bound, other = (
+        ranged(name, port, 4096, 4096, gpus=[BIG["uuid"]]) for name, port in (("bound", 8081), ("other", 8082))
+    )
+    planned = made(host(room_for(1.5)), free, bound, other)
+    assert planned.resident_together == (("free", "bound"), ("free", "other"))
+    assert [exclusion.tiers for exclusion in planned.exclusions] == [("bound", "other")]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.sampled_from(["any", [BIG["uuid"]], [SMALL["uuid"]]]), min_size=2, max_size=3),
+    st.lists(st.integers(1024, 8192), min_size=3, max_size=3),
+    st.floats(0.5, 4),
+    st.floats(0.5, 4),
+)
+def test_tiers_that_are_called_resident_together_fit_every_card(
+    gpus: list[Any], most: list[int], big: float, small: float
+) -> None:
+    tiers = [ranged(f"t{i}", 8080 + i, 1024, most[i], gpus=wanted) for i, wanted in enumerate(gpus)]
+    planned = made(host(room_for(big), room_for(small)), *tiers)
+    names = tuple(each.name for each in planned.tiers)
+    assert planned.exclusions or not all(each.fits for each in planned.tiers) or planned.resident_together == (names,)
+    if planned.resident_together == (names,):
+        held = Counter[str]()
+        for each in planned.tiers:
+            choice = each.chosen.choice
+            for card, need in zip(choice.cards, choice.estimate.devices, strict=True):
+                held[card.name] += need.total_mib
+            assert 1024 <= choice.placement.ctx_size <= each.chosen.demand.most_context
+        rooms = {card.name: card.room_mib for each in planned.tiers for card in each.cards}
+        assert all(mib <= rooms[name] for name, mib in held.items())
+
+
+def test_of_many_tiers_it_is_said_that_not_every_order_was_tried() -> None:
+    tiers = [ranged(f"t{index}", 8080 + index, 4096, 4096) for index in range(5)]
+    planned = made(host(room_for(2.5), room_for(1.5)), *tiers)
+    (first,) = planned.exclusions
+    assert first.reason.endswith("; not every order of so many tiers was tried")
+
+
 def test_a_bad_inventory_is_refused() -> None:
     with pytest.raises(InventoryError, match="b1"):
         specs(engine="b1")
@@ -179,3 +255,84 @@ def test_flags_that_the_binary_does_not_know_are_found() -> None:
 def test_every_engine_of_the_tests_is_planned_for() -> None:
     for engine in ENGINES:
         assert specs(engine=engine)["deep"].engine.commit == ENGINES[engine]["commit"]
+
+
+def ranged(name: str, port: int, least: int, most: int, **changes: Any) -> dict[str, Any]:
+    tier = {"name": name, "port": port, "context": {"min": least, "max": most}, "gpus": "any"}
+    return {**tier, "candidates": [{"model": "tiny", "placement": "auto"}], **changes}
+
+
+def test_a_range_of_context_is_filled_with_what_is_left() -> None:
+    wide = [ranged("one", 8080, 1024, 8192)]
+    (one,) = plan.for_site(**inventory(tiers=wide), places=PLACES)[0]
+    assert one.placement.ctx_size == 8192
+    assert pairs(one.argv)["--ctx-size"] == "8192"
+    assert "context 8192" in plan.describe(one)
+
+
+def test_a_range_of_context_excludes_no_other_tier() -> None:
+    # Room for both with their least contexts, and for little more.
+    big = [BIG["uuid"]]
+    low = [ranged(name, port, 1024, 1024, gpus=big) for name, port in (("one", 8080), ("two", 8081))]
+    both = plan.for_site(**inventory(tiers=low), places=PLACES)[0]
+    room = sum(int(needed(spec, BIG["uuid"])) + 1 for spec in both) + 64 + default_margin_mib(1000)
+    high = [ranged(name, port, 1024, 8192, gpus=big) for name, port in (("one", 8080), ("two", 8081))]
+    one, two = plan.for_site(**inventory(tiers=high), places=PLACES, profile=host(room + 3))[0]
+    assert 1024 <= two.placement.ctx_size < one.placement.ctx_size < 8192
+    assert needed(one, BIG["uuid"]) + needed(two, BIG["uuid"]) <= room - 64 - default_margin_mib(1000) + 3
+
+
+def test_a_range_whose_start_does_not_fit_is_refused_as_its_start_is() -> None:
+    start, whole = (refusal(tiers=[ranged("one", 8080, 4096, most)], profile=host(300, 200)) for most in (4096, 8192))
+    assert start == whole
+    assert "one: tiny, context 4,096" in whole
+
+
+def remarks(**changes: Any) -> list[str]:
+    planned = made({}, ranged("one", 8080, 1024, 1024, **changes))
+    return list(planned.tiers[0].chosen.remarks)
+
+
+def test_a_context_that_the_model_was_not_trained_for_is_remarked_on() -> None:
+    assert remarks() == []
+    assert remarks(context=8192) == []
+    (beyond,) = remarks(context=16384)
+    assert beyond.startswith("context 16,384 is beyond what the model was trained for, 8,192 tokens: llama-server")
+    # Requests share the context, so together they may have more than the model knows.
+    assert remarks(context=16384, parallel=2) == []
+    (cut,) = remarks(context={"min": 1024, "max": 16384})
+    assert cut.startswith("the range of the context was cut off at 8,192: the model was trained for no more than 8,192")
+    (cut,) = remarks(context={"min": 1024, "max": 32768}, parallel=2)
+    assert cut.startswith("the range of the context was cut off at 16,384")
+    assert "for each of 2 requests" in cut
+
+
+def test_what_the_driver_does_not_tell_of_our_tiers_is_remarked_on() -> None:
+    held = host(8192)
+    held["gpus"][0] |= {"used_mib": 8000, "tiers_mib": None}
+    said = plan.for_site(**inventory(), places=PLACES, profile=held).remarks
+    assert [remark.split(":")[:2] for remark in said] == [["fast", " RTX 3060 Ti"], ["deep", " RTX 3060 Ti"]]
+    assert all("the host does not tell what our own tiers hold of it" in remark for remark in said)
+
+
+@pytest.mark.parametrize(("mode", "engine"), [("tensor", "new"), ("row", "old")])
+def test_split_modes_that_no_estimate_was_held_against_are_of_low_confidence(mode: str, engine: str) -> None:
+    placed = {"split_mode": mode, "tensor_split": [3, 2]}
+    deep = ranged("deep", 8080, 4096, 4096, candidates=[{"model": "tiny", "placement": placed}])
+    chosen = made({}, deep, engine=engine).tiers[0].chosen
+    assert chosen.fits
+    assert chosen.confidence == f"rules of {mode} split that no estimate of the engine was held against"
+    assert chosen.remarks == (
+        f"{mode} split: how far these figures are off is not known; leave the cards a larger margin_mib",
+    )
+    assert made({}, ranged("deep", 8080, 4096, 4096)).tiers[0].chosen.confidence == KNOWN
+
+
+def test_a_card_of_another_host_is_remarked_on() -> None:
+    def said(endpoint: str) -> tuple[str, ...]:
+        far = SMALL | {"rpc_endpoint": endpoint}
+        return made({}, ranged("deep", 8080, 4096, 4096, gpus=[SMALL["uuid"]]), gpus=[far]).tiers[0].chosen.remarks
+
+    assert said("127.0.0.1:50052") == said("localhost:50052") == ()
+    (remark,) = said("10.0.0.7:50052")
+    assert remark.startswith("GTX 1060 3GB is another host's (RPC server 10.0.0.7:50052): what CUDA takes there")

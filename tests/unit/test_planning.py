@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import example_report
 import pytest
 import small_gguf
 import yaml
@@ -141,6 +142,16 @@ def test_the_table_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypat
     assert max(len(line) for line in out.splitlines()) <= 80
     for piece in ("DOES NOT FIT", "tokens/s expected by priors", "not together: fast + deep", "would fit:", "█"):
         assert piece in out
+    # Estimates are called so, with where they come from.
+    assert "CUDA itself 120 MiB: estimate, not measured: context and modules of a GTX 1060" in " ".join(out.split())
+
+
+def test_each_of_two_cards_of_one_name_has_its_reckoning(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "twins.yml"
+    path.write_text(f"gpus: [{{name: {BIG}, free_mib: 7900}}, {{name: {BIG}, free_mib: 6000}}]\nram_mib: 16000\n")
+    _, out, _ = run(capsys, "--hardware", str(path), "--model", Q4)
+    assert "RTX 3060 Ti: 7,613 of 8,192 MiB free (292 taken" in out
+    assert "RTX 3060 Ti: 5,713 of 8,192 MiB free (2,192 taken" in out
 
 
 def test_a_hardware_file_and_a_model_of_the_catalogue(capsys: pytest.CaptureFixture[str], hardware: str) -> None:
@@ -236,6 +247,29 @@ def test_absurd_arguments_exit_2(capsys: pytest.CaptureFixture[str], arguments: 
     assert arguments[0] in capsys.readouterr().err
 
 
+def test_what_was_chosen_of_a_range_of_context_is_shown(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, hardware: str
+) -> None:
+    tier_ = {"name": "deep", "port": 8081, "context": {"min": 4096, "max": 200_000}, "gpus": "any"}
+    words = {"gpus": HARDWARE["gpus"], "tiers": [tier_ | {"candidates": [{"model": Q4}]}]}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"gpu_hosts": {"hosts": {"one": words}}}))
+    arguments = ["-i", str(tmp_path / "hosts.yml"), "--hardware", hardware]
+    code, out, _ = run(capsys, *arguments, "--format", "json")
+    planned = tier(json.loads(out), "deep")
+    chosen = planned["placement"]["ctx_size"]
+    assert code == 0
+    assert planned["context"] == {"min": 4096, "max": 200_000}
+    assert 8192 < chosen < 32768
+    (remark,) = planned["remarks"]
+    assert "cut off at 131,072" in remark
+    _, out, _ = run(capsys, *arguments)
+    assert f"context {chosen:,} of 4,096 to 200,000" in out
+    assert "note: the range of the context was cut off at 131,072" in out
+    # A wish goes before the inventory.
+    _, out, _ = run(capsys, *arguments, "--context", "2048", "--format", "json")
+    assert tier(json.loads(out), "deep")["context"] == {"min": 2048, "max": 2048}
+
+
 def test_a_models_own_file_is_planned_for(capsys: pytest.CaptureFixture[str], tmp_path: Path, hardware: str) -> None:
     (file,) = small_gguf.write(tmp_path / "some-model.gguf")
     code, out, _ = run(capsys, "--hardware", hardware, "--model", str(file), "--format", "json")
@@ -273,6 +307,94 @@ def test_an_inventory_of_the_wrong_shape_is_named(
     assert code == 2
     assert said in err
     assert "Traceback" not in err
+
+
+def test_a_bad_host_hides_no_other(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    good = {
+        "gpus": [{"name": BIG, "uuid": "edit-me"}, {"name": SMALL, "uuid": "edit-me"}],
+        "tiers": [{"name": "deep", "port": 1, "context": 512, "gpus": "any", "candidates": [{"model": Q4}]}],
+    }
+    hosts = {"good": good, "bad": {**good, "gpus": []}, "worse": {**good, "gpus": [{"name": "NVIDIA Mystery"}]}}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"gpu_hosts": {"hosts": hosts}}))
+    code, out, err = run(capsys, "-i", str(tmp_path / "hosts.yml"), "--format", "json")
+    assert code == 2
+    assert json.loads(out)["host"] == "good"
+    bad, worse = err.splitlines()
+    assert bad.startswith("checker: bad: gpus is empty")
+    assert worse.startswith("checker: worse: tier deep: the memory of NVIDIA Mystery is not known")
+    # What is wrong for all of them is said once.
+    _, out, err = run(capsys, "-i", str(tmp_path / "hosts.yml"), "--model", "nonesuch")
+    assert out == ""
+    (said,) = err.splitlines()
+    assert said.startswith("checker: bad, good, worse: 'nonesuch' is neither")
+
+
+def evidenced(folder: Path, text: str | None, directory: str | None = None) -> list[str]:
+    """Write an inventory of one host with evidence; return the arguments that plan it."""
+    uuids = {name: f"GPU-{index:08x}-0000-4000-8000-000000000000" for index, name in enumerate((BIG, SMALL))}
+    words = {
+        "gpus": [{"name": name, "uuid": uuid} for name, uuid in uuids.items()],
+        "tiers": [{"name": "deep", "port": 1, "context": 8192, "gpus": "any", "candidates": [{"model": Q4}]}],
+        "verification_documents_directory": directory or str(folder),
+    }
+    (folder / "hosts.yml").write_text(yaml.safe_dump({"gpu_hosts": {"hosts": {"one": words}}}))
+    (folder / "evidence").mkdir(exist_ok=True)
+    if text is not None:
+        (folder / "evidence/one.json").write_text(text)
+    return ["-i", str(folder / "hosts.yml")]
+
+
+def test_what_verification_measured_sharpens_what_a_plan_expects(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def planned(*arguments: str) -> dict[str, Any]:
+        return tier(json.loads(run(capsys, *arguments, "--format", "json")[1]), "deep")
+
+    before = planned(*evidenced(tmp_path, None))
+    report = example_report.report().to_json()
+    evidence = report["tiers"][0]["evidence"]
+    evidence["model"]["name"] = Q4
+    evidence["model"]["sha256"] = "0b319bd0572f2730bfe11cc751defe82045fad5085b4e60591ac2cd2d9633181"
+    evidence["placement"] |= {key: before["placement"][key] for key in ("tensor_split", "n_gpu_layers", "ctx_size")}
+    for device, of_plan in zip(evidence["devices"], before["devices"], strict=True):
+        device["uuid"] = of_plan["uuid"]
+    evidence["completion"]["generation_tokens_per_second"] = before["tokens_per_second"]["expected"]
+    arguments = evidenced(tmp_path, json.dumps(report))
+    after = planned(*arguments)
+    speed, prior = after["tokens_per_second"], before["tokens_per_second"]
+    # It was measured with a nearly empty context, with a half full one less is expected.
+    assert prior["low"] < speed["low"] < speed["expected"] < prior["expected"]
+    assert speed["high"] < prior["high"]
+    assert speed["by"] == "measured on this host: 1 run, 2026-11-24"
+    assert {device["speed_by"] for device in after["devices"]} == {speed["by"]}
+    assert (after["placement"], after["devices"][0]["total_mib"]) == (
+        before["placement"],
+        before["devices"][0]["total_mib"],
+    )
+    _, out, _ = run(capsys, *arguments)
+    assert f"{speed['expected']:.1f} tokens/s expected ({speed['low']:.1f} to" in out
+    assert "speed by: measured on this host: 1 run, 2026-11-24" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "directory", "said"),
+    [
+        ("{", None, "evidence/one.json tells nothing of speeds: "),
+        ("{}", None, "it is no report of schema 'llama-tiers/report/1'; `checker verify` writes it anew"),
+        (None, "{{ somewhere }}", "verification_documents_directory '{{ somewhere }}' is a template"),
+    ],
+)
+def test_evidence_that_cannot_be_read_is_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str | None, directory: str | None, said: str
+) -> None:
+    arguments = evidenced(tmp_path, text, directory)
+    code, out, _ = run(capsys, *arguments, "--format", "json")
+    document = json.loads(out)
+    (remark,) = document["remarks"]
+    assert code == 0
+    assert said in remark
+    assert tier(document, "deep")["tokens_per_second"]["by"] == "priors"
+    assert f"note: {remark[:40]}" in run(capsys, *arguments)[1]
 
 
 def test_a_model_of_a_signed_url_is_called_by_its_path(monkeypatch: pytest.MonkeyPatch, hardware: str) -> None:

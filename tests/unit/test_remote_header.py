@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
-import hub_server
 import pytest
 import small_gguf
 from hub_server import HubServer, Served
@@ -17,23 +15,6 @@ from checker.header import Header
 
 SHA256 = "ab" * 32
 TOKEN = "hf_secretsecretsecret"
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    for name in ("HF_TOKEN", "HF_TOKEN_PATH", "HF_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with hub_server.serving() as played:
-        monkeypatch.setenv("HF_ENDPOINT", played.url)
-        yield played
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return small_gguf.write(tmp_path / "model.gguf")[0]
 
 
 def header_of(server: HubServer, path: str = "/o/r/resolve/main/model.gguf") -> Header:

@@ -50,3 +50,7 @@ def test_clocks_are_medians_and_the_link_is_the_best_that_was_seen() -> None:
 def test_what_the_driver_does_not_tell_is_unknown() -> None:
     found = summarise("GPU-a", [state("GPU-a", [], graphics_mhz=None, temperature_c=None, pcie_width=None)], PID)
     assert (found.graphics_mhz, found.temperature_c, found.pcie_width) == (None, None, None)
+
+
+def test_memory_that_the_driver_does_not_tell_is_unknown_and_not_nothing() -> None:
+    assert summarise("GPU-a", [state("GPU-a", [GpuProcess(PID, None)])], PID).peak_mib is None

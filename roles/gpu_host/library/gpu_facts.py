@@ -1,11 +1,11 @@
 #!/usr/bin/python
-"""Read what a host has: GPUs, driver, memory, room on disk."""
+"""Read what a host has: GPUs, driver, memory, room on disk, tiers that were proven."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: gpu_facts
-short_description: Read GPUs, driver, RAM and free disk of a host
+short_description: Read GPUs, driver, RAM, free disk and proven tiers of a host
 description:
   - Reads and does not judge. Where NVML cannot answer, RV(profile.problem) says why and how to mend it.
   - Runs on the host with the interpreter of the checker's environment.
@@ -40,9 +40,12 @@ profile:
   contains:
     driver: {description: Version and cuda_version; null when NVML cannot be opened, type: dict}
     gpus: {description: The cards that answer, in NVML's order, type: list, elements: dict}
-    tiers_mib: {description: By UUID what running tiers hold of the card, type: dict}
+    tiers_mib:
+      description: By UUID what running tiers hold of the card; null where the driver does not tell
+      type: dict
     problem: {description: Why NVML could not tell everything; null when it could, type: str}
     ram_mib: {description: Memory of the host, type: int}
+    proven: {description: By tier the spec document with which it was last proven to serve, type: dict}
     disks: {description: For each need its file system with free_mib and what is there, type: list, elements: dict}
 """
 
@@ -72,14 +75,19 @@ def read_disk(path: str, done: str, mounts: dict[int, str]) -> dict[str, object]
     }
 
 
-def tiers_mib(uuid: str, proc: Path = Path("/proc")) -> float:
-    """Return the MiB that running tiers hold of a card: the processes in the control groups of their units."""
+def tiers_mib(uuid: str, proc: Path = Path("/proc")) -> float | None:
+    """Return the MiB that running tiers hold of a card: the processes in the control groups of their units.
+
+    None when the driver does not tell of one of them.
+    """
     from checker import hardware
 
     held = 0.0
     for process in hardware.processes(uuid):
         cgroup = proc / str(process.pid) / "cgroup"
         if cgroup.exists() and "/llama-tier-" in cgroup.read_text():
+            if process.used_mib is None:
+                return None
             held += process.used_mib
     return held
 
@@ -89,10 +97,10 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={"needs": {"type": "list", "elements": "dict", "default": []}}, supports_check_mode=True
     )
-    from checker import hardware
+    from checker import activation, hardware
 
     driver, gpus, problem = None, (), None
-    held: dict[str, float] = {}
+    held: dict[str, float | None] = {}
     mounts: dict[int, str] = {}
     try:
         driver = hardware.read_driver()
@@ -111,6 +119,7 @@ def main() -> None:
         "tiers_mib": held,
         "problem": problem,
         "ram_mib": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20,
+        "proven": activation.proven(),
         "disks": [read_disk(need["path"], need["done"], mounts) for need in module.params["needs"]],
     }
     module.exit_json(changed=False, profile=profile)

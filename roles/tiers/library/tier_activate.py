@@ -7,11 +7,17 @@ DOCUMENTATION = r"""
 module: tier_activate
 short_description: Start what is new or changed, one tier at a time, and roll back what fails
 description:
+  - Starts tiers in an order in which the fewest have to stop before their turn. One stops early only where the port or
+    the memory of a card that it holds is needed by another tier to start.
   - Restarts a tier only when its unit, spec or key differ from what was last proven ready, or when it is not active.
   - A tier that does not become ready gets back the unit and spec that served before, and the module fails.
   - Tiers of the host that are not named are stopped and removed.
 options:
   tiers: {description: Names of the tiers, type: list, elements: str, required: true}
+  room_mib:
+    description: MiB that tiers may hold of each card by the plan, by UUID; another card is not reckoned with.
+    type: dict
+    required: true
   progress: {description: File whose last line says how far it is, type: path, required: true}
 attributes:
   check_mode: {support: none}
@@ -22,11 +28,12 @@ EXAMPLES = r"""
 - name: Activate what is new or changed
   tier_activate:
     tiers: [fast, deep]
+    room_mib: {GPU-3060a11a-0000-4000-8000-000000000001: 7700}
     progress: /run/llama-tiers/progress/tiers
 """
 
 RETURN = r"""
-activated: {description: Tiers that were started or restarted, type: list, returned: success}
+activated: {description: Tiers that were started or restarted, in order, type: list, returned: success}
 retired: {description: Tiers that were stopped and removed, type: list, returned: success}
 """
 
@@ -40,6 +47,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "tiers": {"type": "list", "elements": "str", "required": True},
+            "room_mib": {"type": "dict", "required": True},
             "progress": {"type": "path", "required": True},
         },
     )
@@ -52,7 +60,7 @@ def main() -> None:
         progress.write_text(line + "\n")
 
     try:
-        outcome = activation.activate(module.params["tiers"], report)
+        outcome = activation.activate(module.params["tiers"], module.params["room_mib"], report)
     except (activation.ActivationError, systemd.SystemdError, tier.TierSpecError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(

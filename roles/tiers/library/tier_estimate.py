@@ -9,6 +9,7 @@ short_description: Hold the plan of tiers against the engine's own estimate
 description:
   - Asks the release's C(llama-fit-params) about the real file on the real cards, for each tier that is new or changed.
   - Fails when it expects another size than the plan; both are named. Reads only.
+  - What was proven and cannot be read is not proven; a warning says so.
   - Leaves out a tier whose release or model is not on the host yet, as in check mode before the first run.
 options:
   specs:
@@ -40,10 +41,14 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 
-def is_proven(document, directory):
-    """Whether a tier was proven with just this spec."""
+def is_proven(document, directory, warn):
+    """Whether a tier was proven with just this spec; what is damaged proves nothing, and is said to `warn`."""
     path = directory / document["name"] / "spec.json"
-    return path.exists() and json.loads(path.read_text(encoding="utf-8")) == document
+    try:
+        return path.exists() and json.loads(path.read_text(encoding="utf-8")) == document
+    except (OSError, ValueError) as error:
+        warn(f"{document['name']}: {path} is damaged ({error}), so the tier counts as not proven")
+        return False
 
 
 def main() -> None:
@@ -61,7 +66,7 @@ def main() -> None:
     for document in module.params["specs"]:
         spec = tier.from_json(document)
         here = Path(spec.argv[0]).exists() and Path(spec.model.file).exists()
-        if not here or is_proven(document, Path(module.params["proven_directory"])):
+        if not here or is_proven(document, Path(module.params["proven_directory"]), module.warn):
             continue
         try:
             told = engine_estimate.ask(spec)

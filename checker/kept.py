@@ -1,0 +1,96 @@
+"""Placements that are proven on a host, and when a plan keeps one although it would choose another now.
+
+What others hold of a card comes and goes, priors get better: neither is a reason to restart a tier that serves. So a
+proven placement stays while it is still what the inventory asks for and still fits. Pure; MiB, tokens per second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from checker import placement, tier
+from checker.cards import Card, Ram
+from checker.header import Header
+from checker.placement import Choice, Demand
+from checker.tier import Placement
+
+# A new choice this much faster is worth a word; the search calls what is closer equally fast.
+_CLEARLY = 1.01
+_SPEC = TypeAdapter(tier.TierSpec)
+
+
+def of_profile(profile: Mapping[str, Any]) -> dict[str, tier.TierSpec]:
+    """Return the specs that were proven on the host, by tier; one that is not whole and of this schema is none."""
+    found = {}
+    for name, document in (profile.get("proven") or {}).items():
+        try:
+            found[name] = _SPEC.validate_python(asdict(tier.from_json(document)))
+        except (tier.TierSpecError, ValidationError):
+            continue
+    return found
+
+
+def choice(proven: tier.TierSpec, header: Header, cards: Sequence[Card], ram: Ram, demand: Demand) -> Choice | None:
+    """Put a proven placement to today's arithmetic; None when it is not what is asked for, or does not fit.
+
+    `cards` are those that the tier may use, in the inventory's order.
+    """
+    known = {card.uuid: card for card in cards}
+    uuids = [device.uuid for device in proven.devices]
+    if len(set(uuids)) < len(uuids) or not set(uuids) <= set(known):
+        return None
+    order = tuple(known[uuid] for uuid in uuids)
+    if demand.split is not None and order != tuple(cards):
+        return None
+    if len(order) != len(proven.placement.tensor_split) or not admits(demand, proven.placement, header.n_layer + 1):
+        return None
+    found = placement.evaluate(header, proven.placement, order, ram)
+    return found if found.fits else None
+
+
+def admits(demand: Demand, found: Placement, layers: int) -> bool:
+    """Whether a placement is one of those that a demand allows; `layers` are the model's, the output layer included."""
+    counts = found.tensor_split
+    if not all(isinstance(count, int) and count > 0 for count in counts) or sum(counts) != found.n_gpu_layers:
+        return False
+    pipeline = demand.pipeline
+    if demand.split is not None:
+        as_split = (found.split_mode, counts) == (demand.split_mode, demand.split)
+    else:
+        wanted = layers if demand.gpu_layers is None else demand.gpu_layers
+        as_split = (
+            found.split_mode == ("layer" if len(counts) > 1 else "none")
+            and (demand.split_mode == "layer" or len(counts) == 1)
+            and (found.n_gpu_layers <= layers if wanted == "auto" else found.n_gpu_layers == wanted)
+        )
+        # With layers on the host the engine does not compute in a pipeline, whatever is asked.
+        pipeline = demand.pipeline if found.n_gpu_layers == layers else (True,)
+    return (
+        as_split
+        and found.pipeline_parallel in pipeline
+        and found.ubatch_size in demand.ubatch_sizes
+        and (found.cache_type_k, found.cache_type_v) in demand.cache_types
+        and demand.context <= found.ctx_size <= max(demand.context, demand.most_context)
+        and (found.flash_attn, found.parallel, found.cache_ram_mib, found.n_cpu_moe)
+        == (demand.flash_attn, demand.parallel, demand.cache_ram_mib, demand.n_cpu_moe)
+    )
+
+
+def better(kept: Choice, anew: Choice, demand: Demand) -> str | None:
+    """Say what a new choice would be and have before the kept one; None when it is not clearly better."""
+    speed = anew.speed.expected / kept.speed.expected if anew.speed and kept.speed else 1.0
+    cache = [(each.placement.cache_type_k, each.placement.cache_type_v) for each in (anew, kept)]
+    gains = []
+    if anew.placement.ctx_size > kept.placement.ctx_size:
+        gains.append(f"context {anew.placement.ctx_size:,}")
+    if demand.cache_types.index(cache[0]) < demand.cache_types.index(cache[1]):
+        gains.append(f"KV cache {'/'.join(dict.fromkeys(cache[0]))}")
+    if anew.placement.ubatch_size > kept.placement.ubatch_size:
+        gains.append(f"micro-batch {anew.placement.ubatch_size}")
+    if not gains and speed < _CLEARLY:
+        return None
+    return f"{placement.split_words(anew)} ({', '.join([f'{speed - 1:+.0%} tokens/s expected', *gains])})"

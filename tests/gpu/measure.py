@@ -1,0 +1,298 @@
+"""measure.py PART...: what can only be measured on a real card; each part writes one file of evidence.
+
+memory   plan against NVML, by process and card: mission models, KV cache f16 and q8_0, one device and split
+speed    the checker's tokens per second against llama-bench's, same release, model and placement
+load     seconds from start to ready of each tier, with the file out of memory and in it
+fit      little memory free: our placement, llama.cpp's default, and the command that was once planned
+kld      probabilities of a split model against those of the same model on one device
+search   two cards: our placement against every split that fits
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import engine
+import proof
+import synthesize
+
+from checker import cards, llama_server, placement, systemd, tier
+from checker import measure as checker_measure
+
+DEEP = synthesize.SERVED[0]
+# The mission's case: what is free of a card shared with others, and of an RTX 3060 Ti beside a GTX 1060.
+FREE_ONE_CARD, FREE_TWO_CARDS = 11170, (8192, 3072)
+PAGE_CACHE = proof.ROOT / "roles/models/molecule/default/files/page_cache.py"
+MEMORY_PERCENT, SPEED_PERCENT, BEST_PERCENT = 3.0, 5.0, 98.0
+
+
+def document(part: str, cases: list[Any], **more: Any) -> None:
+    """Write the evidence of a part as far as it has come: a run that is cut off keeps what it measured."""
+    found = proof.head(part, f"tests/gpu/run.sh measure {part}")
+    found["devices_per_card"] = proof.devices_per_card(len(found["cards"]))
+    proof.write(part, found | more | {"cases": cases})
+
+
+@contextmanager
+def tiers_stopped() -> Iterator[None]:
+    """Have the cards to ourselves; the tiers come back afterwards."""
+    units = [spec.unit for spec in tier.load_all()]
+    subprocess.run(["systemctl", "stop", *units], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["systemctl", "reset-failed"], check=False)
+        subprocess.run(["systemctl", "start", *units], check=True)
+
+
+def say(case: dict[str, Any], *keys: str) -> None:
+    print(
+        {key: case.get(key) for key in ("model", "tensor_split", "cache_type", *keys, "error") if key in case},
+        flush=True,
+    )
+
+
+def memory() -> None:
+    found: list[dict[str, Any]] = []
+    split_over = engine.shown()
+    with tiers_stopped():
+        for name in (*synthesize.SERVED, *synthesize.MEASURED):
+            path = synthesize.file_of(name)
+            if not path.exists():
+                continue
+            header = engine.file_header(path)
+            for used in (split_over[:1], split_over):
+                for cache_type in ("f16", "q8_0"):
+                    split = engine.uneven(header.n_layer + 1, len(used))
+                    case = engine.served(path, engine.explicit(header, split, used, cache_type))
+                    off = [percent for percent in case.get("off_percent", {}).values() if percent is not None]
+                    case["passed"] = bool(off) and all(abs(percent) <= MEMORY_PERCENT for percent in off)
+                    found.append(case)
+                    say(case, "predicted_mib", "measured_mib", "off_percent", "passed")
+                    document("memory", found, criterion=f"planned within {MEMORY_PERCENT} % of measured, by card")
+
+
+def choice_of(spec: tier.TierSpec) -> placement.Choice:
+    """Return a tier's own placement on the machine's cards."""
+    by_uuid = {card.uuid: card for card in engine.physical()}
+    used = [by_uuid[device.uuid] for device in spec.devices]
+    return placement.evaluate(engine.file_header(Path(spec.model.file)), spec.placement, used, cards.Ram(None))
+
+
+def speed() -> None:
+    found = []
+    for spec in tier.load_all():
+        client = llama_server.LlamaServer(spec.base_url, spec.key_file)
+        running = engine.Running(client, systemd.unit_state(spec.unit).main_pid or 0, Path(), 0)
+        told = engine.rate(running, 5)
+        bench = engine.bench(Path(spec.model.file), choice_of(spec), times=5, prompt=512)
+        of_bench = bench.get(f"tg{checker_measure.MAX_TOKENS}", {}).get("tokens_per_second")
+        case = {
+            "tier": spec.name,
+            "model": spec.model.name,
+            "tensor_split": list(spec.placement.tensor_split),
+            "checker": told,
+            "llama_bench": bench,
+        }
+        if of_bench:
+            case["off_percent"] = {
+                way: round(100 * (told[way]["median"] / of_bench - 1), 2) for way in ("as_asked", "greedy")
+            }
+            case["passed"] = abs(case["off_percent"]["as_asked"]) <= SPEED_PERCENT
+            # llama-bench draws no token: it feeds random ones. What a server does between two tokens is of the same
+            # length on every card, and weighs the less the longer a token takes.
+            case["ms_between_tokens"] = round(1000 / told["as_asked"]["median"] - 1000 / of_bench, 3)
+        found.append(case)
+        say(case, "off_percent", "ms_between_tokens", "passed")
+        document("speed", found, criterion=f"checker within {SPEED_PERCENT} % of llama-bench")
+
+
+def _page_cache(file: str, *drop: str) -> int:
+    done = subprocess.run([sys.executable, PAGE_CACHE, file, *drop], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+def load() -> None:
+    found = []
+    for spec in tier.load_all():
+        case: dict[str, Any] = {"tier": spec.name, "model": spec.model.name, "cold": [], "warm": []}
+        for kind in ("cold", "warm", "warm", "cold"):
+            subprocess.run(["systemctl", "stop", spec.unit], check=True)
+            pages = _page_cache(spec.model.file, *(["drop"] if kind == "cold" else []))
+            done = subprocess.run(["systemctl", "start", spec.unit], capture_output=True, text=True, check=False)
+            if done.returncode:
+                case[kind].append({"error": done.stderr.strip()})
+                continue
+            state = systemd.unit_state(spec.unit)
+            seconds = (state.active_monotonic_us - state.started_monotonic_us) / 1e6
+            case[kind].append({"load_s": round(seconds, 3), "pages_in_memory_before": pages})
+        found.append(case)
+        print(case, flush=True)
+        document("load", found)
+
+
+def _by_hand(name: str, model: Path, flags: Sequence[str], extra: dict[str, str]) -> dict[str, Any]:
+    """Run llama-server with flags of somebody else's."""
+    own = ["--model", str(model), "--ctx-size", str(engine.CONTEXT), "--log-verbosity", "4"]
+    place = ["--port", str(engine.PORT), "--offline", "--no-ui", "--cache-ram", "0", "--parallel", "1"]
+    case: dict[str, Any] = {"what": name, "model": model.stem, "flags": [*flags, *own[2:]], "environment": extra}
+    try:
+        command = [str(proof.RELEASE / "bin/llama-server"), *own, *flags, *place]
+        with engine.serving(command, extra) as running:
+            case["tokens_per_second"] = engine.rate(running)
+            case["measured_mib"] = engine.held_mib(running.pid)
+            case["offloaded"] = next(
+                (line for line in running.lines() if "offloaded" in line and "layers" in line), None
+            )
+    except (engine.NotServedError, llama_server.ServerError) as error:
+        case["error"] = str(error)
+    return case
+
+
+def _median(case: dict[str, Any]) -> float | None:
+    found = case.get("tokens_per_second")
+    return float(found["as_asked"]["median"]) if found else None
+
+
+def _wanted() -> dict[str, int]:
+    entries = engine.gpus()
+    free = [FREE_ONE_CARD] if len(entries) == 1 else FREE_TWO_CARDS
+    return {entry.uuid: mib for entry, mib in zip(entries, free, strict=False)}
+
+
+def _ours(header: Any, left: dict[str, int]) -> placement.Choice | placement.Refusal:
+    host = cards.Host(tuple(engine.smaller(card, left[str(card.uuid)]) for card in engine.physical()))
+    return placement.search(header, host, placement.Demand(context=engine.CONTEXT))
+
+
+def fit() -> None:
+    model = synthesize.file_of(DEEP)
+    header = engine.file_header(model)
+    layers = header.n_layer + 1
+    found: list[dict[str, Any]] = []
+
+    def add(case: dict[str, Any]) -> None:
+        found.append(case)
+        default = next((_median(each) for each in found if each["what"] == "llama.cpp's default"), None)
+        for each in found:
+            mine = _median(each)
+            each["times_the_default"] = round(mine / default, 2) if mine and default else None
+        print(
+            case["what"], case.get("tensor_split"), _median(case), case.get("offloaded"), case.get("error"), flush=True
+        )
+        document("fit", found, free_mib=left)
+
+    with tiers_stopped(), engine.holding(_wanted()) as left:
+        every = engine.shown()
+        extra = engine.environment(every)
+        chosen = _ours(header, left)
+        if isinstance(chosen, placement.Refusal):
+            add({"what": "ours", "error": "; ".join(chosen.reasons)})
+        else:
+            add({"what": "ours"} | engine.served(model, chosen))
+        add(_by_hand("llama.cpp's default", model, [], extra))
+        once = ["--n-gpu-layers", "999", "--split-mode", "row", "--tensor-split", "8,3"]
+        add(_by_hand("the command that was once planned", model, once, extra))
+        add(_by_hand("the same with layer split", model, [*once[:3], "layer", *once[4:]], extra))
+        split = engine.halves(layers, len(every)) if len(left) == 1 else (38, layers - 38)
+        for what, mode in (("explicit split", "layer"), ("tensor split", "tensor")):
+            add({"what": what} | engine.served(model, engine.explicit(header, split, every, mode=mode)))
+
+
+def kld() -> None:
+    found = []
+    text = proof.STATE / "text.md"
+    text.write_text(
+        "".join(path.read_text(encoding="utf-8") for path in sorted(proof.ROOT.glob("docs/*.md"))), encoding="utf-8"
+    )
+    small = proof.MODELS / "gemma-3-270m-it-Q4_K_M.gguf"
+    base = proof.STATE / "logits.kld"
+    every = engine.shown()
+    with tiers_stopped():
+        for model in (synthesize.file_of(DEEP), small):
+            if not model.exists():
+                continue
+            header = engine.file_header(model)
+            layers = header.n_layer + 1
+            alone = engine.explicit(header, (layers,), every[:1])
+            said = engine.perplexity(model, alone, base, text, compare=False)
+            cases = {
+                "again, on one device": alone,
+                "split": engine.explicit(header, engine.uneven(layers, len(every)), every),
+            }
+            for what, choice in cases.items():
+                told = said if "error" in said else engine.perplexity(model, choice, base, text, compare=True)
+                case = {"model": model.stem, "what": what, "tensor_split": list(choice.placement.tensor_split), **told}
+                found.append(case)
+                print(case, flush=True)
+                document("kld", found)
+    base.unlink(missing_ok=True)
+
+
+def search() -> None:
+    model = synthesize.file_of(DEEP)
+    header = engine.file_header(model)
+    layers = header.n_layer + 1
+    found: list[dict[str, Any]] = []
+    if len(engine.gpus()) < 2:
+        print("search: needs two cards", flush=True)
+        return
+    with tiers_stopped(), engine.holding(_wanted()) as left:
+        ours = _ours(header, left)
+        if isinstance(ours, placement.Refusal):
+            document("search", [], error="; ".join(ours.reasons), free_mib=left)
+            return
+        small = tuple(engine.smaller(card, left[str(card.uuid)]) for card in engine.physical())
+        tried = {tuple(card.uuid for card in ours.cards): {ours.placement.tensor_split}}
+        mine = engine.bench(model, ours, tokens=64)
+        for order in (small[:2], small[1::-1]):
+            for first in range(1, layers):
+                choice = engine.explicit(header, (first, layers - first), order)
+                # What misses by more than the margin and what is uncertain is not worth a load.
+                if min(choice.spare_mib) < -max(card.margin_mib for card in order) - 300:
+                    continue
+                tried.setdefault(tuple(card.uuid for card in order), set()).add(choice.placement.tensor_split)
+                told = engine.bench(model, choice, tokens=64, times=2)
+                case = {"order": [card.uuid for card in order], "tensor_split": [first, layers - first], **told}
+                found.append(case)
+                print(case, flush=True)
+                document("search", found, ours=_named(ours) | mine, free_mib=left)
+    best = max((case["tg64"]["tokens_per_second"] for case in found if "tg64" in case), default=None)
+    own = mine.get("tg64", {}).get("tokens_per_second")
+    share = round(100 * own / best, 1) if best and own else None
+    verdict = {"best": best, "share_of_best_percent": share, "passed": share is not None and share >= BEST_PERCENT}
+    document("search", found, ours=_named(ours) | mine, free_mib=left, **verdict)
+    print(verdict, flush=True)
+
+
+def _named(choice: placement.Choice) -> dict[str, Any]:
+    return {"order": [card.uuid for card in choice.cards], "tensor_split": list(choice.placement.tensor_split)}
+
+
+PARTS: dict[str, Callable[[], None]] = {
+    "memory": memory,
+    "speed": speed,
+    "load": load,
+    "fit": fit,
+    "kld": kld,
+    "search": search,
+}
+
+
+def main() -> int:
+    chosen = sys.argv[1:]
+    if not chosen or set(chosen) - set(PARTS):
+        print(__doc__, file=sys.stderr)
+        return 2
+    for part in chosen:
+        PARTS[part]()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""What the steps of the GPU proof share: places, the machine's cards, and evidence files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/truth")]
+
+from checker import hardware  # noqa: E402
+from checker.planning import read_yaml  # noqa: E402
+
+STATE = Path(os.environ.get("GPU_PROOF_STATE", "/var/lib/llama-tiers-gpu"))
+EVIDENCE = STATE / "evidence"
+LOGS = STATE / "logs"
+MODELS = STATE / "mirror/models"
+# What inventories/gpu reads.
+HOST = ROOT / "build/gpu/host.json"
+CATALOGUE = ROOT / "build/gpu/catalogue.yml"
+RELEASE = Path("/opt/llama-tiers/current")
+SCHEMA = "llama-tiers/gpu-proof/1"
+# What the inventory says of it (inventories/gpu/group_vars/gpu_hosts/main.yml); each card is shown so many times.
+DEVICES_PER_CARD = "gpu_proof_devices_per_card"
+
+
+def devices_per_card(cards: int) -> int:
+    """Return as how many devices the inventory has a card shown: with two real cards always as one."""
+    variables = read_yaml(ROOT / "inventories/gpu/group_vars/gpu_hosts/main.yml")
+    return int(variables[DEVICES_PER_CARD]) if cards == 1 else 1
+
+
+def release() -> dict[str, Any]:
+    """Return what the role wrote down of the release that is current; empty before there is one."""
+    path = RELEASE / "release.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def head(what: str, command: str) -> dict[str, Any]:
+    """Return what every file of evidence says first: on which card and driver, with which engine, when, and how."""
+    driver, gpus = hardware.read_driver(), hardware.read_gpus()
+    built = release()
+    return {
+        "schema": SCHEMA,
+        "what": what,
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "command": command,
+        "cards": [{key: dataclasses.asdict(gpu)[key] for key in _CARD} for gpu in gpus],
+        "driver": driver.version,
+        "engine": built.get("commit"),
+        "release": built.get("name"),
+        "toolkit": built.get("toolkit"),
+    }
+
+
+_CARD = ("name", "uuid", "compute_capability", "total_mib", "used_mib", "bandwidth_gb_s")
+
+
+def write(name: str, document: dict[str, Any]) -> None:
+    """Write a file of evidence, complete or not at all."""
+    EVIDENCE.mkdir(parents=True, exist_ok=True)
+    path = EVIDENCE / f"{name}.json"
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    print(f"evidence: {path}", flush=True)

@@ -1,0 +1,111 @@
+"""Which tiers move, and how, when the room on the cards changes, on a host that test_site.py provisioned."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from labhost import BIG, DROP_INS, SMALL, inventory_gpus, inventory_tiers, main_pids, playbook, recap, ssh_ok, status_of
+
+from checker.cards import default_reserved_mib
+
+
+def spec_of(tier: str) -> dict[str, Any]:
+    spec: dict[str, Any] = json.loads(ssh_ok(f"cat /etc/llama-tiers/tiers/{tier}.json"))
+    return spec
+
+
+def needed_mib(tier: str) -> int:
+    """Return what a tier is predicted to need of its cards, in whole MiB."""
+    parts = ("weights_mib", "kv_mib", "compute_mib", "overhead_mib")
+    return math.ceil(sum(device[part] for device in spec_of(tier)["devices"] for part in parts))
+
+
+@pytest.fixture
+def deep_wherever_it_fits() -> Iterator[list[dict[str, Any]]]:
+    """Leave the placement of deep to the planner; the inventory's own serves again afterwards."""
+    tiers = inventory_tiers()
+    tiers[1]["candidates"][0]["placement"] = "auto"
+    yield tiers
+    assert playbook("site.yml").returncode == 0
+
+
+def test_room_that_comes_and_goes_moves_no_tier_until_it_is_asked_for(
+    deep_wherever_it_fits: list[dict[str, Any]],
+) -> None:
+    full = inventory_gpus()
+    # Room on the first card for fast alone.
+    full[0]["margin_mib"] = 8192 - default_reserved_mib(8192) - needed_mib("fast") - 20
+    result = playbook("site.yml", "-e", json.dumps({"tiers": deep_wherever_it_fits, "gpus": full}))
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert [device["uuid"] for device in spec_of("deep")["devices"]] == [SMALL]
+    before = main_pids()
+
+    result = playbook("site.yml", "-e", json.dumps({"tiers": deep_wherever_it_fits}))
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert recap(result)["changed"] == 0, result.stdout
+    assert main_pids() == before
+    assert "kept as proven; a new choice would be 19 layers on RTX 3060 Ti" in result.stdout
+
+    result = playbook("site.yml", "-e", json.dumps({"tiers": deep_wherever_it_fits}), "-e", "llama_tiers_replan=true")
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert [device["uuid"] for device in spec_of("deep")["devices"]] == [BIG]
+    assert main_pids()["fast"] == before["fast"]
+
+
+@pytest.fixture
+def each_tier_on_a_card_that_holds_one() -> Iterator[Callable[[str, str], dict[str, Any]]]:
+    """Serve fast on the first card and deep on the second, on cards that have room for one and a half tiers.
+
+    Yields what makes the variables of a run with given cards; the lab's own tiers and cards are back afterwards.
+    """
+    tiers, gpus, room = inventory_tiers(), inventory_gpus(), needed_mib("fast") * 3 // 2
+
+    def variables(fast: str, deep: str) -> dict[str, Any]:
+        for tier, card in zip(tiers, (fast, deep), strict=True):
+            tier["gpus"] = [card]
+            tier["candidates"][0]["placement"] = {"split_mode": "none", "tensor_split": [19]}
+        return {"tiers": tiers, "gpus": gpus}
+
+    result = playbook("site.yml", "-e", json.dumps(variables(BIG, SMALL)))
+    assert result.returncode == 0, result.stdout[-3000:]
+    for gpu, total in zip(gpus, (8192, 3072), strict=True):
+        gpu["margin_mib"] = total - default_reserved_mib(total) - room
+    # An allocation beyond this fails, whatever the plan believes.
+    held = [total - room for total in (8192, 3072)]
+    ssh_ok(
+        "cp /etc/lab-gpus/cards /tmp/cards && "
+        f"sed -i -E '/3060a11a/s/[|]8192[|][0-9]+/|8192|{held[0]}/; /10603b00/s/[|]3072[|][0-9]+/|3072|{held[1]}/' "
+        "/etc/lab-gpus/cards"
+    )
+    yield variables
+    ssh_ok("cp /tmp/cards /etc/lab-gpus/cards")
+    assert playbook("site.yml").returncode == 0
+
+
+def test_tiers_swap_cards_that_hold_one_of_them_and_swap_back_when_one_fails(
+    each_tier_on_a_card_that_holds_one: Callable[[str, str], dict[str, Any]],
+) -> None:
+    result = playbook("site.yml", "-e", json.dumps(each_tier_on_a_card_that_holds_one(SMALL, BIG)))
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert [spec_of(tier)["devices"][0]["uuid"] for tier in ("fast", "deep")] == [SMALL, BIG]
+    assert [status_of(8080, "fast"), status_of(8081, "deep")] == ["200", "200"]
+
+    refuse = f"if grep -q {SMALL} /etc/llama-tiers/tiers/deep.json; then echo not ready: a test refuses it; exit 1; fi"
+    ssh_ok(
+        f"mkdir -p {DROP_INS} && printf '[Service]\nExecStartPost=/bin/sh -c \"%s\"\n' '{refuse}' "
+        f"> {DROP_INS}/fault.conf && systemctl daemon-reload"
+    )
+    try:
+        result = playbook("site.yml", "-e", json.dumps(each_tier_on_a_card_that_holds_one(BIG, SMALL)))
+        assert result.returncode == 2
+        assert "what served before is active again" in result.stdout, result.stdout[-3000:]
+        assert "fast had its place and went back too" in result.stdout
+        ssh_ok("timeout 60 sh -c 'until systemctl is-active -q llama-tier-fast; do sleep 1; done'")
+        assert [spec_of(tier)["devices"][0]["uuid"] for tier in ("fast", "deep")] == [SMALL, BIG]
+        assert [status_of(8080, "fast"), status_of(8081, "deep")] == ["200", "200"]
+    finally:
+        ssh_ok(f"rm -r {DROP_INS} && systemctl daemon-reload")

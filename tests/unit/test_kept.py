@@ -1,0 +1,347 @@
+"""What serves stays: a proven placement is kept while it is asked for and fits, and given up when it is not."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import fake_tier
+import planning_cases
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from planning_cases import Q4, Q5, shaped
+
+from checker import kept, placement, plan, tier
+from checker.cards import Host
+from checker.cards import host as join_host
+from checker.catalogue import GpuEntry, RamEntry
+from checker.placement import Choice, Demand
+from inventories import BIG, MODELS, SMALL, inventory
+
+PLACES = plan.Places(release="/opt/llama-tiers/releases/r", models="/m", keys="/k")
+DEEP: dict[str, Any] = {
+    "name": "deep",
+    "port": 8081,
+    "context": 4096,
+    "gpus": "any",
+    "candidates": [{"model": Q4, "placement": "auto"}],
+}
+
+
+def host(*proven: tier.TierSpec, big_used: int = 64, small_used: int = 64) -> dict[str, Any]:
+    """Return the profile of the reference host, with what others hold of its cards and what was proven on it."""
+    cards = [
+        {"uuid": BIG["uuid"], "total_mib": 8192, "used_mib": big_used, "tiers_mib": 0},
+        {"uuid": SMALL["uuid"], "total_mib": 3072, "used_mib": small_used, "tiers_mib": 0},
+    ]
+    return {"gpus": cards, "ram_mib": 32000, "proven": {spec.name: spec.to_json() for spec in proven}}
+
+
+def site(profile: dict[str, Any], *tiers: dict[str, Any], replan: bool = False, **changes: Any) -> plan.SitePlan:
+    models = {
+        name: {"file": f"{name}.gguf", "sha256": "cd" * 32, "header": shaped(name).to_json()} for name in (Q4, Q5)
+    }
+    whole = inventory(tiers=list(tiers or [DEEP]), models=MODELS | models, **changes)
+    return plan.for_site(**whole, places=PLACES, profile=profile, replan=replan)
+
+
+def counts(spec: tier.TierSpec) -> tuple[int, ...]:
+    return spec.placement.tensor_split
+
+
+def on(spec: tier.TierSpec) -> list[str]:
+    return [device.uuid for device in spec.devices]
+
+
+@pytest.fixture(scope="module")
+def crowded() -> tier.TierSpec:
+    """Return what is proven while others hold some of the fast card."""
+    (spec,) = site(host(big_used=300)).specs
+    return spec
+
+
+def test_what_others_hold_moves_the_choice_but_not_what_is_proven(crowded: tier.TierSpec) -> None:
+    (free,) = site(host()).specs
+    assert counts(free) != counts(crowded), "the case of this test: a new choice would be another"
+    again = site(host(crowded))
+    assert again.specs[0] == crowded
+    assert again.kept == ("deep",)
+    assert "; kept as proven" in again.summary[0]
+    assert site(host(free)).kept == (), "what a new choice would be too is not called kept"
+
+
+def test_what_no_longer_fits_is_chosen_anew(crowded: tier.TierSpec) -> None:
+    (free,) = site(host()).specs
+    anew = site(host(free, big_used=300))
+    assert anew.specs == (crowded,)
+    assert anew.kept == ()
+    assert "kept" not in anew.summary[0]
+
+
+def test_the_operator_may_ask_for_a_new_choice(crowded: tier.TierSpec) -> None:
+    anew = site(host(crowded), replan=True)
+    assert anew.specs == site(host()).specs
+    assert anew.kept == ()
+
+
+def but(spec: tier.TierSpec, **changes: Any) -> tier.TierSpec:
+    """Return a spec with another placement."""
+    return dataclasses.replace(spec, placement=dataclasses.replace(spec.placement, **changes))
+
+
+def test_a_new_choice_that_is_clearly_faster_is_told(crowded: tier.TierSpec) -> None:
+    (free,) = site(host()).specs
+    assert crowded.predicted
+    assert free.predicted
+    more = free.predicted.expected / crowded.predicted.expected - 1
+    split = ",".join(map(str, counts(free)))
+    (line,) = site(host(crowded)).summary
+    assert f"; kept as proven; a new choice would be {split} layers on RTX 3060 Ti, GTX 1060 3GB" in line
+    assert f"(+{more:.0%} tokens/s expected): `-e llama_tiers_replan=true` takes it" in line
+
+
+def test_a_new_choice_with_more_of_what_is_preferred_is_told(crowded: tier.TierSpec) -> None:
+    both = DEEP | {"cache_types": ["f16", "q8_0"]}
+    assert crowded.placement.ubatch_size == 512
+    slow = but(crowded, ubatch_size=128, cache_type_k="q8_0", cache_type_v="q8_0")
+    (line,) = site(host(slow, big_used=300), both).summary
+    assert "% tokens/s expected, KV cache f16, micro-batch 512)" in line
+
+
+def test_a_new_choice_that_is_no_better_is_not_told() -> None:
+    demand = Demand(context=4096)
+    best = placement.search(shaped(Q4), planning_cases.reference(), demand)
+    slower = placement.search(shaped(Q4), planning_cases.reference(), Demand(context=4096, ubatch_sizes=(32,)))
+    assert isinstance(best, Choice)
+    assert isinstance(slower, Choice)
+    unknown = dataclasses.replace(best, speed=None)
+    assert [kept.better(best, anew, demand) for anew in (best, slower, unknown)] == [None, None, None]
+
+
+def test_a_context_of_the_range_is_kept_and_a_larger_one_told() -> None:
+    wide = DEEP | {"context": {"min": 4096, "max": 16384}}
+    (less,) = site(host(small_used=1100), wide).specs
+    (more,) = site(host(), wide).specs
+    assert 4096 <= less.placement.ctx_size < more.placement.ctx_size
+    again = site(host(less), wide)
+    assert (again.specs, again.kept) == ((less,), ("deep",))
+    assert f"context {more.placement.ctx_size:,}" in again.summary[0]
+    longer = DEEP | {"context": {"min": less.placement.ctx_size + 1, "max": 16384}}
+    assert site(host(less), longer) == site(host(), longer)
+
+
+def asked(**changes: Any) -> dict[str, Any]:
+    return DEEP | changes
+
+
+def placed(**words: Any) -> dict[str, Any]:
+    return DEEP | {"candidates": [{"model": Q4, "placement": words}]}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        asked(context=2048),
+        asked(parallel=2),
+        asked(cache_ram_mib=100),
+        asked(cache_types=["q8_0"]),
+        asked(gpus=[SMALL["uuid"], BIG["uuid"]], candidates=[{"model": Q4, "placement": {"tensor_split": [9, 40]}}]),
+        placed(ubatch_size=32),
+        placed(cache_type_k="q8_0", cache_type_v="q8_0"),
+        placed(flash_attn="off"),
+        placed(n_gpu_layers=40),
+    ],
+    ids=str,
+)
+def test_what_the_inventory_asks_for_goes_before_what_is_proven(crowded: tier.TierSpec, other: dict[str, Any]) -> None:
+    roomy = {"gpus": [BIG | {"total_mib": 24576}, SMALL | {"total_mib": 24576}]}
+    profile = {"ram_mib": 32000}
+    proven = {"proven": {"deep": crowded.to_json()}}
+    assert site(profile | proven, other, **roomy) == site(profile, other, **roomy)
+
+
+def test_a_proven_pipeline_stays_when_a_written_split_would_fit_with_the_other() -> None:
+    """An explicit split leaves the pipeline open: what others hold must not switch it either."""
+    written = placed(tensor_split=[39, 10]) | {"gpus": [BIG["uuid"], SMALL["uuid"]]}
+    (spec,) = site(host(small_used=400), written).specs
+    assert not spec.placement.pipeline_parallel, "the case of this test: with the pipeline the split does not fit"
+    again = site(host(spec), written)
+    assert site(host(), written).specs[0].placement.pipeline_parallel
+    assert again.specs == (spec,)
+    assert again.kept == ("deep",)
+
+
+def test_another_model_is_served_when_it_goes_before(crowded: tier.TierSpec) -> None:
+    roomy = {"gpus": [BIG | {"total_mib": 24576}, SMALL | {"total_mib": 24576}]}
+    both = DEEP | {"candidates": [{"model": model, "placement": "auto"} for model in (Q5, Q4)]}
+    proven = {"ram_mib": 32000, "proven": {"deep": crowded.to_json()}}
+    assert site(proven, both, **roomy).specs[0].model.name == Q5
+    kept_one = site(host(crowded), both)
+    assert (kept_one.specs[0].model.name, kept_one.kept) == (Q4, ("deep",)), "Q5 does not fit on this host"
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        lambda spec: dataclasses.replace(spec, model=dataclasses.replace(spec.model, file="/m/000000000000/x.gguf")),
+        lambda spec: dataclasses.replace(spec, model=dataclasses.replace(spec.model, name="tiny")),
+        lambda spec: dataclasses.replace(
+            spec, devices=(dataclasses.replace(spec.devices[0], uuid="GPU-gone"), spec.devices[1])
+        ),
+        lambda spec: dataclasses.replace(spec, devices=(spec.devices[0],) * 2),
+        lambda spec: dataclasses.replace(spec, devices=spec.devices[:1]),
+        lambda spec: but(spec, tensor_split=(24, 24)),
+        lambda spec: but(spec, tensor_split=(49, 0)),
+        lambda spec: but(spec, tensor_split="ab"),
+    ],
+    ids=[
+        "file",
+        "model",
+        "card gone",
+        "one card twice",
+        "too few cards",
+        "too few layers",
+        "none on a card",
+        "no split",
+    ],
+)
+def test_what_is_not_this_model_on_these_cards_is_not_kept(crowded: tier.TierSpec, spoilt: Any) -> None:
+    assert site(host(spoilt(crowded))) == site(host())
+
+
+@pytest.mark.parametrize(
+    ("part", "odd"),
+    [
+        ("placement", {"ctx_size": None}),
+        ("placement", {"ctx_size": "wide"}),
+        ("model", {"file": None}),
+        ("devices", [{"name": "CUDA0", "uuid": [], "gpu": "x", "layers": 1, "weights_mib": None}]),
+    ],
+    ids=str,
+)
+def test_a_proven_spec_with_odd_values_is_as_good_as_nothing(crowded: tier.TierSpec, part: str, odd: Any) -> None:
+    document = crowded.to_json()
+    document[part] = {**document[part], **odd} if isinstance(odd, dict) else odd
+    assert site(host() | {"proven": {"deep": document}}) == site(host())
+
+
+@pytest.mark.parametrize("document", [None, {}, {"schema": "llama-tiers/tier/0"}, {"schema": tier.SCHEMA}, "x"])
+def test_what_cannot_be_read_is_as_good_as_nothing(document: Any) -> None:
+    profile = host() | {"proven": {"deep": document}}
+    assert site(profile) == site(host())
+    assert kept.of_profile(profile) == {}
+
+
+def two(**changes: Any) -> list[dict[str, Any]]:
+    """Return two tiers with the same small model, that may lie anywhere."""
+    tiny = {"candidates": [{"model": "tiny", "placement": "auto"}], "context": 4096, "gpus": "any", **changes}
+    return [{"name": name, "port": port, **tiny} for name, port in (("one", 8080), ("two", 8081))]
+
+
+def with_room_for_one(**changes: Any) -> dict[str, Any]:
+    """Return a host whose fast card holds one of `two`, and its slow one any number."""
+    (alone,) = site({"ram_mib": 16000}, two()[0]).specs
+    assert on(alone) == [BIG["uuid"]]
+    need = alone.devices[0].predicted_mib or 0
+    cards = [
+        {"uuid": BIG["uuid"], "total_mib": int(need * 1.5) + 64 + 150},
+        {"uuid": SMALL["uuid"], "total_mib": 3072},
+    ]
+    return {"gpus": cards, "ram_mib": 16000, **changes}
+
+
+def test_a_new_tier_is_planned_beside_what_is_kept() -> None:
+    """In the inventory's order the new tier would take the fast card, on which the other one serves."""
+    first, second = two()
+    (serving,) = site(with_room_for_one(), second).specs
+    assert on(serving) == [BIG["uuid"]]
+    one, other = site(with_room_for_one(), first, second).specs
+    assert on(one) == [BIG["uuid"]], "the case of this test: a new choice would move what serves"
+    planned = site(with_room_for_one(proven={"two": serving.to_json()}), first, second)
+    assert [spec.name for spec in planned.specs] == ["one", "two"]
+    assert planned.specs[1] == serving
+    assert on(planned.specs[0]) != [BIG["uuid"]]
+    assert planned.kept == ("two",)
+    assert on(other) != on(serving)
+
+
+def test_a_context_is_raised_beside_what_is_kept() -> None:
+    first, second = two()
+    (serving,) = site(with_room_for_one(), second).specs
+    wide = first | {"context": {"min": 4096, "max": 8192}}
+    planned = site(with_room_for_one(proven={"two": serving.to_json()}), wide, second)
+    assert [spec.placement.ctx_size for spec in planned.specs] == [8192, 4096]
+    assert planned.specs[1] == serving
+
+
+def test_what_is_kept_gives_way_to_a_tier_that_has_no_other_place() -> None:
+    """The new tier may use the fast card alone: what serves there moves, and nothing is refused."""
+    first, second = two()
+    (serving,) = site(with_room_for_one(), second).specs
+    bound = first | {"gpus": [BIG["uuid"]]}
+    planned = site(with_room_for_one(proven={"two": serving.to_json()}), bound, second)
+    assert planned.specs == site(with_room_for_one(), bound, second).specs
+    assert planned.kept == ()
+
+
+def test_no_more_is_given_up_than_has_to_be() -> None:
+    """Of two tiers that serve, the one on the fast card moves for the new one; the other stays where it is."""
+    tiers = two()
+    one, other = site(with_room_for_one(), *tiers).specs
+    assert on(one) == [BIG["uuid"]]
+    # Slower than what would be chosen now, so that keeping it shows.
+    slow = dataclasses.replace(other, placement=dataclasses.replace(other.placement, ubatch_size=128))
+    new = {**tiers[0], "name": "new", "port": 8082, "gpus": [BIG["uuid"]]}
+    proven = {"one": one.to_json(), "two": slow.to_json()}
+    planned = site(with_room_for_one(proven=proven), new, *tiers)
+    placements = {spec.name: spec for spec in planned.specs}
+    assert planned.kept == ("two",)
+    assert placements["two"].placement == slow.placement
+    assert on(placements["new"]) == [BIG["uuid"]]
+    assert on(placements["one"]) != [BIG["uuid"]]
+
+
+def test_the_plan_document_says_what_is_kept(crowded: tier.TierSpec) -> None:
+    header = shaped(Q4)
+    gpus = [planning_cases.entry(card["name"]).model_copy(update={"uuid": card["uuid"]}) for card in (BIG, SMALL)]
+    entry = plan.parse_inventory([], [DEEP], {})[1][0]
+    models = plan.parse_inventory([], [], {Q4: {"file": f"{Q4}.gguf", "sha256": "cd" * 32, "header": header.to_json()}})
+    whole = join_host(gpus, RamEntry(), host())
+    anew = plan.make(gpus, [entry], models[2], whole)
+    again = plan.keep(anew, {"deep": crowded}, gpus, [entry], models[2], whole)
+    made = [plan.to_json(each, "h") for each in (anew, again)]
+    assert [document["tiers"][0]["kept"] for document in made] == [False, True]
+    assert [document["resident_together"] for document in made] == [[["deep"]]] * 2
+    assert made[1]["tiers"][0]["placement"]["tensor_split"] == list(counts(crowded))
+
+
+@settings(max_examples=30)
+@given(st.integers(64, 800), st.integers(64, 800))
+def test_others_that_come_and_go_move_a_tier_only_when_it_does_not_fit(before: int, after: int) -> None:
+    (serving,) = site(host(big_used=before)).specs
+    again = site(host(serving, big_used=after))
+    taken = join_host([GpuEntry.model_validate(card) for card in (BIG, SMALL)], RamEntry(), host(big_used=after))
+    room = {card.uuid: card.room_mib for card in taken.cards}
+    if all((device.predicted_mib or 0) + 0.2 <= room[device.uuid] for device in serving.devices):
+        assert again.specs == (serving,)
+    elif any((device.predicted_mib or 0) - 0.2 > room[device.uuid] for device in serving.devices):
+        assert again == site(host(big_used=after))
+
+
+@given(planning_cases.tight(), st.sampled_from([None, "auto"]), st.integers(0, 40))
+def test_what_the_search_finds_is_admitted_and_kept_until_it_does_not_fit(
+    case: tuple[Any, Host], gpu_layers: str | None, more_taken_mib: int
+) -> None:
+    header, whole = case
+    demand = Demand(context=2048, gpu_layers=gpu_layers, cache_types=(("f16", "f16"), ("q8_0", "q8_0")))
+    found = placement.search(header, whole, demand)
+    if not isinstance(found, Choice):
+        return
+    devices = tuple(tier.Device("CUDA0", card.uuid or "", card.name, 1, None) for card in found.cards)
+    proven = fake_tier.spec(placement=found.placement, devices=devices)
+    assert kept.choice(proven, header, whole.cards, whole.ram, demand) == found
+    fuller = tuple(dataclasses.replace(card, taken_mib=card.taken_mib + more_taken_mib) for card in whole.cards)
+    again = kept.choice(proven, header, fuller, whole.ram, demand)
+    assert (again is not None) == all(spare >= more_taken_mib for spare in found.spare_mib)
+    assert again is None or again.placement == found.placement
