@@ -4,6 +4,9 @@ A tier is *proven* when its unit became active (readiness included) with the inp
 spec and key. The proven unit and spec are kept under /var/lib/llama-tiers/proven/<tier>/, with a digest of what the
 server depends on. So a run that was cut off is finished by the next one, a second run restarts nothing, and a failed
 successor is replaced by what served before.
+
+A release that fails with one tier is taken from every tier: those that this run moved to it go back to what they were
+proven with, and so does /opt/llama-tiers/current.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from checker import hardware, systemd, tier, turns
 _UNITS = Path("/etc/systemd/system")
 _PROVEN = Path("/var/lib/llama-tiers/proven")
 _LOCK = Path("/run/llama-tiers/activation.lock")
+_CURRENT = Path("/opt/llama-tiers/current")
 _POLL_S = 0.5
 
 Report = Callable[[str], None]
@@ -151,6 +155,23 @@ def _roll_back(name: str, report: Report) -> str:
     return f"what served before does not start either ({reason}), so {name} is down"
 
 
+def _proven_release(name: str) -> str | None:
+    """Return the release with which a tier was proven, None when it never was."""
+    try:
+        return str(json.loads((_PROVEN / name / "spec.json").read_text(encoding="utf-8"))["engine"]["release"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _point_current(release: str | None) -> None:
+    """Make a release the current one again, unless it is gone; the link is replaced in one step."""
+    if release and Path(release).is_dir() and _CURRENT.is_symlink():
+        beside = _CURRENT.with_suffix(".new")
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(Path(release).relative_to(_CURRENT.parent))
+        beside.replace(_CURRENT)
+
+
 def _unit(name: str) -> str:
     return f"llama-tier-{name}.service"
 
@@ -255,8 +276,14 @@ def _start_in_turn(
     """Start what has changed and return its names in the order of their turns.
 
     A tier is remembered as proven as soon as nobody can need its place for the way back: those whose turn is yet to
-    come, and those that are `leaving` and have stopped, may have to serve again as before.
+    come, and those that are `leaving` and have stopped, may have to serve again as before. Tiers that move to another
+    release are remembered together, after the last of them: a host is on one release or on the other.
     """
+    moving = {
+        change.name
+        for change in changes
+        if _proven_release(change.name) not in (None, tier.load(change.name).engine.release)
+    }
     order = turns.order(changes, room_mib)
     by_name = {change.name: change for change in changes}
     started: list[turns.Change] = []
@@ -270,7 +297,9 @@ def _start_in_turn(
         unproven = [by_name[other.name] for other in order[index + (reason is None) :]]
         # Nobody comes back any more when the last turn has gone well.
         returning = [*leaving.values(), *(change.old for change in unproven if change.old)] if unproven else []
-        back = turns.going_back(started, returning, proven_holds, room_mib)
+        back = set(turns.going_back(started, returning, proven_holds, room_mib))
+        if moving & {change.name for change in unproven}:
+            back |= moving
         for change in started:
             if change.name not in back:
                 _remember(change.name, _inputs(change.name))
@@ -279,7 +308,7 @@ def _start_in_turn(
         if reason is not None:
             later = [change.name for change in unproven[1:]]
             again = [*leaving, *(name for name in later if name in stopped)]
-            now = _undo(turn.name, started, later, again, report)
+            now = _undo(turn.name, started, later, again, moving, report)
             raise ActivationError(f"tier {turn.name} did not become ready: {reason}; {now}")
     return tuple(turn.name for turn in order)
 
@@ -298,11 +327,17 @@ def _take(turn: turns.Turn, report: Report) -> str | None:
 
 
 def _undo(
-    failed: str, back: Sequence[turns.Change], later: Sequence[str], stopped: Sequence[str], report: Report
+    failed: str,
+    back: Sequence[turns.Change],
+    later: Sequence[str],
+    stopped: Sequence[str],
+    moving: Collection[str],
+    report: Report,
 ) -> str:
     """Have everything serve again as before; return what serves now, as the end of a sentence.
 
-    `back` were started and are in the way of what served before, `later` had no turn yet, `stopped` made room.
+    `back` were started and are in the way of what served before, or are `moving` to another release; `later` had no
+    turn yet, `stopped` made room.
     """
     # One that systemd fails for is no reason to leave the others down.
     wrong: list[str] = []
@@ -316,6 +351,8 @@ def _undo(
 
     went = [change.name for change in back]
     each(systemd.stop, went)
+    for name in {failed, *later, *went} & set(moving):
+        _point_current(_proven_release(name))
     for name in (*later, *went):
         _put_back(name)
     try:
@@ -324,5 +361,10 @@ def _undo(
         now = f"what served as {failed} before cannot be brought back ({error})"
     each(lambda _: systemd.daemon_reload(), [failed])
     each(systemd.restart, [*stopped, *(change.name for change in back if change.old)])
-    also = f"; {', '.join(went)} had its place and went back too" if back else ""
-    return "".join([now, also, *wrong])
+    had_place = ", ".join(name for name in went if name not in moving)
+    had_moved = ", ".join(name for name in went if name in moving)
+    if had_place:
+        now += f"; {had_place} had its place and went back too"
+    if had_moved:
+        now += f"; {had_moved} had moved to the same release and went back too"
+    return "".join([now, *wrong])

@@ -16,6 +16,31 @@ if TYPE_CHECKING:
     from checker.catalogue import EngineFlags, TierEntry
 
 
+# Every flag that `server_argv` may write, but for those that an engine's table spells (`EngineFlags`).
+TEMPLATED = (
+    "--model",
+    "--alias",
+    "--host",
+    "--port",
+    "--api-key-file",
+    "--rpc",
+    "--device",
+    "--n-gpu-layers",
+    "--split-mode",
+    "--tensor-split",
+    "--ctx-size",
+    "--parallel",
+    "--cache-type-k",
+    "--cache-type-v",
+    "--ubatch-size",
+    "--flash-attn",
+    "--n-cpu-moe",
+    "--override-tensor",
+    "--cache-ram",
+    "--fit",
+    "--offline",
+)
+
 # Any override switches pipeline parallelism off (src/llama-context.cpp); this one matches no tensor.
 _NO_PIPELINE = "no-such-tensor=CPU"
 

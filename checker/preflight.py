@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from checker import cuda, toolkit
+from checker.cards import KNOWN_CARDS
 from checker.catalogue import ModelEntry, PartEntry, is_here
 from checker.hardware import MIB, Driver, Gpu
 
@@ -34,6 +36,7 @@ class HostProfile:
     """What was read on a host. `problem` says why NVML could not tell everything, None when it did.
 
     `driver` is None and `gpus` is empty when NVML could not be opened; with a lost card `gpus` holds the others.
+    `cuda` is what else CUDA depends on, None when the back end is another one.
     """
 
     driver: Driver | None
@@ -41,6 +44,7 @@ class HostProfile:
     problem: str | None
     ram_mib: int
     disks: tuple[Disk, ...]
+    cuda: cuda.CudaHost | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ def from_json(document: Mapping[str, Any]) -> HostProfile:
         problem=document["problem"],
         ram_mib=document["ram_mib"],
         disks=tuple(Disk(**disk) for disk in document["disks"]),
+        cuda=cuda.from_json(document["cuda"]) if document.get("cuda") else None,
     )
 
 
@@ -122,6 +127,51 @@ def gpu_problems(profile: HostProfile, expected: Sequence[Mapping[str, Any]]) ->
                 "correct the name, or the UUID if another card was meant"
             )
     return problems
+
+
+def cuda_cards(profile: HostProfile, expected: Sequence[Mapping[str, Any]]) -> list[cuda.Card]:
+    """Return the inventory's cards that CUDA is to serve, those that the driver hides included.
+
+    The compute capability is NVML's, the inventory's, or the datasheet's; a card of which nobody knows it is left out.
+    """
+    read = {gpu.uuid: gpu.compute_capability for gpu in profile.gpus}
+    cards = []
+    for gpu in expected:
+        known = KNOWN_CARDS.get(gpu["name"])
+        capability = read.get(gpu["uuid"]) or gpu.get("compute_capability") or (known and known.compute_capability)
+        if capability and not gpu.get("rpc_endpoint"):
+            cards.append(cuda.Card(gpu["name"], cuda.version(capability)))
+    return cards
+
+
+def cuda_problems(
+    profile: HostProfile,
+    expected: Sequence[Mapping[str, Any]],
+    wish: toolkit.Wish,
+    mends: Sequence[str],
+    *,
+    mended: bool,
+) -> list[str]:
+    """Hold driver, devices and toolkit against the cards of the inventory; none when the back end is not CUDA.
+
+    `mends` names what the role is to mend (`cuda.Fault.mended_by`), `mended` says that it has done so: before, as in
+    check mode, what it will mend is no problem.
+    """
+    if profile.cuda is None:
+        return []
+    cards = cuda_cards(profile, expected)
+    driver = profile.driver.version if profile.driver else None
+    faults = cuda.driver_faults(cards, driver, profile.cuda)
+    ours = {gpu["uuid"] for gpu in expected if not gpu.get("rpc_endpoint")}
+    present = [gpu for gpu in profile.gpus if gpu.uuid in ours]
+    if profile.driver is not None:
+        minors = [gpu.minor_number for gpu in present if gpu.minor_number is not None]
+        faults += cuda.device_faults(minors, profile.cuda)
+        faults += cuda.persistence_faults(profile.cuda) if cuda.PERSISTENCE in mends else []
+    problems = [fault.sentence for fault in faults if mended or fault.mended_by not in mends]
+    if profile.driver is not None and len(present) < len(ours):
+        problems += cuda.unserved_cards([gpu.pci_bus_id for gpu in profile.gpus], profile.cuda)
+    return problems + toolkit.toolkit_outlook(wish, cards, driver or profile.cuda.module_version, profile.cuda)
 
 
 def ram_problems(ram_mib: int, min_ram_mib: int) -> list[str]:

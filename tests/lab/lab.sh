@@ -141,9 +141,10 @@ gpu_host() { # name suite: a host with the stand-ins; compiled objects and Pytho
     local name=$1 suite=$2 changed=0
     if ! running "$name" "$suite"; then
         say "starting $name (Debian $suite)"
-        mkdir -p "$cache/ccache/$suite" "$cache/pip"
+        mkdir -p "$cache/ccache/$suite" "$cache/pip" "$cache/cuda-12.4"
         start "$name" "$suite" \
-            --volume "$cache/ccache/$suite:/var/cache/llama-tiers/ccache" --volume "$cache/pip:/root/.cache/pip"
+            --volume "$cache/ccache/$suite:/var/cache/llama-tiers/ccache" --volume "$cache/pip:/root/.cache/pip" \
+            --volume "$cache/cuda-12.4:/srv/cuda-12.4:ro"
         changed=1
     fi
     local recipe

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cuda_hosts import GOOD
 from modules import MODULES, run
 
 from checker import hardware
@@ -141,6 +143,31 @@ def test_all_problems_of_a_host_are_said_at_once() -> None:
     assert f"{SMALL['uuid']} ({SMALL['name']}) is not on this host" in missing
     assert "2,048 MiB of RAM" in memory and "4,096 MiB" in memory
     assert "8 MiB are needed (model tiny 8), 7 MiB are free" in disk
+
+
+def test_what_cuda_depends_on_is_read_when_asked_and_judged() -> None:
+    read = run("gpu_facts", needs=[], cuda=True)["profile"]["cuda"]
+    assert {"modules", "nodes", "pci_cards", "toolkits", "compilers", "distribution", "glibc"} <= set(read)
+    assert run("gpu_facts", needs=[])["profile"]["cuda"] is None
+
+    result = run(
+        "host_check",
+        host="tower",
+        profile={
+            "driver": {"version": "590.44", "cuda_version": "13.1"},
+            "gpus": [card(BIG)],
+            "problem": None,
+            "ram_mib": 8192,
+            "disks": [],
+            "cuda": {**asdict(GOOD), "module_version": "590.44", "library_version": "590.44"},
+        },
+        gpus=[BIG, {**SMALL, "compute_capability": "6.1"}],
+        needs=[],
+        min_ram_mib=4096,
+        mends=["gpu_host_persistence"],
+    )
+    assert result["failed"] is True
+    assert "driver branch 580 is the last that serves Pascal, found 590.44" in result["msg"]
 
 
 def test_gpu_facts_finds_what_is_there_of_a_file(tmp_path: Path) -> None:

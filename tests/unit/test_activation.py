@@ -73,7 +73,7 @@ class Played:
         mib: dict[str, float] | None = None,
     ) -> None:
         """Lay out a tier's files; `mib` is what it needs of cards by UUID, little of two unless it is given."""
-        port = port or {"fast": 8080, "new": 8082, "other": 8083}.get(name, 8081)
+        port = port or {"fast": 8080, "new": 8082, "other": 8083, "middle": 8084}.get(name, 8081)
         needs = mib or {BIG["uuid"]: 184.86, SMALL["uuid"]: 50.30}
         spec = fake_tier.spec(
             f"http://127.0.0.1:{port}",
@@ -157,6 +157,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Played:
     monkeypatch.setattr(activation, "_UNITS", played.units)
     monkeypatch.setattr(activation, "_PROVEN", tmp_path / "proven")
     monkeypatch.setattr(activation, "_LOCK", tmp_path / "run/lock")
+    monkeypatch.setattr(activation, "_CURRENT", tmp_path / "current")
     monkeypatch.setattr(activation, "_POLL_S", 0)
     for name in ("unit_state", "restart", "stop", "disable_now", "daemon_reload", "needs_daemon_reload", "journal"):
         monkeypatch.setattr(systemd, name, getattr(played, name))
@@ -264,6 +265,72 @@ def test_a_failure_leaves_the_tiers_after_it_as_they_serve(host: Played) -> None
     host.write("fast", model="two")
     host.write("deep", model="two")
     assert activate("fast", "deep").activated == ("fast", "deep")
+
+
+def releases(host: Played, *names: str) -> Path:
+    """Have releases, the last of which is current."""
+    for name in names:
+        (host.root / "releases" / name).mkdir(parents=True, exist_ok=True)
+    current = host.root / "current"
+    current.unlink(missing_ok=True)
+    current.symlink_to(f"releases/{names[-1]}")
+    return current
+
+
+def run_on(host: Played, release: str, *names: str, **changes: str) -> None:
+    """Write tiers that run a release."""
+    for name in names:
+        host.write(name, **changes)
+        path = host.root / "tiers" / f"{name}.json"
+        document = json.loads(path.read_text())
+        document["engine"]["release"] = str(host.root / "releases" / release)
+        document["argv"][0] = f"{document['engine']['release']}/bin/llama-server"
+        path.write_text(json.dumps(document))
+
+
+def test_a_release_that_fails_with_one_tier_is_taken_from_those_that_moved_to_it(host: Played) -> None:
+    releases(host, "old")
+    run_on(host, "old", "fast", "middle", "deep")
+    activate("fast", "middle", "deep")
+    before = dict(host.serving)
+    current = releases(host, "old", "new")
+    run_on(host, "new", "fast")
+    run_on(host, "new", "middle", unit=BROKEN)
+    run_on(host, "new", "deep")
+    host.starts.clear()
+
+    said = refused("fast", "middle", "deep")
+
+    assert said == (
+        f"tier middle did not become ready: {NOT_READY}; what served before is active again (one, old); "
+        "fast had moved to the same release and went back too"
+    )
+    assert host.starts == ["fast", "middle", "middle", "fast"], "deep was not touched"
+    assert host.serving == before
+    assert str(current.readlink()) == "releases/old"
+    assert activate("fast", "middle", "deep") == Outcome(activated=(), retired=())
+
+
+def test_a_tier_that_fails_on_the_release_that_it_had_leaves_the_others_where_they_are(host: Played) -> None:
+    current = releases(host, "old")
+    run_on(host, "old", "fast", "deep")
+    activate("fast", "deep")
+    run_on(host, "old", "fast", model="two")
+    run_on(host, "old", "deep", model=BROKEN)
+    refused("fast", "deep")
+    assert (host.model("fast"), host.model("deep")) == ("two", "one")
+    assert str(current.readlink()) == "releases/old"
+
+
+def test_a_release_that_is_gone_does_not_become_current_again(host: Played) -> None:
+    releases(host, "old")
+    run_on(host, "old", "deep")
+    activate("deep")
+    current = releases(host, "new")
+    (host.root / "releases/old").rmdir()
+    run_on(host, "new", "deep", unit=BROKEN)
+    refused("deep")
+    assert str(current.readlink()) == "releases/new"
 
 
 def test_a_better_prediction_is_no_reason_to_restart(host: Played) -> None:

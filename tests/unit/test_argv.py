@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -140,3 +141,21 @@ def test_exactly_the_flags_that_help_leaves_out_are_unknown(left_out: set[str]) 
     known = "\n".join(f"-x,    {flag} VALUE    what it does" for flag in COMMON if flag not in left_out)
     words = [word for flag, value in COMMON.items() for word in (flag, *value)]
     assert set(argv.unknown_flags(("llama-server", *words), known)) == left_out
+
+
+@pytest.mark.parametrize("engine", ["new", "old"])
+def test_the_templated_flags_are_those_that_a_command_line_can_hold(engine: str) -> None:
+    """With cards behind RPC, experts on the host and no pipeline parallelism, every flag is there."""
+    flags = EngineFlags.model_validate(ENGINES[engine]["flags"])
+    everything = argv.server_argv(
+        ENTRY,
+        "tiny",
+        replace(PLACEMENT, n_cpu_moe=1, pipeline_parallel=False),
+        REMOTE,
+        flags,
+        binary="/r/bin/llama-server",
+        model_file="/m/tiny.gguf",
+        key_file="/k/deep",
+    )
+    of_engine = {word for words in flags.model_dump().values() for word in words}
+    assert {word for word in everything if word.startswith("--")} - of_engine == set(argv.TEMPLATED)

@@ -5,17 +5,24 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from cuda_hosts import GOOD, host
 from hypothesis import given
 from hypothesis import strategies as st
 
 from checker import preflight
 from checker.hardware import Driver, Gpu
 from checker.preflight import Disk, HostProfile, Need
+from checker.toolkit import Wish
 
 FAST = Gpu("RTX 3060 Ti", "GPU-a", "00000000:01:00.0", "8.6", 8192, 300, 448.1, 0)
 SMALL = Gpu("GTX 1060", "GPU-b", "00000000:02:00.0", "6.1", 3072, 100, 192.2, 1)
 HOST = HostProfile(Driver("580.126.09", "13.0"), (FAST, SMALL), None, 16000, ())
 EXPECTED = [{"name": "RTX 3060 Ti", "uuid": "GPU-a"}, {"name": "GTX 1060", "uuid": "GPU-b"}]
+
+
+DRIVEN = dataclasses.replace(HOST, cuda=GOOD)
+WISH = Wish("detect")
+MENDS = ["gpu_host_load_modules", "gpu_host_device_nodes", "gpu_host_persistence"]
 
 
 def replaced(**changes: Any) -> HostProfile:
@@ -69,6 +76,50 @@ def test_only_cards_behind_another_hosts_rpc_server_may_be_elsewhere() -> None:
     assert remote("192.0.2.7:50052") == []
     assert remote("gpu-two.example:50052") == []
     assert len(remote("127.0.0.1:50052")) == len(remote("localhost:50052")) == len(remote("[::1]:50052")) == 1
+
+
+def cuda_said(profile: HostProfile, mends: list[str] = MENDS, *, mended: bool = True) -> list[str]:
+    return preflight.cuda_problems(profile, EXPECTED, WISH, mends, mended=mended)
+
+
+def test_a_host_with_everything_that_cuda_needs_passes() -> None:
+    assert cuda_said(DRIVEN) == []
+    assert cuda_said(HOST) == []  # another back end
+
+
+def test_a_card_that_the_driver_hides_is_judged_by_what_the_inventory_says_of_it() -> None:
+    hidden = dataclasses.replace(DRIVEN, gpus=(FAST,), cuda=host(module_flavour="open"))
+    expected = [EXPECTED[0], {**EXPECTED[1], "compute_capability": "6.1"}]
+    flavour, bus = preflight.cuda_problems(hidden, expected, WISH, MENDS, mended=True)
+    assert "GTX 1060 (compute capability 6.1, Pascal): the open kernel modules serve Turing and later only" in flavour
+    assert bus.startswith("0000:02:00.0 on the PCI bus is an NVIDIA card that the driver does not serve")
+
+
+def test_the_datasheet_stands_in_for_a_hidden_card_that_is_known() -> None:
+    named = [{"name": "NVIDIA GeForce GTX 1060 3GB", "uuid": "GPU-b"}, {"name": "unheard of", "uuid": "GPU-c"}]
+    cards = preflight.cuda_cards(replaced(gpus=()), named)
+    assert [str(card) for card in cards] == ["NVIDIA GeForce GTX 1060 3GB (compute capability 6.1, Pascal)"]
+
+
+def test_cards_behind_an_rpc_server_ask_nothing_of_the_driver() -> None:
+    remote = [{**gpu, "rpc_endpoint": "127.0.0.1:50052"} for gpu in EXPECTED]
+    newer = dataclasses.replace(DRIVEN, driver=Driver("595.10", "13.2"), cuda=host(module_version="595.10"))
+    assert preflight.cuda_problems(newer, remote, WISH, MENDS, mended=True) == []
+
+
+def test_what_the_role_will_mend_is_a_problem_only_after_it_tried() -> None:
+    bare = dataclasses.replace(DRIVEN, cuda=host(modules=("nvidia",), nodes=(), persistence="inactive"))
+    assert cuda_said(bare, mended=False) == []
+    assert len(cuda_said(bare)) == 3
+    # What it may not mend is a problem at once; a daemon that nobody wants is none.
+    assert len(cuda_said(bare, mends=[], mended=False)) == 2
+
+
+def test_a_driver_that_does_not_answer_is_judged_by_its_kernel_module() -> None:
+    silent = dataclasses.replace(DRIVEN, driver=None, gpus=(), problem="no", cuda=host(module_version="595.10"))
+    expected = [{**gpu, "compute_capability": "6.1"} for gpu in EXPECTED[:1]]
+    (branch,) = preflight.cuda_problems(silent, expected, WISH, MENDS, mended=True)
+    assert "driver branch 580 is the last that serves Pascal, found 595.10" in branch
 
 
 def test_too_little_memory_has_both_figures() -> None:

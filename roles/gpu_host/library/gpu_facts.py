@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Read what a host has: GPUs, driver, memory, room on disk, tiers that were proven."""
+"""Read what a host has: GPUs, driver, what CUDA depends on, memory, room on disk, tiers that were proven."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ options:
     type: list
     elements: dict
     default: []
+  cuda:
+    description: Whether to read what CUDA depends on besides NVML (kernel module, device nodes, toolkits, compilers).
+    type: bool
+    default: false
+  toolkit_path: {description: Folder of a toolkit to look at besides the usual places, type: str, default: ""}
 attributes:
   check_mode: {support: full}
 author: [llama-tiers]
@@ -45,6 +50,7 @@ profile:
       type: dict
     problem: {description: Why NVML could not tell everything; null when it could, type: str}
     ram_mib: {description: Memory of the host, type: int}
+    cuda: {description: As checker.cuda.CudaHost holds it; null when it was not asked for, type: dict}
     proven: {description: By tier the spec document with which it was last proven to serve, type: dict}
     disks: {description: For each need its file system with free_mib and what is there, type: list, elements: dict}
 """
@@ -95,9 +101,14 @@ def tiers_mib(uuid: str, proc: Path = Path("/proc")) -> float | None:
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
-        argument_spec={"needs": {"type": "list", "elements": "dict", "default": []}}, supports_check_mode=True
+        argument_spec={
+            "needs": {"type": "list", "elements": "dict", "default": []},
+            "cuda": {"type": "bool", "default": False},
+            "toolkit_path": {"type": "str", "default": ""},
+        },
+        supports_check_mode=True,
     )
-    from checker import activation, hardware
+    from checker import activation, cuda_host, hardware
 
     driver, gpus, problem = None, (), None
     held: dict[str, float | None] = {}
@@ -118,6 +129,7 @@ def main() -> None:
         "gpus": [dataclasses.asdict(gpu) for gpu in gpus],
         "tiers_mib": held,
         "problem": problem,
+        "cuda": dataclasses.asdict(cuda_host.read(module.params["toolkit_path"])) if module.params["cuda"] else None,
         "ram_mib": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20,
         "proven": activation.proven(),
         "disks": [read_disk(need["path"], need["done"], mounts) for need in module.params["needs"]],

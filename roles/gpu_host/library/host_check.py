@@ -19,6 +19,17 @@ options:
     elements: dict
     required: true
   min_ram_mib: {description: Memory that the host must have, type: int, required: true}
+  toolkit: {description: How the CUDA toolkit is to be had, type: str, default: detect}
+  toolkit_path: {description: The toolkit's folder for the way C(path), type: str, default: ""}
+  mends:
+    description: Variables of the role that let it mend what it finds, of those that are true.
+    type: list
+    elements: str
+    default: []
+  mended:
+    description: Whether that was done already; before, as in check mode, what will be mended is no problem.
+    type: bool
+    default: true
 attributes:
   check_mode: {support: full}
 author: [llama-tiers]
@@ -51,16 +62,24 @@ def main() -> None:
             "gpus": {"type": "list", "elements": "dict", "required": True},
             "needs": {"type": "list", "elements": "dict", "required": True},
             "min_ram_mib": {"type": "int", "required": True},
+            "toolkit": {"type": "str", "default": "detect"},
+            "toolkit_path": {"type": "str", "default": ""},
+            "mends": {"type": "list", "elements": "str", "default": []},
+            "mended": {"type": "bool", "default": True},
         },
         supports_check_mode=True,
     )
     try:
         from checker import preflight
+        from checker.toolkit import Wish
     except ImportError as error:
         module.fail_json(msg=missing_required_lib(error.name or "checker"))
     given = module.params
     needs = [preflight.Need(**need) for need in given["needs"]]
-    problems = preflight.judge(preflight.from_json(given["profile"]), given["gpus"], needs, given["min_ram_mib"])
+    profile = preflight.from_json(given["profile"])
+    problems = preflight.judge(profile, given["gpus"], needs, given["min_ram_mib"])
+    wish = Wish(given["toolkit"], given["toolkit_path"])
+    problems += preflight.cuda_problems(profile, given["gpus"], wish, given["mends"], mended=given["mended"])
     if problems:
         module.fail_json(msg=f"{given['host']} is not ready:\n" + "\n".join(problems), problems=problems)
     module.exit_json(changed=False)

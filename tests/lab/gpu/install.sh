@@ -4,7 +4,7 @@ set -eu
 mkdir -p /usr/local/lib/lab-gpus /etc/lab-gpus/faults
 gcc -Wall -Wextra -Werror -O2 -shared -fPIC -Wl,-soname,libnvidia-ml.so.1 -o /usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1 nvml.c
 gcc -Wall -Wextra -Werror -O2 -shared -fPIC -o /usr/local/lib/lab-gpus/device.so device.c -ldl -pthread
-install -m 755 play /usr/local/lib/lab-gpus/play
+install -m 755 play kernel /usr/local/lib/lab-gpus/
 install -m 644 cards /etc/lab-gpus/cards
 install -m 644 lab-gpu@.service /etc/systemd/system/lab-gpu@.service
 ldconfig

@@ -11,8 +11,7 @@ enum {
     GPU_IS_LOST = 15, LIB_RM_VERSION_MISMATCH = 18
 };
 #define CLOCK_MEM 2
-#define VERSION_DRIVER "580.126.09"
-#define VERSION_CUDA 13000
+#define DRIVER "/etc/lab-gpus/driver" /* version of the driver, and of the newest CUDA that it serves as NVML counts it */
 
 struct pci { /* nvmlPciInfo_t, v3 */
     char bus_id_legacy[16];
@@ -75,9 +74,32 @@ const char *nvmlErrorString(int code) {
     }
 }
 
-int nvmlSystemGetDriverVersion(char *out, unsigned size) { return copy(out, size, VERSION_DRIVER); }
-int nvmlSystemGetNVMLVersion(char *out, unsigned size) { return copy(out, size, "13." VERSION_DRIVER); }
-int nvmlSystemGetCudaDriverVersion_v2(int *out) { *out = VERSION_CUDA; return SUCCESS; }
+static void read_driver(char version[32], int *cuda) {
+    FILE *file = fopen(DRIVER, "re");
+    if (!file || fscanf(file, "%31s %d", version, cuda) != 2) {
+        strcpy(version, "580.126.09");
+        *cuda = 13000;
+    }
+    if (file) fclose(file);
+}
+int nvmlSystemGetDriverVersion(char *out, unsigned size) {
+    char version[32];
+    int cuda;
+    read_driver(version, &cuda);
+    return copy(out, size, version);
+}
+int nvmlSystemGetNVMLVersion(char *out, unsigned size) {
+    char version[32], whole[48];
+    int cuda;
+    read_driver(version, &cuda);
+    snprintf(whole, sizeof whole, "%d.%s", cuda / 1000, version);
+    return copy(out, size, whole);
+}
+int nvmlSystemGetCudaDriverVersion_v2(int *out) {
+    char version[32];
+    read_driver(version, out);
+    return SUCCESS;
+}
 int nvmlSystemGetCudaDriverVersion(int *out) { return nvmlSystemGetCudaDriverVersion_v2(out); }
 
 int nvmlDeviceGetCount_v2(unsigned *out) {

@@ -1,0 +1,1 @@
+extern "C" __global__ void one(float * x) { *x = *x + 1; }

@@ -1,0 +1,1 @@
+extern "C" __global__ void two(float * x) { *x = *x + 1; }

@@ -1,0 +1,71 @@
+"""Fat binaries: the cubins of a program are counted, and what is laid out in another way is refused, not guessed."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from checker import fatbin
+
+PTX, CUBIN = 1, 2
+
+
+def fat_binary(*entries: tuple[int, int, int]) -> bytes:
+    """Return a fat binary as nvcc lays it out, of entries (kind, architecture, bytes of payload)."""
+    body = b"".join(header(kind, arch, 64, size) + bytes(32) + b"\xab" * size for kind, arch, size in entries)
+    return struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(body)) + body
+
+
+def header(kind: int, arch: int, size: int, payload: int) -> bytes:
+    """Return the first half of an entry's header."""
+    return struct.pack("<HHIQ12xI", kind, 0x101, size, payload, arch)
+
+
+def program(path: Path, **sections: bytes) -> Path:
+    """Write a 64-bit ELF file with these sections (`_` stands for the dot)."""
+    names = b"\0" + b"".join(b"." + name.encode() + b"\0" for name in [*sections, "shstrtab"])
+    content, headers = b"", [bytes(64)]
+    for name, data in [*sections.items(), ("shstrtab", names)]:
+        name_at = names.index(b"." + name.encode() + b"\0")
+        headers.append(struct.pack("<IIQQQQIIQQ", name_at, 1, 0, 0, 64 + len(content), len(data), 0, 0, 8, 0))
+        content += data
+    counts = (64, 0, 0, 64, len(headers), len(headers) - 1)
+    elf = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 3, 62, 1, 0, 0, 64 + len(content), 0, *counts)
+    path.write_bytes(elf + content + b"".join(headers))
+    return path
+
+
+def test_cubins_are_counted_by_architecture_and_ptx_is_none() -> None:
+    one = fat_binary((CUBIN, 61, 40), (CUBIN, 86, 8), (PTX, 86, 16))
+    two = fat_binary((CUBIN, 61, 24), (CUBIN, 120, 8))
+    assert fatbin.count_cubins(one + bytes(16) + two) == {61: 2, 86: 1, 120: 1}
+    assert fatbin.count_cubins(b"") == {}
+
+
+def test_a_program_is_read_by_its_section(tmp_path: Path) -> None:
+    with_code = program(tmp_path / "cuda", text=b"\x90" * 24, nv_fatbin=fat_binary((CUBIN, 52, 8)), data=bytes(8))
+    without = program(tmp_path / "cpu", text=b"\x90" * 24, nv_fatbin_other=b"\xff" * 16)
+    assert fatbin.read_cubins(with_code) == {52: 1}
+    assert fatbin.read_cubins(without) == {}
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        (b"\x01" * 32, "no fat binary begins at byte 0"),
+        (fat_binary((CUBIN, 61, 8))[:-8], "no fat binary begins at byte 0"),
+        (struct.pack("<IHHQ", 0xBA55ED50, 1, 16, 8) + bytes(8), "is cut off"),
+        (struct.pack("<IHHQ", 0xBA55ED50, 1, 16, 64) + header(CUBIN, 61, 8, 0) + bytes(32), "a header of 8 bytes"),
+    ],
+)
+def test_another_layout_is_refused(section: bytes, says: str) -> None:
+    with pytest.raises(fatbin.FatbinError, match=says):
+        fatbin.count_cubins(section)
+
+
+def test_what_is_no_program_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "script").write_text("#!/bin/sh\n" * 10)
+    with pytest.raises(fatbin.FatbinError, match="is no 64-bit ELF program"):
+        fatbin.read_cubins(tmp_path / "script")

@@ -1,0 +1,161 @@
+"""Which toolkit, g++ and architectures are chosen, and in which words a host without a fitting one is refused."""
+
+from __future__ import annotations
+
+import pytest
+from cuda_hosts import AMPERE, BLACKWELL, MAXWELL, PASCAL, TURING, host
+from hypothesis import given
+from hypothesis import strategies as st
+
+from checker import toolkit
+from checker.cuda import Card, Compiler, Toolkit, Version, version
+from checker.toolkit import Wish
+
+OLD_LIBC, NEW_LIBC = version("2.36"), version("2.41")
+OWN = Toolkit("/usr/bin/nvcc", "12.4", packaged=True)
+TWELVE = Toolkit("/usr/local/cuda-12.9/bin/nvcc", "12.9", packaged=False)
+THIRTEEN = Toolkit("/usr/local/cuda-13.0/bin/nvcc", "13.0", packaged=False)
+DETECT = Wish("detect")
+
+
+def choose(found: list[Toolkit], cards: list[Card], wish: Wish = DETECT, libc: Version = OLD_LIBC) -> Toolkit | str:
+    return toolkit.choose_toolkit(wish, found, cards, "580.126.09", libc)
+
+
+def test_the_newest_that_serves_every_card_is_taken_never_the_newest() -> None:
+    assert choose([OWN, TWELVE, THIRTEEN], [AMPERE, PASCAL]) == TWELVE
+    assert choose([OWN, THIRTEEN, TWELVE], [AMPERE, TURING]) == THIRTEEN
+    assert choose([OWN], [PASCAL]) == OWN
+
+
+def test_cuda_13_alone_is_refused_for_pascal_with_what_would_do() -> None:
+    assert choose([THIRTEEN], [AMPERE, PASCAL]) == (
+        "llama_cpp_toolkit 'detect' finds no toolkit for RTX 3060 Ti (compute capability 8.6, Ampere), GTX 1060 "
+        "(compute capability 6.1, Pascal): /usr/local/cuda-13.0/bin/nvcc: CUDA 13.0 does not compile for GTX 1060 "
+        "(compute capability 6.1, Pascal): it knows compute capability 7.5 to 12.1. CUDA 11.8 to 12.9 would do: set "
+        "llama_cpp_toolkit to debian or nvidia_repository to have one installed, or to path with llama_cpp_toolkit_path"
+    )
+
+
+def test_a_card_that_an_older_toolkit_does_not_know_is_named() -> None:
+    refusal = choose([OWN], [BLACKWELL])
+    assert isinstance(refusal, str)
+    assert "CUDA 12.4 does not compile for RTX 5060" in refusal
+    assert "CUDA 12.8 or later would do" in refusal
+
+
+def test_no_toolkit_at_all_is_said() -> None:
+    refusal = choose([], [PASCAL])
+    assert isinstance(refusal, str)
+    assert "found no nvcc" in refusal
+
+
+def test_nvidias_own_headers_are_refused_with_a_newer_c_library_the_distributions_are_not() -> None:
+    assert choose([OWN, TWELVE], [PASCAL], libc=NEW_LIBC) == OWN
+    refusal = choose([TWELVE], [PASCAL], libc=NEW_LIBC)
+    assert isinstance(refusal, str)
+    assert "NVIDIA's headers of CUDA 12.9 do not compile with glibc 2.41, only up to 2.40" in refusal
+
+
+def test_a_driver_that_is_too_old_for_the_toolkit_is_named() -> None:
+    assert toolkit.choose_toolkit(DETECT, [OWN, THIRTEEN], [AMPERE], "550.163.01", OLD_LIBC) == OWN
+    refusal = toolkit.choose_toolkit(DETECT, [THIRTEEN], [AMPERE], "550.163.01", OLD_LIBC)
+    assert isinstance(refusal, str)
+    assert "CUDA 13.0 needs driver branch 580 or later, found 550.163.01" in refusal
+    # Without a driver there is nothing to hold it against.
+    assert toolkit.choose_toolkit(DETECT, [THIRTEEN], [AMPERE], None, OLD_LIBC) == THIRTEEN
+
+
+@pytest.mark.parametrize(
+    ("wish", "expected"),
+    [
+        (DETECT, TWELVE),
+        (Wish("debian"), OWN),
+        (Wish("nvidia_repository"), TWELVE),
+        (Wish("path", "/usr/local/cuda-12.9"), TWELVE),
+        (Wish("path", "/usr/local/cuda-12.9/"), TWELVE),
+    ],
+)
+def test_a_method_takes_what_is_its_own(wish: Wish, expected: Toolkit) -> None:
+    assert choose([OWN, TWELVE, THIRTEEN], [PASCAL], wish) == expected
+
+
+def test_a_path_without_a_toolkit_is_said_with_what_was_found() -> None:
+    refusal = choose([OWN], [PASCAL], Wish("path", "/opt/cuda"))
+    assert isinstance(refusal, str)
+    assert "finds no toolkit at /opt/cuda" in refusal
+    assert "found /usr/bin/nvcc (12.4)" in refusal
+
+
+@pytest.mark.parametrize(
+    ("method", "distribution", "cards", "says"),
+    [
+        ("debian", "debian 13", [AMPERE, PASCAL], []),
+        ("debian", "debian 12", [MAXWELL], []),
+        (
+            "debian",
+            "debian 13",
+            [BLACKWELL],
+            ["'debian': CUDA 12.4 does not compile for RTX 5060", "CUDA 12.8 or later"],
+        ),
+        ("debian", "arch", [AMPERE], ["the toolkit of arch is not known here", "debian 13"]),
+        ("nvidia_repository", "debian 12", [PASCAL, TURING], []),
+        ("detect", "debian 13", [BLACKWELL], ["'detect' finds no toolkit"]),
+        ("detect", "debian 13", [AMPERE, PASCAL], []),
+    ],
+)
+def test_what_will_not_do_is_said_before_anything_is_installed(
+    method: str, distribution: str, cards: list[Card], says: list[str]
+) -> None:
+    problems = toolkit.toolkit_outlook(Wish(method), cards, "580.126.09", host(distribution=distribution))
+    assert len(problems) == (1 if says else 0)
+    assert all(piece in problems[0] for piece in says)
+
+
+def test_nvidias_repository_is_refused_on_debian_13_for_its_c_library() -> None:
+    on = host(distribution="debian 13", glibc="2.41")
+    (problem,) = toolkit.toolkit_outlook(Wish("nvidia_repository"), [PASCAL], "580.126.09", on)
+    assert "do not compile with glibc 2.41" in problem
+
+
+@pytest.mark.parametrize(
+    ("version_of_toolkit", "newest"),
+    [("11.8", 11), ("12.2", 12), ("12.4", 13), ("12.6", 13), ("12.9", 14), ("13.5", 15)],
+)
+def test_the_newest_compiler_that_a_toolkit_takes_is_taken(version_of_toolkit: str, newest: int) -> None:
+    found = [Compiler(f"/usr/bin/g++-{major}", major) for major in (11, 12, 13, 14, 15, 16)]
+    assert toolkit.newest_gcc(version(version_of_toolkit)) == newest
+    chosen = toolkit.choose_compiler(version(version_of_toolkit), found)
+    assert chosen is not None
+    assert chosen.major == newest
+
+
+def test_a_host_with_newer_compilers_alone_has_none_to_take() -> None:
+    assert toolkit.choose_compiler(version("12.4"), [Compiler("/usr/bin/g++", 14)]) is None
+
+
+def test_architectures_are_machine_code_for_each_kind_of_card() -> None:
+    assert toolkit.architectures([AMPERE, PASCAL, AMPERE]) == ["61-real", "86-real"]
+    assert toolkit.architectures([BLACKWELL, MAXWELL]) == ["52-real", "120-real"]
+
+
+def test_machine_code_serves_cards_of_its_major_from_its_minor_on() -> None:
+    assert toolkit.served_by(version("8.9"), [61, 86])
+    assert not toolkit.served_by(version("8.0"), [86])
+    assert not toolkit.served_by(version("9.0"), [86])
+    assert toolkit.served_by(version("12.0"), [120])
+
+
+def test_a_card_without_machine_code_is_named_with_what_is_there() -> None:
+    assert toolkit.unproven_cards([AMPERE, PASCAL], {61: 144, 86: 144}) == []
+    assert toolkit.unproven_cards([AMPERE, PASCAL], {86: 144}) == [
+        "GTX 1060 (compute capability 6.1, Pascal): the program has no machine code for it; it holds sm_86 (144). "
+        "Add 61-real to llama_cpp_cuda_architectures"
+    ]
+    assert "it holds none at all" in toolkit.unproven_cards([PASCAL], {})[0]
+
+
+@given(st.lists(st.sampled_from([MAXWELL, PASCAL, TURING, AMPERE, BLACKWELL]), min_size=1, max_size=4))
+def test_a_build_for_the_cards_architectures_serves_them_all(cards: list[Card]) -> None:
+    cubins = {int(name.removesuffix("-real")): 1 for name in toolkit.architectures(cards)}
+    assert toolkit.unproven_cards(cards, cubins) == []
