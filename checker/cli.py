@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import sys
 import traceback
@@ -75,8 +76,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("-i", "--inventory", required=True, help="an Ansible inventory, such as inventories/production")
     verify.add_argument("--limit", metavar="HOSTS", help="only these hosts or groups of it")
-    verify.add_argument("--format", choices=["table", "json"], default="table", help="how to print (default: table)")
+    _add_format(verify)
+    verify.add_argument("--quick", action="store_true", help="one short completion for each tier, no speeds")
+    verify.add_argument(
+        "--quality",
+        action="store_true",
+        help="also compare each split with the unsplit model; stops every tier of the hosts for some minutes",
+    )
+    verify.add_argument(
+        "--accept-slower",
+        action="store_true",
+        help="accept a release or placement that is slower than what was accepted before",
+    )
     verify.set_defaults(run=_verify)
+
+    report = commands.add_parser(
+        "report",
+        help="print what the hosts were verified with last, for people, CI systems or Prometheus; asks no host",
+        epilog="exit code: 0 every tier had passed, 1 a tier had failed, 2 there is no evidence",
+    )
+    report.add_argument("--evidence", metavar="DIR", help="folder of <host>.json (default: evidence of the checkout)")
+    _add_format(report)
+    report.set_defaults(run=_report)
 
     plan = commands.add_parser(
         "plan",
@@ -124,6 +145,12 @@ def _parser() -> argparse.ArgumentParser:
     ready.add_argument("tier", metavar="TIER")
     ready.set_defaults(run=_ready)
     return parser
+
+
+def _add_format(command: argparse.ArgumentParser) -> None:
+    # As in checker.reports, which a host need not import to be ready.
+    formats = ["table", "json", "markdown", "junit", "prometheus"]
+    command.add_argument("--format", choices=formats, default="table", help="how to print (default: table)")
 
 
 def _number(low: int, high: int) -> Callable[[str], int]:
@@ -251,7 +278,12 @@ def _verify(options: argparse.Namespace) -> int:
     except ImportError as error:
         return _could_not(f"{error.name} is not installed here; `make setup` in the checkout installs it")
 
-    result = runner.run(ROOT, "playbooks/verify.yml", inventory, options.limit)
+    variables = {
+        "verification_depth": "quick" if options.quick else "whole",
+        "verification_quality": options.quality,
+        "verification_accept_slower": options.accept_slower,
+    }
+    result = runner.run(ROOT, "playbooks/verify.yml", inventory, options.limit, variables)
     hosts = list(result.artifact_data.get("llama_tiers", {}).values())
     if hosts:
         _show(reports.render({"schema": reports.SCHEMA, "hosts": hosts}, options.format))
@@ -262,6 +294,25 @@ def _verify(options: argparse.Namespace) -> int:
         return _could_not(f"no host of the group gpu_hosts in {options.inventory} was measured\n{result.said}")
     if failures:
         return COULD_NOT_RUN
+    return PASSED if all(host["passed"] for host in hosts) else FAILED
+
+
+def _report(options: argparse.Namespace) -> int:
+    try:
+        from checker import reports
+    except ImportError as error:
+        return _could_not(f"{error.name} is not installed here; `make setup` in the checkout installs it")
+
+    directory = Path(options.evidence) if options.evidence else ROOT / "evidence"
+    hosts = []
+    for path in sorted(directory.glob("*.json")):
+        try:
+            hosts.append(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            return _could_not(f"{path} cannot be read as evidence: {error}")
+    if not hosts:
+        return _could_not(f"no evidence in {directory}: run `checker verify` first, or name the folder with --evidence")
+    _show(reports.render({"schema": reports.SCHEMA, "hosts": hosts}, options.format))
     return PASSED if all(host["passed"] for host in hosts) else FAILED
 
 

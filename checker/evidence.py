@@ -6,11 +6,11 @@ The documents are published (docs/schemas/verification.schema.json): fields are 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from checker.hardware import Driver, Gpu
-from checker.tier import Placement
+from checker.tier import Placement, Predicted
 
 EVIDENCE_SCHEMA = "llama-tiers/evidence/1"
 REPORT_SCHEMA = "llama-tiers/report/1"
@@ -60,9 +60,11 @@ class DeviceEvidence:
     """Memory of the tier on one device, in MiB.
 
     Weights, KV and compute are what the engine logged, `process_mib` what NVML says the unit's main process holds on
-    the whole card; None is "could not be read". The devices of the spec come first, in device order; after them any
-    other place where the tier was found, with an empty `name` where only NVML tells of it and an empty `uuid` where
-    only the log does.
+    the whole card after the first completion, and `loaded_mib` before it; None is "could not be read". `others_mib` is
+    what else is in use on the card (driver, other processes): what was there before the tier. `pci_bus_id` is the
+    card's address by NVML, `used_pci_bus_id` that of the card behind the device by the engine's log. The devices of the
+    spec come first, in device order; after them any other place where the tier was found, with an empty `name` where
+    only NVML tells of it and an empty `uuid` where only the log does.
     """
 
     name: str
@@ -73,6 +75,14 @@ class DeviceEvidence:
     kv_mib: float | None
     compute_mib: float | None
     process_mib: float | None
+    predicted_kv_mib: float | None = None
+    predicted_compute_mib: float | None = None
+    predicted_overhead_mib: float | None = None
+    loaded_mib: float | None = None
+    others_mib: float | None = None
+    pci_bus_id: str | None = None
+    used_pci_bus_id: str | None = None
+    compute_capability: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,8 +111,171 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class Load:
+    """Where the time from start to ready went, in seconds by the journal; None is "the log does not tell".
+
+    `process_s` until the server's first line (libraries, CUDA), `weights_s` until the model and its context are in
+    memory, `warm_up_s` until "model loaded" (the engine's empty run, in which CUDA compiles kernels that the binary
+    does not hold), `proof_s` until active (readiness: first token, memory). `read_mib` is what the process has read
+    from storage since its start, `model_mib` the size of the model's files: they tell a cold page cache from a warm
+    one. `compiled_for` are the compute capabilities that the engine says it holds kernels for ("8.6"), empty without
+    CUDA.
+    """
+
+    process_s: float | None
+    weights_s: float | None
+    warm_up_s: float | None
+    proof_s: float | None
+    read_mib: float | None
+    model_mib: float | None
+    compiled_for: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One request: tokens and seconds by the server's count, `wall_s` of the whole request by the caller's clock.
+
+    `prompt_tokens` are those that were computed; the rest of the prompt lay in the cache.
+    """
+
+    prompt_tokens: int
+    prompt_s: float
+    generated_tokens: int
+    generation_s: float
+    wall_s: float
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, least and most of some measurements."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Speed with `context_tokens` in the context when generation began; tokens per second by the server's count.
+
+    None is "no sample counted any".
+    """
+
+    context_tokens: int
+    prompt_tokens_per_second: Spread | None
+    generation_tokens_per_second: Spread | None
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class CardLoad:
+    """One card while the tier worked: the most that its process held, and what the driver said of clocks and link.
+
+    Clocks are medians in MHz, power (W), temperature (degrees Celsius) and the PCIe link the highest that were seen;
+    `slowed_by` are the driver's reasons for a lower clock. None is "the driver does not tell".
+    """
+
+    uuid: str
+    peak_mib: float | None
+    graphics_mhz: float | None
+    graphics_max_mhz: float | None
+    memory_mhz: float | None
+    memory_max_mhz: float | None
+    power_w: float | None
+    power_limit_w: float | None
+    temperature_c: float | None
+    pcie_generation: int | None
+    pcie_generation_max: int | None
+    pcie_width: int | None
+    pcie_width_max: int | None
+    slowed_by: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds of some requests by the caller's clock."""
+
+    p50_s: float
+    p95_s: float
+    max_s: float
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Many small requests, in a row and at once; `failures` are sentences.
+
+    Growth is that of the row by least squares, in MiB a request: of the process's own memory on the host (without the
+    mapped model), and of what it holds on its cards. None is "could not be read".
+    """
+
+    in_a_row: int
+    row_latency: Latency | None
+    at_once: int
+    at_once_latency: Latency | None
+    failures: tuple[str, ...]
+    host_growth_mib: float | None
+    cards_growth_mib: float | None
+
+
+@dataclass(frozen=True)
+class Thorough:
+    """What only a whole verification measures, which keeps the tier busy: once for each run of its unit.
+
+    `warm_completion` is the first completion asked again. `full` is the speed with a prompt that fills the context
+    in full micro-batches, `cards` what the cards did meanwhile. None is "was not answered"; the problems say why.
+    """
+
+    measured_at: str
+    warm_completion: Completion | None
+    short: Speed | None
+    full: Speed | None
+    stability: Stability | None
+    cards: tuple[CardLoad, ...]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How far the tier's placement and an unsplit reference differ: llama-perplexity's KL divergence over a text.
+
+    `reference` names where the unsplit model lay. The noise is the reference held against a second run of itself.
+    `same_top_share` is the share of tokens for which both find the same one most likely (0 to 1).
+    """
+
+    measured_at: str
+    reference: str
+    tokens: int
+    noise_mean_kld: float
+    noise_same_top_share: float
+    mean_kld: float
+    max_kld: float
+    same_top_share: float
+
+
+@dataclass(frozen=True)
+class Residual:
+    """What was measured on one card less what was planned, in MiB; None is "one of the two is not known".
+
+    `rest_mib` is what neither weights nor KV cache nor compute buffers explain, less the planned overhead of CUDA;
+    `total_mib` the whole, at its peak.
+    """
+
+    uuid: str
+    gpu: str
+    weights_mib: float | None
+    kv_mib: float | None
+    compute_mib: float | None
+    rest_mib: float | None
+    total_mib: float | None
+
+
+@dataclass(frozen=True)
 class Evidence:
-    """Everything measured of one tier; `problems` are the sentences of what could not be measured."""
+    """Everything measured of one tier; `problems` are the sentences of what could not be measured.
+
+    `thorough` and `quality` are None where they were not measured for this run of the unit, `residuals` one for each
+    card of the plan. `listener_pid` is the process that listens on the tier's port. `argv` and `environment` are what
+    the unit runs, so that a measurement can be repeated.
+    """
 
     tier: str
     base_url: str
@@ -115,6 +288,14 @@ class Evidence:
     host: HostEvidence
     completion: Completion | None
     problems: tuple[str, ...]
+    listener_pid: int | None = None
+    load: Load | None = None
+    thorough: Thorough | None = None
+    quality: Quality | None = None
+    residuals: tuple[Residual, ...] = ()
+    predicted: Predicted | None = None
+    argv: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of the evidence."""
@@ -133,11 +314,15 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """ "pass" or "fail", every check, and one sentence for each that did not pass."""
+    """ "pass" or "fail", every check, and one sentence for each that did not pass.
+
+    `notes` are sentences about what passed and should be looked at all the same.
+    """
 
     verdict: str
     checks: tuple[Check, ...]
     reasons: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -179,6 +364,36 @@ class Report:
             "gpus": gpus,
             "tiers": [tier.to_json() for tier in self.tiers],
         }
+
+
+def thorough_from_json(document: Any) -> Thorough | None:
+    """Read that part of an evidence document; None where it is absent or written by another version."""
+    return cast("Thorough | None", _read(Thorough, document))
+
+
+def quality_from_json(document: Any) -> Quality | None:
+    """Read that part of an evidence document; None where it is absent or written by another version."""
+    return cast("Quality | None", _read(Quality, document))
+
+
+def _read(kind: Any, document: Any) -> Any:
+    try:
+        return None if document is None else _build(kind, document)
+    except (KeyError, TypeError):
+        return None
+
+
+def _build(kind: Any, value: Any) -> Any:
+    """Build a record of plain JSON by the types of its fields."""
+    if value is None:
+        return None
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return cast("Any", kind)(**{name: _build(hint, value[name]) for name, hint in hints.items()})
+    inner = [argument for argument in get_args(kind) if argument not in (type(None), Ellipsis)]
+    if get_origin(kind) is tuple:
+        return tuple(_build(inner[0], part) for part in value)
+    return _build(inner[0], value) if inner else value
 
 
 def _plain(record: Any) -> dict[str, Any]:

@@ -53,6 +53,44 @@ class GpuProcess:
     used_mib: float | None
 
 
+@dataclass(frozen=True)
+class CardState:
+    """What a card does at this moment; None is "the driver does not tell".
+
+    `used_mib` is all that is in use on it. Clocks in MHz (graphics and memory), power in W, temperature in degrees
+    Celsius, PCIe generation and lanes, each now and at most (of card and slot together). `slowed_by` are the driver's
+    reasons for a lower clock while there is work.
+    """
+
+    uuid: str
+    used_mib: float
+    processes: tuple[GpuProcess, ...]
+    graphics_mhz: int | None
+    graphics_max_mhz: int | None
+    memory_mhz: int | None
+    memory_max_mhz: int | None
+    power_w: float | None
+    power_limit_w: float | None
+    temperature_c: int | None
+    pcie_generation: int | None
+    pcie_generation_max: int | None
+    pcie_width: int | None
+    pcie_width_max: int | None
+    slowed_by: tuple[str, ...]
+
+
+# nvmlClocksEventReasons (nvml.h); "idle" is none of them.
+_SLOWED_BY = {
+    0x2: "clocks set by an application",
+    0x4: "power limit",
+    0x8: "hardware slowdown",
+    0x10: "clocks kept in step with other cards",
+    0x20: "heat (driver)",
+    0x40: "heat (hardware)",
+    0x80: "power brake",
+}
+
+
 class HardwareError(Exception):
     """NVML cannot answer; the message says why and what to do about it."""
 
@@ -94,15 +132,50 @@ def processes(uuid: str) -> tuple[GpuProcess, ...]:
 
     HardwareError when there is no such card, naming those that are there, or when it is lost.
     """
-    with _nvml() as nvml:
-        try:
-            handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
-            running = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-        except nvml.NVMLError_GpuIsLost:
-            raise HardwareError(f"{uuid}: {_LOST}") from None
-        except (nvml.NVMLError_NotFound, nvml.NVMLError_InvalidArgument):
-            present = ", ".join(gpu.uuid for gpu in read_gpus()) or "none"
-            raise HardwareError(f"GPU {uuid} is not on this host; found: {present}") from None
+    with _nvml() as nvml, _card_of(nvml, uuid) as handle:
+        return _read_processes(nvml, handle)
+
+
+def read_state(uuid: str) -> CardState:
+    """Read what one card does now; HardwareError as with `processes`."""
+    with _nvml() as nvml, _card_of(nvml, uuid) as handle:
+        power_mw = _if_told(nvml, nvml.nvmlDeviceGetPowerUsage, handle)
+        power_limit_mw = _if_told(nvml, nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
+        # The name of before driver 535, which every driver knows.
+        reasons = _if_told(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle) or 0
+        return CardState(
+            uuid=uuid,
+            used_mib=int(nvml.nvmlDeviceGetMemoryInfo(handle).used) / MIB,
+            processes=_read_processes(nvml, handle),
+            graphics_mhz=_if_told(nvml, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_GRAPHICS),
+            graphics_max_mhz=_if_told(nvml, nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_GRAPHICS),
+            memory_mhz=_if_told(nvml, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_MEM),
+            memory_max_mhz=_if_told(nvml, nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_MEM),
+            power_w=None if power_mw is None else power_mw / 1000,
+            power_limit_w=None if power_limit_mw is None else power_limit_mw / 1000,
+            temperature_c=_if_told(nvml, nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
+            pcie_generation=_if_told(nvml, nvml.nvmlDeviceGetCurrPcieLinkGeneration, handle),
+            pcie_generation_max=_if_told(nvml, nvml.nvmlDeviceGetMaxPcieLinkGeneration, handle),
+            pcie_width=_if_told(nvml, nvml.nvmlDeviceGetCurrPcieLinkWidth, handle),
+            pcie_width_max=_if_told(nvml, nvml.nvmlDeviceGetMaxPcieLinkWidth, handle),
+            slowed_by=tuple(word for bit, word in _SLOWED_BY.items() if reasons & bit),
+        )
+
+
+@contextmanager
+def _card_of(nvml: Any, uuid: str) -> Iterator[Any]:
+    """Find a card for the block; HardwareError when it is not there, naming those that are, or when it is lost."""
+    try:
+        yield nvml.nvmlDeviceGetHandleByUUID(uuid)
+    except nvml.NVMLError_GpuIsLost:
+        raise HardwareError(f"{uuid}: {_LOST}") from None
+    except (nvml.NVMLError_NotFound, nvml.NVMLError_InvalidArgument):
+        present = ", ".join(gpu.uuid for gpu in read_gpus()) or "none"
+        raise HardwareError(f"GPU {uuid} is not on this host; found: {present}") from None
+
+
+def _read_processes(nvml: Any, handle: Any) -> tuple[GpuProcess, ...]:
+    running = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
     held = [GpuProcess(p.pid, None if p.usedGpuMemory is None else p.usedGpuMemory / MIB) for p in running]
     return tuple(sorted(held, key=lambda process: (process.pid, process.used_mib or 0)))
 

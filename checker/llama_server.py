@@ -107,16 +107,37 @@ class LlamaServer:
         answer = self._call("POST", "/apply-template", {"messages": [{"role": "user", "content": question}]})
         return str(answer.get("prompt") or question)
 
+    def tokenize(self, text: str) -> list[int]:
+        """Return a text as the model's tokens, with those that the model begins every text with."""
+        answer = self._call("POST", "/tokenize", {"content": text, "add_special": True})
+        try:
+            return [int(token) for token in answer["tokens"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._strange("/tokenize", error) from error
+
     def complete(
-        self, prompt: str, max_tokens: int, temperature: float, seed: int, timeout_s: float = _ANSWER_S
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+        timeout_s: float = _ANSWER_S,
+        *,
+        cached: bool = False,
+        whole: bool = False,
     ) -> Generation:
-        """Let the model go on from a prompt, computed from its first token on (no prompt cache)."""
+        """Let the model go on from a prompt, a text or tokens.
+
+        The prompt is computed from its first token on, unless it may be `cached`. A `whole` answer goes on to
+        `max_tokens` although the model would end it before.
+        """
         body = {
-            "prompt": prompt,
+            "prompt": prompt if isinstance(prompt, str) else list(prompt),
             "n_predict": max_tokens,
             "temperature": temperature,
             "seed": seed,
-            "cache_prompt": False,
+            "cache_prompt": cached,
+            **({"ignore_eos": True} if whole else {}),
         }
         began = time.monotonic()
         answer = self._call("POST", "/completion", body, timeout_s)
@@ -237,7 +258,7 @@ def buffers(lines: Iterable[str], devices: Sequence[Device]) -> LoggedBuffers:
     reserved: dict[str, dict[str, float]] = {}
     found = False
     for line in lines:
-        match = _BUFFER.search(_message(line).rstrip())
+        match = _BUFFER.search(message(line).rstrip())
         if match is None:
             continue
         place, kind, mib = _place(match[1]), match[2], float(match[3])
@@ -265,6 +286,29 @@ def buffers(lines: Iterable[str], devices: Sequence[Device]) -> LoggedBuffers:
     )
 
 
+# "llama_prepare_model_devices: using device CUDA0 (NVIDIA H100) (0000:01:00.0) - 79000 MiB free"; one of several
+# devices that the engine makes of one card (GGML_CUDA_DEVICES) has the card's address and "-v0", "-v1", ... after it.
+_USED = re.compile(r"using device (\S+) \(.*\) \(([0-9a-fA-F]+:[0-9a-fA-F]+:[0-9a-fA-F]+\.[0-9a-fA-F]+)(?:-v\d+)?\)")
+# "system_info: n_threads = 8 ... | CUDA : ARCHS = 610,860 | USE_GRAPHS = 1 | ..." (ggml_backend_cuda_get_features).
+_ARCHITECTURES = re.compile(r"CUDA : .*?ARCHS = ([0-9a-z,]+)")
+
+
+def pci_bus_ids(lines: Iterable[str]) -> dict[str, str]:
+    """Return the PCI address of the card behind each device, by the engine's name, as its log tells; empty for RPC."""
+    found = (_USED.search(message(line)) for line in lines)
+    return {match[1]: match[2].lower() for match in found if match}
+
+
+def compiled_for(lines: Iterable[str]) -> tuple[str, ...]:
+    """Return the compute capabilities ("8.6") that the engine's log says its binary was compiled for."""
+    for line in lines:
+        match = _ARCHITECTURES.search(message(line))
+        if match:
+            numbers = [re.sub(r"\D", "", part) for part in match[1].split(",")]
+            return tuple(f"{int(number) // 100}.{int(number) // 10 % 10}" for number in numbers if number)
+    return ()
+
+
 _HOST_PLACE = "host"
 
 
@@ -275,7 +319,8 @@ def _place(name: str) -> str:
     return endpoint[1] if endpoint else name
 
 
-def _message(line: str) -> str:
+def message(line: str) -> str:
+    """Return what a line of the log says, be it a JSON line or plain text."""
     if not line.startswith("{"):
         return line
     try:

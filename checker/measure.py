@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from enum import Enum
+from pathlib import Path
 from typing import Any
 
-from checker import hardware, llama_server, systemd
+from checker import exercise, hardware, llama_server, load, ports, residuals, systemd
 from checker.evidence import (
     Completion,
     DeviceEvidence,
@@ -13,14 +16,22 @@ from checker.evidence import (
     Evidence,
     HostEvidence,
     ModelId,
+    Quality,
     Served,
+    Thorough,
     UnitEvidence,
+    quality_from_json,
+    thorough_from_json,
 )
 from checker.llama_server import Buffers, LlamaServer, LoggedBuffers, ServerError
+from checker.systemd import Line, UnitState
 from checker.tier import TierSpec
+from checker.watch import Watch
 
 PROMPT = "Explain quantum computing in simple terms."
 MAX_TOKENS = 200
+# Enough to tell language from garbage, little enough to be answered in a second.
+QUICK_TOKENS = 32
 TEMPERATURE = 0.7
 # Fixed, so that the same tier measured twice says the same; other backends still round differently.
 SEED = 1
@@ -32,19 +43,46 @@ _SPARE_S = 60
 _UNREAD = HostEvidence(weights_mib=None, kv_mib=None, compute_mib=None)
 
 
-def measure(spec: TierSpec, earlier: Iterable[Mapping[str, Any]] = ()) -> Evidence:
+class Depth(str, Enum):
+    """How much is measured: a short completion; everything, which keeps the tier busy; or everything once for each run
+    of its unit, which is what `AUTO` is."""
+
+    QUICK = "quick"
+    AUTO = "auto"
+    WHOLE = "whole"
+
+
+def measure(
+    spec: TierSpec, earlier: Iterable[Mapping[str, Any]], depth: Depth, quality: Quality | str | None
+) -> Evidence:
     """Measure everything about a tier; what cannot be measured becomes a sentence in `problems`, never an error.
 
-    `earlier` are evidence documents, newest first; one of the same run of the unit tells where the weights went once
-    the journal does not tell it any more.
+    `earlier` are evidence documents, newest first. One of the same run of the unit tells where the weights went once
+    the journal does not tell it any more, and what only a whole measurement finds. `quality` is that of the split
+    where it was measured just now, or the sentence why it could not be; else earlier evidence of the command tells.
     """
     problems: list[str] = []
+    earlier = [document for document in earlier if document["tier"] == spec.name]
     state, unit = _unit(spec, problems)
-    logged = _logged(spec, state, earlier, problems)
+    lines = _printed(spec, state, problems)
+    same_run = [document for document in earlier if _is_of_run(document, unit.invocation_id)]
+    logged = None if lines is None else _logged(spec, lines, same_run, problems)
     server = LlamaServer(spec.base_url, spec.key_file)
-    served, completion = _ask(spec, server, problems)
-    # After the completion: a backend may allocate with the first one.
+    # What NVML cannot tell now it is asked again below, and said there.
+    loaded = _held(unit.main_pid, [])
+    thorough = _carried(same_run)
+    anew = depth is Depth.WHOLE or (depth is Depth.AUTO and thorough is None)
+    served, question, completion = _ask(spec, server, MAX_TOKENS if anew else QUICK_TOKENS, problems)
+    # After the completion: a backend may allocate with it.
     held = _held(unit.main_pid, problems)
+    if anew:
+        thorough = None
+        if served is not None and completion is not None and unit.main_pid is not None:
+            thorough = _thorough(spec, served, question, unit.main_pid, problems)
+    if isinstance(quality, str):
+        problems.append(quality)
+        quality = None
+    devices = _devices(spec, logged, loaded, held, lines or [])
     return Evidence(
         tier=spec.name,
         base_url=spec.base_url,
@@ -53,14 +91,46 @@ def measure(spec: TierSpec, earlier: Iterable[Mapping[str, Any]] = ()) -> Eviden
         placement=spec.placement,
         unit=unit,
         served=served,
-        devices=_devices(spec, logged, held),
+        devices=devices,
         host=_host(logged),
         completion=completion,
-        problems=tuple(problems),
+        problems=tuple(dict.fromkeys(problems)),
+        listener_pid=_listener(spec, unit.main_pid),
+        load=None if state is None else load.read(state, lines or [], Path(spec.model.file)),
+        thorough=thorough,
+        quality=quality or _carried_quality(spec, earlier),
+        residuals=residuals.of(devices, thorough.cards if thorough else ()),
+        predicted=spec.predicted,
+        argv=spec.argv,
+        environment=spec.environment,
     )
 
 
-def _unit(spec: TierSpec, problems: list[str]) -> tuple[systemd.UnitState | None, UnitEvidence]:
+def _is_of_run(document: Mapping[str, Any], invocation_id: str) -> bool:
+    return bool(invocation_id) and document["unit"].get("invocation_id") == invocation_id
+
+
+def _carried(same_run: Sequence[Mapping[str, Any]]) -> Thorough | None:
+    return next((found for document in same_run if (found := thorough_from_json(document.get("thorough")))), None)
+
+
+def _carried_quality(spec: TierSpec, earlier: Iterable[Mapping[str, Any]]) -> Quality | None:
+    same = [
+        document
+        for document in earlier
+        if document["model"]["sha256"] == spec.model.sha256
+        and document.get("argv") == list(spec.argv)
+        and document.get("environment") == spec.environment
+    ]
+    return next((found for document in same if (found := quality_from_json(document.get("quality")))), None)
+
+
+def _listener(spec: TierSpec, main_pid: int | None) -> int | None:
+    pids = [listener.pid for listener in ports.listeners(spec.port)]
+    return main_pid if main_pid in pids else next(iter(pids), None)
+
+
+def _unit(spec: TierSpec, problems: list[str]) -> tuple[UnitState | None, UnitEvidence]:
     try:
         state = systemd.unit_state(spec.unit)
     except systemd.SystemdError as error:
@@ -72,25 +142,27 @@ def _unit(spec: TierSpec, problems: list[str]) -> tuple[systemd.UnitState | None
     return state, UnitEvidence(state.active_state, state.invocation_id, state.main_pid, load_s)
 
 
-def _logged(
-    spec: TierSpec, state: systemd.UnitState | None, earlier: Iterable[Mapping[str, Any]], problems: list[str]
-) -> LoggedBuffers | None:
+def _printed(spec: TierSpec, state: UnitState | None, problems: list[str]) -> list[Line] | None:
     if state is None or not state.invocation_id:
         return None
     try:
-        lines = systemd.journal(spec.unit, state.invocation_id)
+        return systemd.printed(spec.unit, state.invocation_id)
     except systemd.SystemdError as error:
         problems.append(str(error))
         return None
-    logged = llama_server.buffers(lines, spec.devices)
+
+
+def _logged(
+    spec: TierSpec, lines: Sequence[Line], same_run: Iterable[Mapping[str, Any]], problems: list[str]
+) -> LoggedBuffers | None:
+    logged = llama_server.buffers((line.text for line in lines), spec.devices)
     if logged.found:
         return logged
     # A server that runs for weeks outlives what the journal keeps of its start.
-    for evidence in earlier:
-        if evidence["tier"] == spec.name and evidence["unit"].get("invocation_id") == state.invocation_id:
-            told = _read_earlier(spec, evidence)
-            if told is not None:
-                return told
+    for document in same_run:
+        told = _read_earlier(spec, document)
+        if told is not None:
+            return told
     problems.append(
         f"the journal of {spec.unit} does not tell where this run put the weights (not loaded yet, or vacuumed since): "
         f"systemctl restart {spec.unit} has them logged anew"
@@ -115,19 +187,26 @@ def _buffers(document: Mapping[str, Any]) -> Buffers | None:
     return None if None in values else Buffers(*values)
 
 
-def _ask(spec: TierSpec, server: LlamaServer, problems: list[str]) -> tuple[Served | None, Completion | None]:
-    served = None
+def _ask(
+    spec: TierSpec, server: LlamaServer, max_tokens: int, problems: list[str]
+) -> tuple[Served | None, str, Completion | None]:
+    """Return what is served, the question as this model takes it, and what was answered."""
+    served, question = None, PROMPT
     try:
         server.health()
         props = server.props()
         served = Served(props.model_path, props.alias, props.ctx_size, props.build)
-        prompt = server.as_prompt(PROMPT, props.chat_template)
-        timeout_s = _SPARE_S + _SLOWEST * MAX_TOKENS / max(spec.criteria.min_generation_tokens_per_second, 1)
-        generation = server.complete(prompt, MAX_TOKENS, TEMPERATURE, SEED, timeout_s)
+        question = server.as_prompt(PROMPT, props.chat_template)
+        return served, question, _complete(spec, server, question, max_tokens)
     except ServerError as error:
         problems.append(str(error))
-        return served, None
-    return served, Completion(
+        return served, question, None
+
+
+def _complete(spec: TierSpec, server: LlamaServer, question: str, max_tokens: int) -> Completion:
+    timeout_s = _SPARE_S + _SLOWEST * max_tokens / max(spec.criteria.min_generation_tokens_per_second, 1)
+    generation = server.complete(question, max_tokens, TEMPERATURE, SEED, timeout_s)
+    return Completion(
         prompt=PROMPT,
         text=generation.text,
         prompt_tokens=generation.prompt_tokens,
@@ -138,16 +217,57 @@ def _ask(spec: TierSpec, server: LlamaServer, problems: list[str]) -> tuple[Serv
     )
 
 
+def _thorough(spec: TierSpec, served: Served, question: str, pid: int, problems: list[str]) -> Thorough:
+    uuids = list(dict.fromkeys(device.uuid for device in spec.devices))
+
+    def held() -> tuple[float | None, float | None]:
+        try:
+            on_cards = sum(held_mib(uuid, pid) for uuid in uuids)
+        except hardware.HardwareError:
+            return exercise.host_mib(pid), None
+        return exercise.host_mib(pid), on_cards
+
+    def server() -> LlamaServer:
+        return LlamaServer(spec.base_url, spec.key_file)
+
+    measured_at = now()
+    warm = None
+    with Watch(uuids) as watch:
+        try:
+            # The first answer of a split model has differed from the later ones.
+            warm = _complete(spec, server(), question, MAX_TOKENS)
+        except ServerError as error:
+            problems.append(str(error))
+        exercised = exercise.exercise(
+            server, served.ctx_size, spec.placement.parallel, question, SEED, held, problems.append
+        )
+    if watch.problem:
+        problems.append(watch.problem)
+    return Thorough(
+        measured_at=measured_at,
+        warm_completion=warm,
+        short=exercised.short,
+        full=exercised.full,
+        stability=exercised.stability,
+        cards=watch.seen(pid),
+    )
+
+
+def now() -> str:
+    """Return the time in UTC as documents have it (2026-10-01T12:00:00Z)."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def _per_second(tokens: int, ms: float) -> float:
     return round(tokens / ms * 1000, 3) if ms > 0 else 0.0
 
 
-def _held(pid: int | None, problems: list[str]) -> dict[str, tuple[str, float]] | None:
-    """Return name of the card and MiB that a process holds there, by UUID; None when NVML cannot be read."""
+def _held(pid: int | None, problems: list[str]) -> dict[str, tuple[hardware.Gpu, float]] | None:
+    """Return each card with the MiB that a process holds there, by UUID; None when NVML cannot be read."""
     if pid is None:
         return {}
     try:
-        return {gpu.uuid: (gpu.name, held_mib(gpu.uuid, pid)) for gpu in _answering_gpus()}
+        return {gpu.uuid: (gpu, held_mib(gpu.uuid, pid)) for gpu in _answering_gpus()}
     except hardware.HardwareError as error:
         problems.append(str(error))
         return None
@@ -175,11 +295,19 @@ def held_mib(uuid: str, pid: int) -> float:
 
 
 def _devices(
-    spec: TierSpec, logged: LoggedBuffers | None, held: dict[str, tuple[str, float]] | None
+    spec: TierSpec,
+    logged: LoggedBuffers | None,
+    loaded: dict[str, tuple[hardware.Gpu, float]] | None,
+    held: dict[str, tuple[hardware.Gpu, float]] | None,
+    lines: Sequence[Line],
 ) -> tuple[DeviceEvidence, ...]:
+    used = llama_server.pci_bus_ids(line.text for line in lines)
     found = []
     for index, device in enumerate(spec.devices):
         buffers = _UNREAD if logged is None else logged.devices[index]
+        # Absent from what NVML lists is not 0: the card is lost or gone.
+        here = (held or {}).get(device.uuid)
+        before = (loaded or {}).get(device.uuid)
         found.append(
             DeviceEvidence(
                 name=device.name,
@@ -189,16 +317,23 @@ def _devices(
                 weights_mib=buffers.weights_mib,
                 kv_mib=buffers.kv_mib,
                 compute_mib=buffers.compute_mib,
-                # Absent from what NVML lists is not 0: the card is lost or gone.
-                process_mib=held[device.uuid][1] if held and device.uuid in held else None,
+                process_mib=here[1] if here else None,
+                predicted_kv_mib=device.kv_mib,
+                predicted_compute_mib=device.compute_mib,
+                predicted_overhead_mib=device.overhead_mib,
+                loaded_mib=before[1] if before else None,
+                others_mib=max(0.0, round(here[0].used_mib - here[1], 2)) if here else None,
+                pci_bus_id=here[0].pci_bus_id if here else None,
+                used_pci_bus_id=used.get(device.name),
+                compute_capability=here[0].compute_capability if here else None,
             )
         )
     for name, buffers in (logged.others if logged else {}).items():
         found.append(DeviceEvidence(name, "", "", 0.0, buffers.weights_mib, buffers.kv_mib, buffers.compute_mib, None))
     expected = {device.uuid for device in spec.devices}
-    for uuid, (name, mib) in (held or {}).items():
+    for uuid, (gpu, mib) in (held or {}).items():
         if uuid not in expected and mib > 0:
-            found.append(DeviceEvidence("", uuid, name, 0.0, None, None, None, mib))
+            found.append(DeviceEvidence("", uuid, gpu.name, 0.0, None, None, None, mib))
     return tuple(found)
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 
-from checker import hardware, tier, verdict
+from checker import hardware, memory_verdict, tier, verdict
 from checker.evidence import Served
 from checker.llama_server import BrokenError, LlamaServer, LoadingError, ServerError, UnreachableError
 from checker.measure import PROMPT, SEED, held_mib
@@ -76,7 +76,7 @@ def _prove(spec: tier.TierSpec, server: LlamaServer, main_pid: int) -> str | Non
     # A first pass over cold weights takes as long as a load; a backend may allocate with it, so memory comes after.
     server.complete(PROMPT, max_tokens=1, temperature=0, seed=SEED, timeout_s=spec.criteria.max_load_s)
     held = {uuid: held_mib(uuid, main_pid) for uuid in dict.fromkeys(device.uuid for device in spec.devices)}
-    return "; ".join([*faults, *verdict.memory_faults(spec, held), *_strays(spec, main_pid)]) or None
+    return "; ".join([*faults, *memory_verdict.memory_faults(spec, held), *_strays(spec, main_pid)]) or None
 
 
 def _strays(spec: tier.TierSpec, main_pid: int) -> list[str]:

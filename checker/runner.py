@@ -38,8 +38,8 @@ class RunResult:
     said: str
 
 
-def run(root: Path, playbook: str, inventory: Path, limit: str | None = None) -> RunResult:
-    """Run a playbook of the checkout at `root` against an inventory (absolute path)."""
+def run(root: Path, playbook: str, inventory: Path, limit: str | None, variables: Mapping[str, Any]) -> RunResult:
+    """Run a playbook of the checkout at `root` against an inventory (absolute path), with these variables."""
     # ansible-playbook is looked for on PATH, where it is not when our interpreter's environment is not activated.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     with tempfile.TemporaryDirectory(prefix="llama-tiers-") as private:
@@ -49,6 +49,7 @@ def run(root: Path, playbook: str, inventory: Path, limit: str | None = None) ->
             playbook=playbook,
             inventory=str(inventory),
             limit=limit,
+            extravars=dict(variables),
             envvars={"PATH": path, "ANSIBLE_CONFIG": str(root / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
             quiet=True,
         )

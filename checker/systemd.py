@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import subprocess
 import time
 from dataclasses import dataclass
+from typing import Any
 
 _TIMEOUT_S = 120
 _POLL_S = 0.05
+_FIRST_LINES = 10_000
 
 
 class SystemdError(Exception):
@@ -64,6 +68,44 @@ def journal(unit: str, invocation_id: str) -> list[str]:
     return _run("journalctl", "--no-pager", "--quiet", "--all", "--output=cat", printed, "+", *about).splitlines()
 
 
+@dataclass(frozen=True)
+class Line:
+    """One line of the journal: microseconds of the monotonic clock, the process that said it (0: unknown), the text."""
+
+    monotonic_us: int
+    pid: int
+    text: str
+
+
+def printed(unit: str, invocation_id: str) -> list[Line]:
+    """Return the first lines that the processes of one invocation of a unit printed, oldest first.
+
+    A start prints some hundred lines; what a server logs of the requests of many weeks is left where it is.
+    """
+    if not invocation_id:
+        return []
+    _run("journalctl", "--sync")
+    command = (
+        *("journalctl", "--no-pager", "--quiet", "--all", "--output=json", "--output-fields=MESSAGE,_PID"),
+        *(f"_SYSTEMD_INVOCATION_ID={invocation_id}", f"_SYSTEMD_UNIT={unit}"),
+    )
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace") as run:
+        assert run.stdout is not None and run.stderr is not None
+        entries = list(itertools.islice(run.stdout, _FIRST_LINES))
+        if len(entries) == _FIRST_LINES:
+            run.kill()
+        elif run.wait():
+            raise SystemdError(f"{' '.join(command)} failed (exit {run.returncode}): {run.stderr.read().strip()}")
+    return [_line(json.loads(entry)) for entry in entries]
+
+
+def _line(entry: dict[str, Any]) -> Line:
+    said = entry.get("MESSAGE") or ""
+    # What is not UTF-8 comes as a list of bytes.
+    text = bytes(said).decode(errors="replace") if isinstance(said, list) else said
+    return Line(int(entry["__MONOTONIC_TIMESTAMP"]), int(entry.get("_PID") or 0), text)
+
+
 def restart(unit: str) -> None:
     """Start a unit anew and return as soon as the new start is under way, which is long before it is active.
 
@@ -78,6 +120,16 @@ def restart(unit: str) -> None:
             return
         time.sleep(_POLL_S)
     raise SystemdError(f"systemctl restart {unit}: its job still waits after {_TIMEOUT_S} s; see systemctl list-jobs")
+
+
+def start(unit: str, timeout_s: float) -> None:
+    """Start a unit and wait until it is active, at most so many seconds."""
+    _run("systemctl", "start", unit, timeout_s=timeout_s)
+
+
+def user(unit: str) -> str:
+    """Return the user that a unit runs as; empty for root."""
+    return _show(unit, "User").get("User", "")
 
 
 def stop(unit: str) -> None:
@@ -116,15 +168,13 @@ def _show(unit: str, *properties: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
 
 
-def _run(*command: str) -> str:
+def _run(*command: str, timeout_s: float = _TIMEOUT_S) -> str:
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False)
     except FileNotFoundError:
         raise SystemdError(f"{command[0]} is not on this host: a tier needs systemd as its init") from None
     except subprocess.TimeoutExpired:
-        raise SystemdError(f"{' '.join(command)}: no answer within {_TIMEOUT_S} s") from None
+        raise SystemdError(f"{' '.join(command)}: no answer within {timeout_s:g} s") from None
     if done.returncode:
         said = done.stderr.strip() or done.stdout.strip() or "nothing printed"
         raise SystemdError(f"{' '.join(command)} failed (exit {done.returncode}): {said}")

@@ -21,35 +21,49 @@ def _host(report: dict[str, Any]) -> list[Table | Text]:
     driver = report["driver"]
     told = f"driver {driver['version']}, CUDA {driver['cuda_version']}" if driver else "NVML could not be read"
     title = Text.assemble((report["host"], "bold"), f"  {told}, measured {report['recorded_at']}")
-    reasons = [Text(reason, style="red") for tier in report["tiers"] for reason in tier["reasons"]]
-    return [title, _tiers(report["tiers"]), _memory(report["tiers"]), *reasons, *([Text()] if reasons else [])]
+    said = [Text(reason, style="red") for tier in report["tiers"] for reason in tier["reasons"]]
+    said += [Text(note, style="yellow") for tier in report["tiers"] for note in tier["notes"]]
+    return [title, _tiers(report["tiers"]), _memory(report["tiers"]), *said, *([Text()] if said else [])]
 
 
 def _tiers(tiers: list[dict[str, Any]]) -> Table:
-    table = _table(["tier", "verdict", "model"], ["context", "tokens/s", "load s"])
+    table = _table(["tier", "verdict", "model"], ["context", "tokens/s", "when full", "load s"])
     for tier in tiers:
         evidence = tier["evidence"]
-        completion = evidence["completion"]
         table.add_row(
             tier["name"],
             Text("pass", style="green") if tier["verdict"] == "pass" else Text("FAIL", style="bold red"),
             evidence["model"]["name"],
             str(evidence["placement"]["ctx_size"]),
-            _number(completion and completion["generation_tokens_per_second"], ".1f"),
+            _number(_generation(evidence, "short"), ".1f"),
+            _number(_generation(evidence, "full"), ".1f"),
             _number(evidence["unit"]["load_s"], ".1f"),
         )
     return table
 
 
+def _generation(evidence: dict[str, Any], filled: str) -> float | None:
+    """Return the speed of the answer: the median of repeats, or that of the one short completion that was asked for."""
+    thorough, completion = evidence["thorough"], evidence["completion"]
+    speed = thorough and thorough[filled]
+    if speed and speed["generation_tokens_per_second"]:
+        median: float = speed["generation_tokens_per_second"]["median"]
+        return median
+    return completion["generation_tokens_per_second"] if completion and filled == "short" else None
+
+
 def _memory(tiers: list[dict[str, Any]]) -> Table:
-    table = _table(["tier", "on"], ["weights MiB", "KV MiB", "compute MiB", "process MiB"])
+    table = _table(["tier", "MiB on"], ["weights", "KV", "compute", "held", "apart"])
     for tier in tiers:
+        apart = {card["uuid"]: card["total_mib"] for card in tier["evidence"]["residuals"]}
         for device in tier["evidence"]["devices"]:
             table.add_row(
                 tier["name"],
                 device["gpu"] or device["uuid"] or device["name"],
                 *(_number(device[key], ",.0f") for key in ("weights_mib", "kv_mib", "compute_mib", "process_mib")),
+                _number(apart.get(device["uuid"]) if device["name"] else None, "+,.0f"),
             )
+    table.caption = Text("held: by NVML; apart: the most that was held less the plan", style="dim")
     return table
 
 

@@ -100,19 +100,39 @@ def test_tiers_listen_on_loopback_alone() -> None:
 
 
 def test_verify_prints_what_the_schema_says_and_what_the_facts_hold() -> None:
-    code, document = verify()
+    code, document = verify(whole=True)
     assert code == 0
     schema = json.loads((ROOT / "docs/schemas/verification.schema.json").read_text())
     jsonschema.validate(document, schema)
     deep = next(tier for tier in document["hosts"][0]["tiers"] if tier["name"] == "deep")
     assert {device["uuid"] for device in deep["evidence"]["devices"]} == {BIG, SMALL}
     assert all(device["process_mib"] > 0 for device in deep["evidence"]["devices"])
+    thorough = deep["evidence"]["thorough"]
+    assert thorough["full"]["context_tokens"] > 4000
+    assert [card["peak_mib"] > 50 for card in thorough["cards"]] == [True, True]
+    assert all(abs(residual["total_mib"]) < 100 for residual in deep["evidence"]["residuals"])
+    assert thorough["stability"]["failures"] == []
+    load = deep["evidence"]["load"]
+    parts = [load[name] for name in ("process_s", "weights_s", "warm_up_s", "proof_s")]
+    assert sum(parts) == pytest.approx(deep["evidence"]["unit"]["load_s"], abs=0.2)
     facts = LAB / "site-facts.json"
     result = playbook("tests/lab/show_facts.yml", "-e", f"facts_file={facts}")
     assert result.returncode == 0, result.stdout[-3000:]
     known = json.loads(facts.read_text())
     jsonschema.validate({"schema": document["schema"], "hosts": [known]}, schema)
     assert [tier["verdict"] for tier in known["tiers"]] == ["pass", "pass"]
+
+
+def test_a_quick_verification_carries_over_what_a_whole_one_found_and_takes_seconds() -> None:
+    before = ssh_ok("ls /var/lib/llama-tiers/evidence").split()
+    began = time.monotonic()
+    code, document = verify()
+    print(f"checker verify --quick of two tiers on {SUITE}: {time.monotonic() - began:.1f} s")
+    assert code == 0
+    assert len(ssh_ok("ls /var/lib/llama-tiers/evidence").split()) > len(before)
+    deep = next(tier for tier in document["hosts"][0]["tiers"] if tier["name"] == "deep")
+    assert deep["evidence"]["thorough"]["full"]["context_tokens"] > 4000
+    assert deep["evidence"]["completion"]["generated_tokens"] <= 32
 
 
 def test_documents_are_rendered_beside_the_lab() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,14 +27,15 @@ from labhost import (
 )
 
 
-def put_all_of_deep_on_the_first_card(also: str) -> None:
-    """Change the split of deep's unit behind the back of the plan; `also` is a further line of its [Service]."""
+def change_deep(edit: str, *also: str) -> None:
+    """Change the command of deep's unit behind the back of the plan by a sed expression, with further lines."""
     unit = "/etc/systemd/system/llama-tier-deep.service"
     drop_in = f"{DROP_INS}/fault.conf"
+    lines = "\\n".join(also)
     ssh_ok(
         f"mkdir -p {DROP_INS} && "
-        f"sed -n '/^ExecStart=/,/[^\\\\]$/p' {unit} | sed 's/14,5/1,0/' > /tmp/start && "
-        f"printf '[Service]\\nExecStart=\\n%s\\n{also}\\n' \"$(cat /tmp/start)\" > {drop_in} && "
+        f"sed -n '/^ExecStart=/,/[^\\\\]$/p' {unit} | sed '{edit}' > /tmp/start && "
+        f"printf '[Service]\\nExecStart=\\n%s\\n{lines}\\n' \"$(cat /tmp/start)\" > {drop_in} && "
         "systemctl daemon-reload"
     )
 
@@ -45,33 +45,60 @@ def restart_deep() -> None:
     ssh_ok("systemctl reset-failed llama-tier-deep; systemctl restart llama-tier-deep")
 
 
-@pytest.fixture
-def a_split_of_one_card() -> Iterator[None]:
-    """Serve deep with everything on the first card, behind the back of plan and readiness."""
-    put_all_of_deep_on_the_first_card("ExecStartPost=")
-    restart_deep()
-    for _ in range(60):
-        if ssh("curl -sf -o /dev/null http://127.0.0.1:8081/health").returncode == 0:
-            break
-        time.sleep(0.5)
-    yield
-    ssh_ok(f"rm -r {DROP_INS} && systemctl daemon-reload")
-    restart_deep()
+MODEL = "/var/lib/llama-tiers/models/a5fd3b62230a/gemma-3-270m-it-Q4_K_M.gguf"
+# Numbers at random where the weights of the layers lie: it loads as the right one does.
+DAMAGE = f"""python3 -c "
+import random
+data = bytearray(open(\'{MODEL}\', \'rb\').read())
+random.seed(1)
+data[len(data) // 2 :] = random.randbytes(len(data) - len(data) // 2)
+open(\'/var/lib/llama-tiers/damaged.gguf\', \'wb\').write(data)
+" """
+FOOLED = [
+    ("s/14,5/1,0/", (), [f"holds nothing on {SMALL}"]),
+    (
+        "s/--device RPC0,RPC1/--device none/",
+        (),
+        [f"holds nothing on {BIG}", f"holds nothing on {SMALL}", "fell to the CPU"],
+    ),
+    ("s/--device RPC0,RPC1/--device RPC1,RPC0/", (), [f"of weights on {BIG}", f"of weights on {SMALL}"]),
+    ("s/--ctx-size 4096/--ctx-size 2048/", (), ["serves a context of 2048 tokens, 4096 were promised"]),
+    ("", (f"BindReadOnlyPaths=/var/lib/llama-tiers/damaged.gguf:{MODEL}",), ["the completion is not language"]),
+]
 
 
-@pytest.mark.usefixtures("a_split_of_one_card")
-def test_a_split_that_leaves_a_card_empty_fails_although_health_is_200() -> None:
-    assert ssh_ok("curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:8081/health") == "200"
-    code, document = verify()
-    assert code == 1
-    deep = next(tier for tier in document["hosts"][0]["tiers"] if tier["name"] == "deep")
-    assert deep["verdict"] == "fail"
-    assert any(SMALL in reason for reason in deep["reasons"]), deep["reasons"]
+class TestWhatAnswersAndIsNotTheTier:
+    """Each is served behind the back of plan and readiness, and is what a health check takes for the tier."""
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def deep_again(cls) -> Iterator[None]:
+        """Serve as before when all is done."""
+        yield
+        ssh_ok(f"rm -r {DROP_INS} /var/lib/llama-tiers/damaged.gguf && systemctl daemon-reload")
+        restart_deep()
+
+    @pytest.mark.parametrize(
+        ("edit", "also", "said"), FOOLED, ids=["one card unused", "CPU", "swapped", "smaller context", "garbage"]
+    )
+    def test_fails_although_it_is_healthy_and_answers(self, edit: str, also: tuple[str, ...], said: list[str]) -> None:
+        if also:
+            ssh_ok(DAMAGE)
+        change_deep(edit, "ExecStartPost=", *also)
+        restart_deep()
+        ssh_ok("timeout 60 sh -c 'until curl -sf -o /dev/null http://127.0.0.1:8081/health; do sleep 0.5; done'")
+        assert status_of(8081, "deep") == "200"
+        code, document = verify()
+        assert code == 1
+        deep = next(tier for tier in document["hosts"][0]["tiers"] if tier["name"] == "deep")
+        assert deep["verdict"] == "fail"
+        missing = [part for part in said if not any(part in reason for reason in deep["reasons"])]
+        assert missing == [], deep["reasons"]
 
 
 def test_readiness_refuses_a_server_on_the_wrong_cards() -> None:
     """The same fault, seen by the unit itself: it must not become active."""
-    put_all_of_deep_on_the_first_card("Restart=no")
+    change_deep("s/14,5/1,0/", "Restart=no")
     try:
         assert ssh("systemctl restart llama-tier-deep").returncode != 0
         assert ssh_ok("systemctl show -P ActiveState llama-tier-deep").strip() == "failed"

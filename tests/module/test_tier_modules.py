@@ -126,7 +126,7 @@ def test_a_damaged_proof_proves_nothing_and_is_said(tmp_path: Path) -> None:
     for path in (binary, model):
         path.touch()
     estimate = tmp_path / "llama-fit-params"
-    estimate.write_text("#!/bin/sh\necho 'RPC0 185 20 9'\n")
+    estimate.write_text("#!/bin/sh\necho 'RPC0 185 20 9'; echo 'RPC1 50 5 9'\n")
     estimate.chmod(0o755)
     spec = fake_tier.spec(argv=(str(binary), "--parallel", "1"), model=tier.Model("tiny", str(model), "ab" * 32))
     proof = tmp_path / "proven/deep/spec.json"

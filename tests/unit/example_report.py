@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from fake_tier import COMMIT, TEXT, spec
 
-from checker import verdict
+from checker import residuals, verdict
 from checker.evidence import (
+    CardLoad,
     Completion,
     DeviceEvidence,
     EngineId,
     Evidence,
     HostEvidence,
+    Latency,
+    Load,
     ModelId,
+    Quality,
     Report,
+    Residual,
+    Sample,
     Served,
+    Speed,
+    Spread,
+    Stability,
+    Thorough,
     TierReport,
     UnitEvidence,
 )
 from checker.hardware import Driver, Gpu
+from checker.tier import Predicted
 from inventories import BIG, SMALL
 
 CARDS = (
@@ -28,9 +40,41 @@ CARDS = (
 )
 
 
+PLANNED = spec(predicted=Predicted(100.0, 62.0))
+
+
+def card(uuid: str, peak_mib: float | None, **changes: Any) -> CardLoad:
+    """Return a card that works as it should."""
+    well = CardLoad(uuid, peak_mib, 1800.0, 1900.0, 7000.0, 7001.0, 120.0, 200.0, 61.0, 4, 4, 16, 16, ())
+    return replace(well, **changes)
+
+
+def speed(context: int, prompt: float, generation: float) -> Speed:
+    """Return the speed of three samples with these tokens per second, which took what they tell."""
+    sample = Sample(context, context / prompt, 64, 64 / generation, round(context / prompt + 64 / generation + 0.01, 4))
+    return Speed(
+        context,
+        Spread(prompt, prompt - 1, prompt + 1),
+        Spread(generation, generation - 1, generation + 1),
+        (sample,) * 3,
+    )
+
+
+def thorough(small_peak_mib: float = 95.0) -> Thorough:
+    """Return what a whole measurement of a good tier finds."""
+    return Thorough(
+        measured_at="2026-11-24T15:00:00Z",
+        warm_completion=Completion("Explain.", TEXT, 8, 200, 100.0, 61.2, 3.36),
+        short=speed(512, 400.0, 61.0),
+        full=speed(4056, 380.0, 55.0),
+        stability=Stability(16, Latency(0.2, 0.25, 0.3), 4, Latency(0.5, 0.6, 0.7), (), 0.01, 0.0),
+        cards=(card(BIG["uuid"], 266.0), card(SMALL["uuid"], small_peak_mib)),
+    )
+
+
 def report(host: str = "tower", failed: bool = False, unreadable: bool = False) -> Report:
     """Report one tier `deep`: all well, `failed` (one card empty), or `unreadable` (down, and no NVML)."""
-    planned = spec()
+    planned = PLANNED
     evidence = Evidence(
         tier=planned.name,
         base_url=planned.base_url,
@@ -40,13 +84,26 @@ def report(host: str = "tower", failed: bool = False, unreadable: bool = False) 
         unit=UnitEvidence("active", "0123456789abcdef0123456789abcdef", 4711, 3.14),
         served=Served(planned.model.file, planned.model.name, 4096, f"b1-{COMMIT[:9]}"),
         devices=(
-            DeviceEvidence("RPC0", BIG["uuid"], BIG["name"], 184.86, 184.86, 20.0, 52.84, 262.0),
-            DeviceEvidence("RPC1", SMALL["uuid"], SMALL["name"], 50.3, 50.3, 5.0, 33.0, 0.0 if failed else 93.0),
+            DeviceEvidence(
+                *("RPC0", BIG["uuid"], BIG["name"], 184.86, 184.86, 20.0, 52.84, 262.0),
+                *(20.0, 41.57, 0.0, 260.0, 292.0, "00000000:01:00.0", None, "8.6"),
+            ),
+            DeviceEvidence(
+                *("RPC1", SMALL["uuid"], SMALL["name"], 50.3, 50.3, 5.0, 33.0, 0.0 if failed else 93.0),
+                *(5.0, 33.0, 0.0, 92.0, 122.0, "00000000:02:00.0", None, "6.1"),
+            ),
         ),
         host=HostEvidence(170.0, 0.0, 5.0),
         completion=Completion("Explain.", TEXT, 8, 200, 100.0, 61.2, 3.36),
         problems=(),
+        listener_pid=4711,
+        load=Load(0.3, 2.1, 0.3, 0.4, 12.0, 241.4, ("6.1", "8.6")),
+        thorough=thorough(),
+        quality=Quality("2026-11-24T15:00:00Z", f"{BIG['uuid']} alone", 1024, 0.0, 1.0, 2e-6, 4e-5, 1.0),
+        predicted=planned.predicted,
+        argv=planned.argv,
     )
+    evidence = replace(evidence, residuals=residuals.of(evidence.devices, thorough().cards))
     if unreadable:
         evidence = replace(
             evidence,
@@ -58,6 +115,11 @@ def report(host: str = "tower", failed: bool = False, unreadable: bool = False) 
             ),
             host=HostEvidence(None, None, None),
             completion=None,
+            listener_pid=None,
+            load=Load(None, None, None, None, None, None, ()),
+            thorough=None,
+            quality=None,
+            residuals=tuple(Residual(d.uuid, d.gpu, None, None, None, None, None) for d in evidence.devices),
             problems=("NVML could not be opened",),
         )
     judged = verdict.judge(planned, evidence)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -59,8 +59,8 @@ def spec(base_url: str = "http://127.0.0.1:9", key_file: str = "/nonexistent", *
         "engine": tier.Engine(COMMIT, "/opt/llama-tiers/releases/one"),
         "placement": tier.Placement("layer", (13, 6), 999, 4096, "f16", "f16", 512, "on"),
         "devices": (
-            tier.Device("RPC0", BIG["uuid"], BIG["name"], 13, 184.86, "127.0.0.1:50052"),
-            tier.Device("RPC1", SMALL["uuid"], SMALL["name"], 6, 50.30, "127.0.0.1:50053"),
+            tier.Device("RPC0", BIG["uuid"], BIG["name"], 13, 184.86, "127.0.0.1:50052", 20.0, 41.57, 0.0),
+            tier.Device("RPC1", SMALL["uuid"], SMALL["name"], 6, 50.30, "127.0.0.1:50053", 5.0, 33.0, 0.0),
         ),
         "host_weights_mib": 170.0,
         "criteria": tier.Criteria(5, 120),
@@ -93,6 +93,13 @@ class Server:
     counted_s: float = 0.2
     waits_s: float = 0.2
     completion_status: int = 200
+    # Of prompts that come as tokens, which are long: how many fit, at how many it dies, how long each takes, what share
+    # of that time it tells.
+    context: int = 4096
+    dies_at: int = 10**9
+    works_s: float = 0.01
+    told_share: float = 1.0
+    on_prompt: Callable[[int], None] = lambda tokens: None
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
     @property
@@ -112,10 +119,14 @@ class Server:
             return 200, self.props
         if path == "/v1/models":
             return 200, {"data": [{"id": "of-models"}]}
+        if path == "/tokenize" and body.get("add_special"):
+            return 200, {"tokens": list(range(len(body["content"].split())))}
         if path == "/tokenize":
             return 200, {"tokens": [1] * self.marker_tokens}
         if path == "/apply-template":
             return 200, {"prompt": f"<user>{body['messages'][0]['content']}<assistant>"}
+        if path == "/completion" and isinstance(body["prompt"], list):
+            return self.answer_long(len(body["prompt"]), body["n_predict"])
         if path == "/completion":
             time.sleep(self.waits_s)
             timings = {
@@ -126,6 +137,17 @@ class Server:
             }
             return self.completion_status, {"content": self.text, "timings": timings}
         return 404, {"error": {"message": "File Not Found", "code": 404}}
+
+    def answer_long(self, tokens: int, answer: int) -> tuple[int, dict[str, Any]]:
+        self.on_prompt(tokens)
+        if tokens >= self.dies_at:
+            raise ConnectionAbortedError
+        if tokens + answer > self.context:
+            return 400, {"error": {"message": "the request exceeds the available context size", "code": 400}}
+        time.sleep(self.works_s)
+        told_ms = self.works_s * self.told_share * 500
+        timings = {"prompt_n": tokens, "prompt_ms": told_ms, "predicted_n": answer, "predicted_ms": told_ms}
+        return 200, {"content": self.text, "timings": timings}
 
 
 @contextmanager
@@ -138,9 +160,13 @@ def serving(directory: Path) -> Iterator[Server]:
     class Handler(BaseHTTPRequestHandler):
         def _answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            status, document = played.answer(
-                self.path, json.loads(body or b"{}"), self.headers.get("Authorization") or ""
-            )
+            try:
+                status, document = played.answer(
+                    self.path, json.loads(body or b"{}"), self.headers.get("Authorization") or ""
+                )
+            except ConnectionAbortedError:
+                # As a server that is killed: the connection ends without an answer.
+                return
             data = json.dumps(document).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))

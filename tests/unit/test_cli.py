@@ -67,7 +67,21 @@ def test_exit_code_and_document(
 def test_limit_and_inventory_reach_the_playbook(playbook: list[Any]) -> None:
     playbook.append(result(report()))
     cli.main(["verify", "-i", INVENTORY, "--limit", "tower"])
-    assert playbook == [(ROOT, "playbooks/verify.yml", Path(INVENTORY), "tower")]
+    whole = {"verification_depth": "whole", "verification_quality": False, "verification_accept_slower": False}
+    assert playbook == [(ROOT, "playbooks/verify.yml", Path(INVENTORY), "tower", whole)]
+
+
+def test_what_is_measured_and_accepted_reaches_the_role(playbook: list[Any]) -> None:
+    playbook.append(result(report()))
+    cli.main(["verify", "-i", INVENTORY, "--quick", "--quality", "--accept-slower"])
+    given = playbook[-1][-1]
+    assert given == {
+        "verification_depth": "quick",
+        "verification_quality": True,
+        "verification_accept_slower": True,
+    }
+    options = yaml.safe_load((ROOT / "roles/verification/meta/argument_specs.yml").read_text(encoding="utf-8"))
+    assert set(given) <= set(options["argument_specs"]["main"]["options"])
 
 
 @pytest.mark.parametrize(
@@ -91,6 +105,31 @@ def test_nothing_measured_prints_nothing_on_stdout(
 def test_an_inventory_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["verify", "-i", "inventories/moon"]) == 2
     assert "no inventory at inventories/moon" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("hosts", "code"), [([report()], 0), ([report(), report("shed", failed=True)], 1)], ids=["pass", "fail"]
+)
+def test_report_prints_what_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], hosts: list[Any], code: int
+) -> None:
+    for item in hosts:
+        (tmp_path / f"{item.host}.json").write_text(json.dumps(item.to_json()))
+    assert cli.main(["report", "--evidence", str(tmp_path), "--format", "json"]) == code
+    document = json.loads(capsys.readouterr().out)
+    assert {host["host"] for host in document["hosts"]} == {item.host for item in hosts}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "run `checker verify` first"), ("{", "tower.json cannot be read")]
+)
+def test_report_without_evidence_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, said: str
+) -> None:
+    if content is not None:
+        (tmp_path / "tower.json").write_text(content)
+    assert cli.main(["report", "--evidence", str(tmp_path)]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_outside_a_checkout_verify_says_where_to_run(
@@ -158,12 +197,12 @@ def test_a_real_run_tells_its_facts_and_its_failures(tmp_path: Path) -> None:
         "        per_host: false\n"
         "        aggregate: true\n"
         "    - name: Gate\n"
-        "      ansible.builtin.assert: {that: false, fail_msg: refused}\n"
+        "      ansible.builtin.assert: {that: false, fail_msg: '{{ said }}'}\n"
     )
-    got = runner.run(tmp_path, "play.yml", tmp_path / "hosts")
+    got = runner.run(tmp_path, "play.yml", tmp_path / "hosts", None, {"said": "refused"})
     assert got.artifact_data["llama_tiers"] == {"tower": {"passed": False}}
     assert got.failures == (Failure("tower", "Gate", "refused"),)
-    nobody = runner.run(tmp_path, "play.yml", tmp_path / "hosts", "moon")
+    nobody = runner.run(tmp_path, "play.yml", tmp_path / "hosts", "moon", {})
     assert (nobody.artifact_data, nobody.failures) == ({}, ())
     assert "moon" in nobody.said or "no hosts" in nobody.said
 

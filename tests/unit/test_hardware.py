@@ -70,6 +70,15 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNvml]:
     device("nvmlDeviceGetMaxClockInfo", lambda card: card["clock"])
     device("nvmlDeviceGetMinorNumber", CARDS.index)
     device("nvmlDeviceGetComputeRunningProcesses", lambda card: fake.processes)
+    device("nvmlDeviceGetClockInfo", lambda card: card["clock"] - 1)
+    device("nvmlDeviceGetPowerUsage", lambda card: 120_500)
+    device("nvmlDeviceGetEnforcedPowerLimit", lambda card: 200_000)
+    device("nvmlDeviceGetTemperature", lambda card: 61)
+    device("nvmlDeviceGetCurrPcieLinkGeneration", lambda card: 1)
+    device("nvmlDeviceGetMaxPcieLinkGeneration", lambda card: 4)
+    device("nvmlDeviceGetCurrPcieLinkWidth", lambda card: 8)
+    device("nvmlDeviceGetMaxPcieLinkWidth", lambda card: 16)
+    device("nvmlDeviceGetCurrentClocksThrottleReasons", lambda card: 0x1 | 0x4 | 0x40)
     monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", fake.by_uuid)
     yield fake
     assert fake.open == 0, "NVML was left open"
@@ -156,6 +165,25 @@ def test_processes_of_a_lost_card(nvml: FakeNvml) -> None:
     nvml.raising["nvmlDeviceGetComputeRunningProcesses", 0] = pynvml.NVML_ERROR_GPU_IS_LOST
     with pytest.raises(hardware.HardwareError, match="GPU-a: the GPU is lost"):
         hardware.processes("GPU-a")
+
+
+def test_the_state_of_a_card_is_read_in_plain_units(nvml: FakeNvml) -> None:
+    nvml.processes = [SimpleNamespace(pid=7, usedGpuMemory=MIB)]
+    found = hardware.read_state("GPU-a")
+    assert (found.used_mib, found.processes) == (300.0, (hardware.GpuProcess(7, 1.0),))
+    assert (found.memory_mhz, found.memory_max_mhz, found.temperature_c) == (7000, 7001, 61)
+    assert (found.power_w, found.power_limit_w) == (120.5, 200.0)
+    assert (found.pcie_generation, found.pcie_generation_max, found.pcie_width, found.pcie_width_max) == (1, 4, 8, 16)
+    assert found.slowed_by == ("power limit", "heat (hardware)"), "an idle card is not slowed"
+
+
+def test_what_a_card_does_not_tell_of_its_state_is_none(nvml: FakeNvml) -> None:
+    for function in ("nvmlDeviceGetPowerUsage", "nvmlDeviceGetClockInfo", "nvmlDeviceGetCurrentClocksThrottleReasons"):
+        nvml.raising[function, 1] = pynvml.NVML_ERROR_NOT_SUPPORTED
+    found = hardware.read_state("GPU-b")
+    assert (found.power_w, found.graphics_mhz, found.slowed_by) == (None, None, ())
+    with pytest.raises(hardware.HardwareError, match="GPU-x is not on this host"):
+        hardware.read_state("GPU-x")
 
 
 def test_the_wrong_distribution_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

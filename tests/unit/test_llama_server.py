@@ -114,6 +114,15 @@ def test_a_completion_is_not_cached_and_counts_by_the_server(played: fake_tier.S
     )
 
 
+def test_tokens_are_a_prompt_that_may_be_cached_and_answered_to_the_end(played: fake_tier.Server) -> None:
+    tokens = client(played).tokenize("as many tokens as words")
+    assert tokens == [0, 1, 2, 3, 4]
+    generation = client(played).complete(tokens, 32, 0, 1, cached=True, whole=True)
+    assert (generation.prompt_tokens, generation.generated_tokens) == (5, 32)
+    body = played.asked[-1][1]
+    assert (body["prompt"], body["cache_prompt"], body["ignore_eos"]) == (tokens, True, True)
+
+
 def test_a_question_goes_plain_where_the_template_is_not_the_models_own(played: fake_tier.Server) -> None:
     assert client(played).as_prompt("Why?", "") == "Why?"
     assert client(played).as_prompt("Why?", "...<|im_start|>...") == "Why?"
@@ -178,3 +187,19 @@ def test_any_interleaving_and_either_format_gives_the_same_sums(
 
     straight = llama_server.buffers(map(fake_tier.as_text, fake_tier.messages(fake_tier.LOG)), DEVICES)
     assert llama_server.buffers(lines, DEVICES) == straight
+
+
+def test_the_card_behind_a_device_is_told_by_its_address() -> None:
+    said = [
+        "using device CUDA0 (NVIDIA GeForce RTX 3060 Ti) (0000:01:00.0) - 7900 MiB free",
+        "using device CUDA1 (NVIDIA H100 80GB HBM3 (dev p0/v1)) (0000:0A:00.0-v1) - 39000 MiB free",
+        "using device RPC0 (127.0.0.1:50052) (unknown id) - 24105 MiB free",
+    ]
+    lines = [fake_tier.as_jsonl(f"llama_prepare_model_devices: {line}") for line in said]
+    assert llama_server.pci_bus_ids(lines) == {"CUDA0": "0000:01:00.0", "CUDA1": "0000:0a:00.0"}
+
+
+def test_what_a_binary_was_compiled_for_is_told_by_its_log() -> None:
+    line = "system_info: n_threads = 8 / 16 | CUDA : ARCHS = 520,610,860,1200 | USE_GRAPHS = 1 | CPU : SSE3 = 1 |"
+    assert llama_server.compiled_for(["x", fake_tier.as_jsonl(line)]) == ("5.2", "6.1", "8.6", "12.0")
+    assert llama_server.compiled_for(["system_info: n_threads = 2 | CPU : SSE3 = 1 |"]) == ()

@@ -2,66 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fake_tier
 import pytest
+from example_report import report
+from fake_host import PID, RUN, STRAY, UNIT, Host, gpu, lines, play
 
 from checker import hardware, systemd
-from checker.evidence import DeviceEvidence, EngineId, HostEvidence, ModelId, Served, UnitEvidence
-from checker.measure import PROMPT, measure
+from checker.evidence import DeviceEvidence, EngineId, Evidence, HostEvidence, ModelId, Served, UnitEvidence
+from checker.measure import PROMPT, QUICK_TOKENS, Depth, measure
+from checker.tier import TierSpec
 from checker.verdict import judge
 from inventories import BIG, SMALL
 
-UNIT = "llama-tier-deep.service"
 STRAY_BUFFER = ("load_tensors", "CUDA7", "model", 12.5)
-PID = 4711
-RUN = "0123456789abcdef0123456789abcdef"
-STRAY = {"name": "GeForce 7", "uuid": "GPU-stray"}
 NO_NVML = hardware.HardwareError("the NVIDIA kernel module is not loaded: modprobe nvidia")
-
-
-def gpu(card: dict[str, str]) -> hardware.Gpu:
-    return hardware.Gpu(card["name"], card["uuid"], "00000000:01:00.0", "8.6", 8192, 400, None, None)
-
-
-@dataclass
-class Host:
-    """What systemd and NVML tell; an error in place of an answer is raised."""
-
-    state: systemd.UnitState | systemd.SystemdError = field(
-        default_factory=lambda: systemd.UnitState("active", "running", PID, RUN, "success", 1_000_000, 4_140_000)
-    )
-    journal: list[str] | systemd.SystemdError = field(
-        default_factory=lambda: [fake_tier.as_jsonl(message) for message in fake_tier.messages(fake_tier.LOG)]
-    )
-    gpus: tuple[hardware.Gpu, ...] | hardware.HardwareError = (gpu(BIG), gpu(SMALL), gpu(STRAY))
-    held: dict[str, list[hardware.GpuProcess]] = field(
-        default_factory=lambda: {
-            BIG["uuid"]: [hardware.GpuProcess(PID, 262.5), hardware.GpuProcess(12, 1000.0)],
-            SMALL["uuid"]: [hardware.GpuProcess(PID, 60.0), hardware.GpuProcess(PID, 33.0)],
-            STRAY["uuid"]: [hardware.GpuProcess(12, 1000.0)],
-        }
-    )
-
-
-def told(answer: object) -> object:
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
 
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Host:
-    played = Host()
-    asked = {UNIT: lambda: played.state, (UNIT, RUN): lambda: played.journal}
-    monkeypatch.setattr(systemd, "unit_state", lambda unit: told(asked[unit]()))
-    monkeypatch.setattr(systemd, "journal", lambda *run: told(asked[run]()))
-    monkeypatch.setattr(hardware, "read_gpus", lambda: told(played.gpus))
-    monkeypatch.setattr(hardware, "processes", lambda uuid: tuple(played.held[uuid]))
-    return played
+    return play(monkeypatch)
 
 
 @pytest.fixture
@@ -71,9 +36,13 @@ def server(tmp_path: Path) -> Iterator[fake_tier.Server]:
         yield played
 
 
+def quick(spec: TierSpec, earlier: Iterable[Mapping[str, Any]] = ()) -> Evidence:
+    return measure(spec, earlier, Depth.QUICK, None)
+
+
 def test_a_good_tier_is_measured_whole(host: Host, server: fake_tier.Server) -> None:
     spec = server.spec
-    evidence = measure(spec)
+    evidence = quick(spec)
 
     assert (evidence.tier, evidence.base_url) == ("deep", server.base_url)
     assert evidence.model == ModelId("tiny", "ab" * 32)
@@ -82,8 +51,14 @@ def test_a_good_tier_is_measured_whole(host: Host, server: fake_tier.Server) -> 
     assert evidence.unit == UnitEvidence("active", RUN, PID, 3.14)
     assert evidence.served == Served(spec.model.file, "tiny", 4096, "b1-0c1e57098")
     assert evidence.devices == (
-        DeviceEvidence("RPC0", BIG["uuid"], BIG["name"], 184.86, 184.86, 20.0, 41.57, 262.5),
-        DeviceEvidence("RPC1", SMALL["uuid"], SMALL["name"], 50.3, 50.3, 5.0, 33.0, 93.0),
+        DeviceEvidence(
+            *("RPC0", BIG["uuid"], BIG["name"], 184.86, 184.86, 20.0, 41.57, 262.5),
+            *(20.0, 41.57, 0.0, 262.5, 1137.5, "00000000:01:00.0", None, "8.6"),
+        ),
+        DeviceEvidence(
+            *("RPC1", SMALL["uuid"], SMALL["name"], 50.3, 50.3, 5.0, 33.0, 93.0),
+            *(5.0, 33.0, 0.0, 93.0, 1307.0, "00000000:02:00.0", None, "8.6"),
+        ),
     )
     assert evidence.host == HostEvidence(170.0, 0.0, 6.0)
     assert evidence.completion is not None
@@ -93,6 +68,12 @@ def test_a_good_tier_is_measured_whole(host: Host, server: fake_tier.Server) -> 
     assert evidence.completion.generation_tokens_per_second == pytest.approx(4444.444)
     assert 0.05 <= evidence.completion.wall_s < 1
     assert evidence.problems == ()
+    assert [(each.uuid, each.weights_mib, each.rest_mib, each.total_mib) for each in evidence.residuals] == [
+        (BIG["uuid"], 0.0, 16.07, 16.07),
+        (SMALL["uuid"], 0.0, 4.7, 4.7),
+    ]
+    assert (evidence.listener_pid, evidence.argv, evidence.thorough) == (PID, spec.argv, None)
+    assert server.asked[-1][1]["n_predict"] == QUICK_TOKENS
     assert judge(spec, evidence).verdict == "pass"
 
 
@@ -104,12 +85,12 @@ def test_memory_is_read_after_the_completion(
         return tuple(host.held[uuid]) if answered else ()
 
     monkeypatch.setattr(hardware, "processes", allocated_with_the_first_token)
-    assert [device.process_mib for device in measure(server.spec).devices] == [262.5, 93.0]
+    assert [device.process_mib for device in quick(server.spec).devices] == [262.5, 93.0]
 
 
 def test_without_nvml_the_rest_is_measured(host: Host, server: fake_tier.Server) -> None:
     host.gpus = NO_NVML
-    evidence = measure(server.spec)
+    evidence = quick(server.spec)
     assert [(device.process_mib, device.weights_mib) for device in evidence.devices] == [(None, 184.86), (None, 50.3)]
     assert evidence.completion is not None
     assert evidence.problems == (str(NO_NVML),)
@@ -117,12 +98,12 @@ def test_without_nvml_the_rest_is_measured(host: Host, server: fake_tier.Server)
 
 def test_a_lost_card_is_unread_and_the_others_are_not(host: Host, server: fake_tier.Server) -> None:
     host.gpus = hardware.GpuLostError((SMALL["uuid"],), (gpu(BIG), gpu(STRAY)))
-    assert [device.process_mib for device in measure(server.spec).devices] == [262.5, None]
+    assert [device.process_mib for device in quick(server.spec).devices] == [262.5, None]
 
 
 def test_a_journal_without_buffers_says_how_to_get_them(host: Host, server: fake_tier.Server) -> None:
-    host.journal = ["Started llama.cpp tier deep."]
-    evidence = measure(server.spec)
+    host.journal = lines(["Started llama.cpp tier deep."])
+    evidence = quick(server.spec)
     assert [(device.weights_mib, device.process_mib) for device in evidence.devices] == [(None, 262.5), (None, 93.0)]
     assert evidence.host == HostEvidence(None, None, None)
     (problem,) = evidence.problems
@@ -133,40 +114,41 @@ def test_a_journal_without_buffers_says_how_to_get_them(host: Host, server: fake
 def test_a_journal_that_forgot_is_replaced_by_what_an_earlier_verification_read(
     host: Host, server: fake_tier.Server
 ) -> None:
-    host.journal = [fake_tier.as_jsonl(message) for message in fake_tier.messages([*fake_tier.LOG, STRAY_BUFFER])]
-    whole = measure(server.spec)
-    host.journal = ["slot release: id 0"]
-    forgotten = measure(server.spec)
+    said = fake_tier.messages([*fake_tier.LOG, STRAY_BUFFER])
+    host.journal = lines([fake_tier.as_jsonl(message) for message in said])
+    whole = quick(server.spec)
+    host.journal = lines(["slot release: id 0"])
+    forgotten = quick(server.spec)
     assert forgotten.problems != ()
     documents = [evidence.to_json() for evidence in (forgotten, whole)]
-    again = measure(server.spec, documents)
+    again = quick(server.spec, documents)
     assert (again.devices, again.host, again.problems) == (whole.devices, whole.host, ())
 
 
 def test_an_earlier_run_of_the_unit_tells_nothing_of_this_one(host: Host, server: fake_tier.Server) -> None:
-    whole = measure(server.spec).to_json()
+    whole = quick(server.spec).to_json()
     whole["unit"]["invocation_id"] = "f" * 32
-    host.journal = ["slot release: id 0"]
-    assert measure(server.spec, [whole]).devices[0].weights_mib is None
+    host.journal = lines(["slot release: id 0"])
+    assert quick(server.spec, [whole]).devices[0].weights_mib is None
 
 
 def test_a_journal_that_cannot_be_read_is_a_problem(host: Host, server: fake_tier.Server) -> None:
     host.journal = systemd.SystemdError("journalctl --sync failed (exit 1): no")
-    evidence = measure(server.spec)
+    evidence = quick(server.spec)
     assert evidence.problems == ("journalctl --sync failed (exit 1): no",)
     assert [device.weights_mib for device in evidence.devices] == [None, None]
 
 
 def test_without_systemd_the_server_is_asked_all_the_same(host: Host, server: fake_tier.Server) -> None:
     host.state = systemd.SystemdError("systemctl is not on this host")
-    evidence = measure(server.spec)
+    evidence = quick(server.spec)
     assert evidence.unit == UnitEvidence("unknown", "", None, None)
     assert evidence.completion is not None
     assert evidence.problems == ("systemctl is not on this host",)
 
 
 def test_a_server_that_is_down_is_a_problem(host: Host, server: fake_tier.Server) -> None:
-    evidence = measure(fake_tier.spec(key_file=server.key_file))
+    evidence = quick(fake_tier.spec(key_file=server.key_file))
     assert (evidence.served, evidence.completion) == (None, None)
     assert [device.process_mib for device in evidence.devices] == [262.5, 93.0]
     (problem,) = evidence.problems
@@ -175,7 +157,7 @@ def test_a_server_that_is_down_is_a_problem(host: Host, server: fake_tier.Server
 
 def test_a_server_that_still_loads_is_asked_nothing_more(host: Host, server: fake_tier.Server) -> None:
     server.loading_answers = 9
-    evidence = measure(server.spec)
+    evidence = quick(server.spec)
     assert (evidence.served, evidence.completion) == (None, None)
     assert evidence.problems == (f"{server.base_url}/health still loads its model (503)",)
     assert server.asked == [("/health", {})]
@@ -183,7 +165,7 @@ def test_a_server_that_still_loads_is_asked_nothing_more(host: Host, server: fak
 
 def test_what_is_served_stays_known_when_the_completion_fails(host: Host, server: fake_tier.Server) -> None:
     server.completion_status = 500
-    evidence = measure(server.spec)
+    evidence = quick(server.spec)
     assert evidence.served is not None
     assert evidence.completion is None
     assert "/completion answers 500" in evidence.problems[0]
@@ -191,22 +173,22 @@ def test_what_is_served_stays_known_when_the_completion_fails(host: Host, server
 
 def test_a_card_that_only_nvml_tells_of_stands_last(host: Host, server: fake_tier.Server) -> None:
     host.held[STRAY["uuid"]].append(hardware.GpuProcess(PID, 300.0))
-    evidence = measure(server.spec)
+    evidence = quick(server.spec)
     assert [device.name for device in evidence.devices] == ["RPC0", "RPC1", ""]
     assert evidence.devices[2] == DeviceEvidence("", "GPU-stray", "GeForce 7", 0.0, None, None, None, 300.0)
 
 
 def test_a_device_that_only_the_log_tells_of_stands_last(host: Host, server: fake_tier.Server) -> None:
     assert isinstance(host.journal, list)
-    host.journal.append(fake_tier.as_text("load_tensors:      CUDA7 model buffer size =     7.00 MiB"))
-    evidence = measure(server.spec)
+    host.journal += lines([fake_tier.as_text("load_tensors:      CUDA7 model buffer size =     7.00 MiB")])
+    evidence = quick(server.spec)
     assert evidence.devices[2:] == (DeviceEvidence("CUDA7", "", "", 0.0, 7.0, 0.0, 0.0, None),)
 
 
 def test_without_a_process_no_card_is_asked(host: Host, server: fake_tier.Server) -> None:
     host.state = systemd.UnitState("failed", "failed", None, RUN, "exit-code", 1_000_000, 0)
     host.gpus = NO_NVML
-    evidence = measure(server.spec)
+    evidence = quick(server.spec)
     assert evidence.unit == UnitEvidence("failed", RUN, None, None)
     assert [device.process_mib for device in evidence.devices] == [None, None]
     assert evidence.problems == ()
@@ -226,25 +208,102 @@ def test_load_time_is_of_this_start(
     host: Host, server: fake_tier.Server, active_state: str, started_us: int, active_us: int, load_s: float | None
 ) -> None:
     host.state = systemd.UnitState(active_state, "running", PID, RUN, "success", started_us, active_us)
-    assert measure(server.spec).unit.load_s == load_s
+    assert quick(server.spec).unit.load_s == load_s
 
 
 def test_no_token_is_no_speed(host: Host, server: fake_tier.Server) -> None:
     server.tokens = 0
     server.counted_s = 0.0
-    completion = measure(server.spec).completion
+    completion = quick(server.spec).completion
     assert completion is not None
     assert (completion.prompt_tokens_per_second, completion.generation_tokens_per_second) == (0.0, 0.0)
 
 
 def test_a_tier_that_promises_no_speed_is_measured(host: Host, server: fake_tier.Server) -> None:
     spec = replace(server.spec, criteria=replace(server.spec.criteria, min_generation_tokens_per_second=0))
-    assert measure(spec).completion is not None
+    assert quick(spec).completion is not None
+
+
+def test_a_whole_measurement_is_made_once_for_each_run_of_the_unit(host: Host, server: fake_tier.Server) -> None:
+    server.works_s = 0.001
+    first = measure(server.spec, [], Depth.AUTO, None)
+    assert first.thorough is not None
+    assert first.thorough.warm_completion is not None
+    assert [card.uuid for card in first.thorough.cards] == [BIG["uuid"], SMALL["uuid"]]
+    assert server.asked[-1][1]["n_predict"] < QUICK_TOKENS, "many small requests come last"
+
+    kept = [json.loads(json.dumps(first.to_json()))]
+    count = len(server.asked)
+    for depth in (Depth.QUICK, Depth.AUTO):
+        assert measure(server.spec, kept, depth, None).thorough == first.thorough
+    assert [path for path, _ in server.asked[count:]].count("/completion") == 2
+
+    kept[0]["unit"]["invocation_id"] = "f" * 32
+    assert measure(server.spec, kept, Depth.QUICK, None).thorough is None
+    assert measure(server.spec, kept, Depth.AUTO, None).thorough is not None
+
+
+def test_evidence_of_another_version_or_tier_is_not_carried_over(host: Host, server: fake_tier.Server) -> None:
+    server.works_s = 0.001
+    whole = json.loads(json.dumps(measure(server.spec, [], Depth.WHOLE, None).to_json()))
+    assert measure(server.spec, [{**whole, "tier": "fast"}], Depth.QUICK, None).thorough is None
+    older = {key: value for key, value in whole.items() if key != "thorough"}
+    assert measure(server.spec, [older], Depth.QUICK, None).thorough is None
+    del whole["thorough"]["short"]
+    assert measure(server.spec, [whole], Depth.QUICK, None).thorough is None
+
+
+def test_a_whole_measurement_keeps_the_most_that_was_held(host: Host, server: fake_tier.Server) -> None:
+    server.works_s = 0.001
+
+    def grow(tokens: int) -> None:
+        if tokens > 1000:
+            host.held[SMALL["uuid"]] = [hardware.GpuProcess(PID, 130.0)]
+
+    server.on_prompt = grow
+    found = measure(server.spec, [], Depth.WHOLE, None)
+    assert found.devices[1].process_mib == 93.0
+    assert found.thorough is not None
+    assert [card.peak_mib for card in found.thorough.cards] == [262.5, 130.0]
+    assert [each.total_mib for each in found.residuals] == [16.07, 41.7]
+
+
+def test_a_tier_that_is_down_is_not_kept_busy(host: Host, server: fake_tier.Server) -> None:
+    server.completion_status = 500
+    found = measure(server.spec, [], Depth.WHOLE, None)
+    assert found.thorough is None
+    assert len(found.problems) == 1
+
+
+def test_no_card_can_be_read_while_a_tier_is_kept_busy(
+    host: Host, server: fake_tier.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(uuid: str) -> hardware.CardState:
+        raise NO_NVML
+
+    server.works_s = 0.001
+    monkeypatch.setattr(hardware, "read_state", lost)
+    found = measure(server.spec, [], Depth.WHOLE, None)
+    assert found.problems == (str(NO_NVML),)
+    assert found.thorough is not None
+    assert [card.peak_mib for card in found.thorough.cards] == [None, None]
+
+
+def test_quality_is_that_of_just_now_or_of_the_same_command(host: Host, server: fake_tier.Server) -> None:
+    quality = report().tiers[0].evidence.quality
+    now = measure(server.spec, [], Depth.QUICK, quality)
+    assert now.quality == quality
+    kept = [json.loads(json.dumps(now.to_json()))]
+    assert measure(server.spec, kept, Depth.QUICK, None).quality == quality
+    other = replace(server.spec, argv=(*server.spec.argv, "--tensor-split", "12,7"))
+    assert measure(other, kept, Depth.QUICK, None).quality is None
+    failed = measure(server.spec, [], Depth.QUICK, "quality of the split was not measured: no room")
+    assert (failed.quality, failed.problems) == (None, ("quality of the split was not measured: no room",))
 
 
 def test_memory_that_the_driver_does_not_tell_is_not_nothing(host: Host, server: fake_tier.Server) -> None:
     host.held[BIG["uuid"]] = [hardware.GpuProcess(PID, None), hardware.GpuProcess(12, None)]
-    evidence = measure(server.spec)
+    evidence = quick(server.spec)
     assert [device.process_mib for device in evidence.devices] == [None, None]
     (problem,) = evidence.problems
     assert f"{BIG['uuid']}: the driver does not tell how much memory process {PID} holds there" in problem

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from example_report import report
@@ -29,9 +34,22 @@ def test_a_table_tells_verdict_speed_and_memory_of_each_card() -> None:
     rows = [line.split("  ") for line in lines]
     cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
     assert cells[0] == ["tower", "driver 580.126.09, CUDA 13.0, measured 2026-11-24T15:00:00Z"]
-    assert ["deep", "pass", "tiny", "4096", "61.2", "3.1"] in cells
-    assert ["deep", "NVIDIA GeForce RTX 3060 Ti", "185", "20", "53", "262"] in cells
-    assert ["deep", "NVIDIA GeForce GTX 1060 3GB", "50", "5", "33", "93"] in cells
+    assert ["deep", "pass", "tiny", "4096", "61.0", "55.0", "3.1"] in cells
+    assert ["deep", "NVIDIA GeForce RTX 3060 Ti", "185", "20", "53", "262", "+20"] in cells
+    assert ["deep", "NVIDIA GeForce GTX 1060 3GB", "50", "5", "33", "93", "+7"] in cells
+
+
+def test_a_quick_verification_shows_the_speed_of_its_completion() -> None:
+    quick = document()
+    quick["hosts"][0]["tiers"][0]["evidence"]["thorough"] = None
+    assert re.search(r"tiny +4096 +61\.2 +- +3\.1", reports.render(quick, "table"))
+
+
+def test_what_passed_and_should_be_looked_at_is_said() -> None:
+    noted = document()
+    noted["hosts"][0]["tiers"][0]["notes"] = ["deep: generates 20% of what is expected"]
+    for form in ("table", "markdown", "junit"):
+        assert "generates 20% of what is expected" in reports.render(noted, form)
 
 
 def test_a_failed_tier_says_why() -> None:
@@ -59,4 +77,107 @@ def test_a_piped_table_is_plain_text_of_its_width(monkeypatch: pytest.MonkeyPatc
     assert "\x1b" not in table
     assert all(len(line) <= max(80, int(columns)) for line in table.splitlines())
     assert all(line == line.rstrip() for line in table.splitlines())
-    assert "process MiB" in table
+    assert "MiB on" in table
+
+
+ALL = [{}, {"failed": True}, {"unreadable": True}]
+
+
+@pytest.mark.parametrize("changes", ALL, ids=["pass", "fail", "unreadable"])
+@pytest.mark.parametrize("form", reports.FORMATS)
+def test_every_format_renders_every_report(form: str, changes: dict[str, Any]) -> None:
+    assert "deep" in reports.render(document(changes), form)
+
+
+def test_the_command_line_offers_every_format() -> None:
+    help_text = subprocess.run(
+        [sys.executable, "-m", "checker.cli", "report", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "{" + ",".join(reports.FORMATS) + "}" in help_text
+
+
+def suites(found: dict[str, Any]) -> list[ElementTree.Element]:
+    return list(ElementTree.fromstring(reports.render(found, "junit").split("\n", 1)[1]))
+
+
+def test_junit_has_a_case_for_each_check_and_counts_right() -> None:
+    passed, failed = suites(document({"host": "tower"}, {"host": "shed", "failed": True}))
+    checks = report().to_json()["tiers"][0]["checks"]
+    assert (passed.get("name"), passed.get("tests"), passed.get("failures")) == (
+        "tower.deep",
+        str(len(checks) + 1),
+        "0",
+    )
+    assert [case.get("name") for case in passed if case.tag == "testcase"] == [
+        "measured",
+        *(check["name"] for check in checks),
+    ]
+    wrong = [case.get("name") for case in failed if case.find("failure") is not None]
+    assert len(wrong) == int(failed.get("failures") or 0) > 0
+    assert "holds nothing on" in str(ElementTree.tostring(failed))
+
+
+def test_junit_has_an_error_for_what_could_not_be_measured_and_holds_any_answer() -> None:
+    unreadable = document({"unreadable": True})
+    unreadable["hosts"][0]["tiers"][0]["checks"][-1]["measured"] = "'\x00\x1b<&'"
+    (suite,) = suites(unreadable)
+    assert suite.get("errors") == "1"
+    error = suite[0].find("error")
+    assert error is not None and error.get("message") == "NVML could not be opened"
+
+
+def metrics(found: dict[str, Any]) -> dict[str, float]:
+    lines = [line for line in reports.render(found, "prometheus").splitlines() if not line.startswith("#")]
+    return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines}
+
+
+def test_metrics_tell_what_is_up_where_and_how_fast() -> None:
+    told = metrics(document())
+    deep = 'host="tower",tier="deep"'
+    card = deep + ',uuid="GPU-{}",gpu="NVIDIA GeForce RTX 3060 Ti"'.format(
+        report().tiers[0].evidence.devices[0].uuid.removeprefix("GPU-")
+    )
+    assert told[f"llama_tiers_tier_up{{{deep}}}"] == told[f"llama_tiers_tier_verified{{{deep}}}"] == 1
+    assert told[f"llama_tiers_card_measured_mib{{{card}}}"] == 266
+    assert told[f"llama_tiers_card_planned_mib{{{card}}}"] == 246.43
+    assert told[f'llama_tiers_generation_tokens_per_second{{{deep},filled="full"}}'] == 55
+    assert told['llama_tiers_last_verification_timestamp_seconds{host="tower"}'] == 1795532400
+    info = next(name for name in told if name.startswith("llama_tiers_tier_info"))
+    assert 'tensor_split="13,6"' in info and 'model="tiny"' in info
+
+
+def test_metrics_of_a_tier_that_is_down_say_so_and_leave_out_what_is_not_known() -> None:
+    told = metrics(document({"unreadable": True}))
+    assert told['llama_tiers_tier_up{host="tower",tier="deep"}'] == 0
+    assert not [name for name in told if "mib" in name or "load" in name or "per_second" in name]
+
+
+def test_metrics_need_nothing_that_a_host_lacks_and_hold_any_name() -> None:
+    program = (
+        "import sys; sys.modules.update(dict.fromkeys(('rich', 'jinja2', 'yaml', 'pydantic')));"
+        "from checker import reports; print(reports.render({'hosts': []}, 'prometheus'))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
+    odd = document({"host": 'a "tower"\\n'})
+    assert 'host="a \\"tower\\"\\\\n"' in reports.render(odd, "prometheus")
+
+
+def test_status_tells_everything_that_was_measured() -> None:
+    status = reports.render(document(), "markdown")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in status.splitlines() if line[:1] == "|"]
+    told = {cell for row in rows for cell in row}
+    assert {"61.0 (60.0 to 62.0)", "55.0 (54.0 to 56.0)", "400.0 (399.0 to 401.0)", "0.60"} <= told
+    assert {"246.4", "266.0", "+19.6", "88.3", "95.0", "+6.7"} <= told
+    assert {"0.000002", "100.00", "1024"} <= told
+    assert "ab" * 32 in told
+    assert "3.1 s (process 0.3, weights 2.1, warm-up 0.3, proof 0.4; page cache warm)" in told
+    assert "| - " not in status.split("### Speed")[1].split("### Cards")[0]
+
+
+def test_status_of_evidence_that_an_older_version_wrote() -> None:
+    older = document()
+    tier = older["hosts"][0]["tiers"][0]
+    del tier["notes"]
+    for key in ("thorough", "quality", "residuals", "load"):
+        del tier["evidence"][key]
+    assert "61.2" in reports.render(older, "markdown")

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from example_report import CARDS, report
-from fake_tier import spec
+from example_report import CARDS, PLANNED, report, speed
 
 from checker import hardware, tier, verification
+from checker.accepted import Accepted, read, to_json
 from checker.evidence import Evidence, Report
+from checker.measure import Depth
 from inventories import SMALL
 
-FAST = replace(spec(), name="fast")
+DEEP = PLANNED
+FAST = replace(PLANNED, name="fast")
 DRIVER = hardware.Driver("580.126.09", "13.0")
 
 
-def measured(planned: tier.TierSpec, earlier: object) -> Evidence:
+def measured(planned: tier.TierSpec, earlier: object, depth: Depth, quality: object = None) -> Evidence:
     """Return good evidence of tier `deep`, and that of a card left empty of any other."""
     evidence = report(failed=planned.name != "deep").tiers[0].evidence
     return replace(evidence, tier=planned.name)
+
+
+def reported(*specs: tier.TierSpec, accepted: Mapping[str, Accepted] | None = None) -> Report:
+    return verification.report(specs, "tower", [], Depth.WHOLE, accepted or {}, {})
 
 
 def told(answer: Any) -> Callable[[], Any]:
@@ -43,34 +49,34 @@ def host(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_host_passes_when_each_of_its_tiers_does() -> None:
-    one = verification.report([spec()], "tower")
+    one = reported(DEEP)
     assert (one.host, one.passed, one.driver, one.gpus) == ("tower", True, DRIVER, CARDS)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", one.recorded_at)
 
-    both = verification.report([FAST, spec()], "tower")
+    both = reported(FAST, DEEP)
     assert not both.passed
     assert [(found.name, found.verdict.verdict) for found in both.tiers] == [("fast", "fail"), ("deep", "pass")]
 
 
 def test_a_host_without_tiers_does_not_pass() -> None:
-    assert not verification.report([], "tower").passed
+    assert not reported().passed
 
 
 def test_without_nvml_there_is_a_report_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "read_driver", told(hardware.HardwareError("modprobe nvidia")))
-    found = verification.report([spec()], "tower")
+    found = reported(DEEP)
     assert (found.driver, found.gpus, len(found.tiers)) == (None, (), 1)
 
 
 def test_a_lost_card_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "read_gpus", told(hardware.GpuLostError((SMALL["uuid"],), CARDS[:1])))
-    found = verification.report([spec()], "tower")
+    found = reported(DEEP)
     assert (found.driver, found.gpus) == (DRIVER, CARDS[:1])
 
 
 def test_a_tier_that_passed_is_described_in_one_line() -> None:
     assert verification.describe(report().tiers[0]) == (
-        "deep: PASS, 61.2 tokens/s, loaded in 3.1 s; "
+        "deep: PASS, 61.0 tokens/s, loaded in 3.1 s; "
         "weights: NVIDIA GeForce RTX 3060 Ti 185 MiB + NVIDIA GeForce GTX 1060 3GB 50 MiB"
     )
 
@@ -103,8 +109,8 @@ def test_what_is_stable_does_not_change_with_a_measurement() -> None:
     assert stable == verification.stable(other_measurements(report()))
     assert json.loads(json.dumps(stable))["deep"] == {
         "model": {"name": "tiny", "sha256": "ab" * 32},
-        "engine": {"commit": spec().engine.commit, "release": "/opt/llama-tiers/releases/one"},
-        "placement": spec().to_json()["placement"],
+        "engine": {"commit": DEEP.engine.commit, "release": "/opt/llama-tiers/releases/one"},
+        "placement": DEEP.to_json()["placement"],
         "base_url": "http://127.0.0.1:9",
         "verdict": "pass",
     }
@@ -113,3 +119,106 @@ def test_what_is_stable_does_not_change_with_a_measurement() -> None:
 def test_what_is_stable_changes_with_the_verdict() -> None:
     assert verification.stable(report(failed=True))["deep"]["verdict"] == "fail"
     assert SMALL["uuid"] not in json.dumps(verification.stable(report(failed=True))), "a reason is a measurement"
+
+
+def generating(tokens_per_second: float, **changes: Any) -> Callable[..., Evidence]:
+    """Return a measure of tier `deep` that generates with this speed."""
+
+    def measure(planned: tier.TierSpec, earlier: object, depth: Depth, quality: object) -> Evidence:
+        evidence = replace(measured(planned, earlier, depth), **changes)
+        assert evidence.thorough
+        return replace(evidence, thorough=replace(evidence.thorough, short=speed(512, 400.0, tokens_per_second)))
+
+    return measure
+
+
+OTHER_RELEASE = {"engine": replace(report().tiers[0].evidence.engine, release="/opt/llama-tiers/releases/two")}
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_second", "changes", "passes", "then"),
+    [
+        (58.0, OTHER_RELEASE, True, 58.0),
+        (57.9, OTHER_RELEASE, False, 61.0),
+        (90.0, OTHER_RELEASE, True, 90.0),
+        (40.0, {}, True, 61.0),
+        (90.0, {}, True, 61.0),
+    ],
+    ids=["95 percent", "below", "faster", "same but slower", "same but faster"],
+)
+def test_a_new_release_has_to_reach_95_percent_of_what_was_accepted(
+    monkeypatch: pytest.MonkeyPatch, tokens_per_second: float, changes: dict[str, Any], passes: bool, then: float
+) -> None:
+    first = reported(DEEP)
+    accepted = read(json.loads(json.dumps(to_json(verification.newly_accepted(first, {})))))
+    assert [entry.tokens_per_second for entry in accepted.values()] == [61.0]
+
+    monkeypatch.setattr(verification, "measure", generating(tokens_per_second, **changes))
+    found = reported(DEEP, accepted=accepted)
+    assert found.passed is passes
+    if not passes:
+        (reason,) = found.tiers[0].verdict.reasons
+        assert reason.startswith(f"deep: generates 57.9 tokens/s, 61.0 were accepted on {first.recorded_at} (release ")
+        assert "/opt/llama-tiers/releases/one, split [13, 6], driver 580.126.09), 95% of them" in reason
+    if changes == {} and tokens_per_second < 58:
+        assert "with the same release, driver and placement" in found.tiers[0].verdict.notes[0]
+    (entry,) = verification.newly_accepted(found, accepted).values()
+    assert entry.tokens_per_second == then
+
+
+def test_a_slower_release_that_is_allowed_is_the_next_ones_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    accepted = verification.newly_accepted(reported(DEEP), {})
+    monkeypatch.setattr(verification, "measure", generating(30.0, **OTHER_RELEASE))
+    allowed = reported(DEEP, accepted={})
+    assert allowed.passed
+    assert [entry.tokens_per_second for entry in verification.newly_accepted(allowed, accepted).values()] == [30.0]
+
+
+@pytest.mark.parametrize("change", ["model", "context", "cards"])
+def test_another_promise_is_not_held_against_what_was_accepted(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    accepted = verification.newly_accepted(reported(DEEP), {})
+    evidence = report().tiers[0].evidence
+    changes: dict[str, Any] = {
+        "model": {"model": replace(evidence.model, sha256="cd" * 32)},
+        "context": {"placement": replace(evidence.placement, ctx_size=8192)},
+        "cards": {},
+    }[change]
+    if change == "cards":
+        monkeypatch.setattr(hardware, "read_gpus", told(CARDS[:1]))
+    monkeypatch.setattr(verification, "measure", generating(10.0, **changes))
+    names = [check.name for check in reported(DEEP, accepted=accepted).tiers[0].verdict.checks]
+    assert "no slower than before" not in names
+    assert len(verification.newly_accepted(reported(DEEP), accepted)) == 2
+
+
+def test_two_tiers_with_the_same_model_have_a_speed_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    def both(planned: tier.TierSpec, earlier: object, depth: Depth, quality: object) -> Evidence:
+        return replace(generating(60.0)(DEEP, earlier, depth, None), tier=planned.name)
+
+    monkeypatch.setattr(verification, "measure", both)
+    assert len(verification.newly_accepted(reported(FAST, DEEP), {})) == 2
+
+
+def test_one_completion_is_no_measure_for_a_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "measure", lambda *given: replace(measured(*given), thorough=None))
+    assert verification.newly_accepted(reported(DEEP), {}) == {}
+
+
+def test_a_file_of_another_schema_has_accepted_nothing() -> None:
+    assert read({"schema": "llama-tiers/accepted/2", "accepted": {"x": {}}}) == read(None) == {}
+
+
+def test_a_failure_that_was_carried_over_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Depth] = []
+
+    def measure(planned: tier.TierSpec, earlier: object, depth: Depth, quality: object) -> Evidence:
+        asked.append(depth)
+        slow = 1.0 if depth is Depth.AUTO else 61.0
+        return generating(slow)(planned, earlier, depth, None)
+
+    monkeypatch.setattr(verification, "measure", measure)
+    earlier = [report().tiers[0].evidence.to_json()]
+    assert verification.report([DEEP], "tower", earlier, Depth.AUTO, {}, {}).passed
+    assert asked == [Depth.AUTO, Depth.WHOLE]
+    assert not verification.report([DEEP], "tower", [], Depth.AUTO, {}, {}).passed, "it was measured just now"
+    assert asked[2:] == [Depth.AUTO]

@@ -9,11 +9,37 @@ short_description: Measure and judge every tier of a host
 description:
   - Reads the tier specs of the host, measures each tier, holds it against its spec, and returns the report as a fact.
   - A failed verdict is no failure of the module; a host without tiers is, but for check mode, where it is skipped.
-  - Keeps the report as evidence, which is no change, and what was verified as a local fact, which is one.
+  - Keeps the report as evidence and the speeds that were accepted, which is no change, and what was verified as a local
+    fact, which is one.
 options:
   host: {description: Name of the host in the inventory, type: str, required: true}
   evidence_directory: {description: Folder on the host that keeps the reports, type: path, required: true}
   keep: {description: How many reports are kept, type: int, required: true}
+  depth:
+    description:
+      - How much is measured. C(quick) is one short completion; C(whole) fills the context and asks many times, which
+        keeps a tier busy; C(auto) does so once for each run of a tier's unit. In check mode it is always C(quick).
+    type: str
+    choices: [auto, quick, whole]
+    required: true
+  quality:
+    description:
+      - Whether each tier that is split over cards is compared with the unsplit model. Every tier is stopped for that
+        and started again; never in check mode.
+    type: bool
+    required: true
+  accepted:
+    description: File on the host that keeps the speed with which each tier was accepted last.
+    type: path
+    required: true
+  accept_slower:
+    description: Whether a new release or placement may be slower than what was accepted.
+    type: bool
+    required: true
+  metrics:
+    description: File on the host that gets metrics for node_exporter's textfile collector; none when empty.
+    type: path
+    required: true
   fact:
     description: The local fact, written when every tier passed; it holds nothing that is measured.
     type: path
@@ -29,6 +55,11 @@ EXAMPLES = r"""
     host: "{{ inventory_hostname }}"
     evidence_directory: /var/lib/llama-tiers/evidence
     keep: 20
+    depth: auto
+    quality: false
+    accepted: /var/lib/llama-tiers/accepted.json
+    accept_slower: false
+    metrics: /var/lib/prometheus/node-exporter/llama_tiers.prom
     fact: /etc/ansible/facts.d/llama_tiers.fact
   vars:
     ansible_python_interpreter: /opt/llama-tiers/checker/bin/python
@@ -67,6 +98,13 @@ def read_earlier(directory):
     return found
 
 
+def read_json(path):
+    """Return a document, None when there is none or it was cut off."""
+    with suppress(OSError, ValueError):
+        return json.loads(path.read_text(encoding="utf-8"))
+    return None
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
@@ -74,11 +112,17 @@ def main() -> None:
             "host": {"type": "str", "required": True},
             "evidence_directory": {"type": "path", "required": True},
             "keep": {"type": "int", "required": True},
+            "depth": {"type": "str", "choices": ["auto", "quick", "whole"], "required": True},
+            "quality": {"type": "bool", "required": True},
+            "accepted": {"type": "path", "required": True},
+            "accept_slower": {"type": "bool", "required": True},
+            "metrics": {"type": "path", "required": True},
             "fact": {"type": "path", "required": True},
         },
         supports_check_mode=True,
     )
-    from checker import tier, verification
+    from checker import accepted, quality, reports, systemd, tier, verification
+    from checker.measure import Depth
 
     try:
         specs = tier.load_all()
@@ -90,7 +134,17 @@ def main() -> None:
         module.fail_json(msg=f"no tier is on this host ({tier.DIRECTORY} has no spec); run site.yml first")
 
     evidence = Path(module.params["evidence_directory"])
-    report = verification.report(specs, module.params["host"], read_earlier(evidence))
+    depth = Depth.QUICK if module.check_mode else Depth(module.params["depth"])
+    speeds_file = Path(module.params["accepted"])
+    speeds = accepted.read(read_json(speeds_file))
+    gate = {} if module.params["accept_slower"] else speeds
+    splits = {}
+    if module.params["quality"] and not module.check_mode:
+        try:
+            splits = quality.measure(specs)
+        except systemd.SystemdError as error:
+            module.fail_json(msg=f"a tier did not stop or start again for its quality to be measured: {error}")
+    report = verification.report(specs, module.params["host"], read_earlier(evidence), depth, gate, splits)
     document = report.to_json()
     fact = Path(module.params["fact"])
     verified = json.dumps(verification.stable(report), indent=2) + "\n"
@@ -99,6 +153,11 @@ def main() -> None:
         write(evidence / f"{report.recorded_at.replace(':', '')}.json", json.dumps(document, indent=2) + "\n")
         for old in sorted(evidence.glob("*.json"))[: -module.params["keep"]]:
             old.unlink()
+        speeds = accepted.to_json(verification.newly_accepted(report, speeds))
+        write(speeds_file, json.dumps(speeds, indent=2) + "\n")
+        if module.params["metrics"]:
+            told = reports.render({"schema": reports.SCHEMA, "hosts": [document]}, "prometheus")
+            write(Path(module.params["metrics"]), told + "\n")
         if is_news:
             write(fact, verified)
     module.exit_json(

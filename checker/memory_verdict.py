@@ -1,0 +1,192 @@
+"""Hold the memory of a tier on its cards against the plan, the engine's own breakdown and the driver. Pure; MiB."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from checker import residuals
+from checker.evidence import CardLoad, Check, DeviceEvidence, Evidence, Residual
+from checker.findings import Finding, expected_devices, mib
+from checker.tier import TierSpec
+
+_WEIGHTS_SLACK_MIB = 1.0
+_WEIGHTS_SLACK_SHARE = 0.01
+# What gguf-parser claims for its own estimates; and what leaves a plan's margins no meaning any more.
+_GOOD_MIB = 100.0
+_RECALIBRATE_MIB = 300.0
+
+
+def findings(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
+    """Yield every check of which cards are used, and of memory on cards and host."""
+    yield from _right_cards(spec, evidence)
+    yield from _weights(spec, evidence)
+    yield _nothing_elsewhere(spec, evidence)
+    yield from _host_weights(spec, evidence)
+    yield from _held(spec, evidence)
+    yield from _against_the_plan(spec, evidence)
+
+
+def _right_cards(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
+    """Yield one check for each device whose card the engine has named, which it does of cards of this host."""
+    for found in expected_devices(spec, evidence):
+        if found.pci_bus_id is None or found.used_pci_bus_id is None:
+            continue
+        wanted, used = _address(found.pci_bus_id), _address(found.used_pci_bus_id)
+        yield Finding(
+            Check(f"card of {found.name}", used == wanted, wanted, used),
+            f"{spec.name}: the engine's {found.name} is the card at {used}, planned is {found.uuid} ({found.gpu}) at "
+            f"{wanted}: the cards are swapped; compare CUDA_VISIBLE_DEVICES of {spec.unit} with the inventory",
+        )
+
+
+def _address(pci_bus_id: str) -> str:
+    """Return a PCI address in one form: NVML writes eight digits of the domain, the engine four."""
+    domain, _, rest = pci_bus_id.lower().partition(":")
+    return f"{int(domain, 16):04x}:{rest}"
+
+
+def _weights(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
+    for found in expected_devices(spec, evidence):
+        predicted, measured = found.predicted_weights_mib, found.weights_mib
+        if predicted is None:
+            passed = measured is not None and measured > 0
+        else:
+            passed = measured is not None and abs(measured - predicted) <= _slack(predicted)
+        planned = "more than 0 MiB" if predicted is None else mib(predicted)
+        yield Finding(
+            Check(f"weights on {found.name}", passed, planned, mib(measured)),
+            f"{spec.name}: the engine put {mib(measured)} of weights on {found.uuid} ({found.gpu}), planned are "
+            f"{planned}: compare --tensor-split and --device of {spec.unit} with the inventory, "
+            "then run site.yml again",
+        )
+
+
+def _nothing_elsewhere(spec: TierSpec, evidence: Evidence) -> Finding:
+    named = {device.name for device in spec.devices}
+    uuids = {device.uuid for device in spec.devices}
+    strays = [found for found in evidence.devices if found.name not in named or found.uuid not in uuids]
+    read = bool(strays) or all(found.process_mib is not None for found in evidence.devices)
+    places = ", ".join(
+        f"{found.uuid or found.name} ({found.gpu or 'no card of the plan'}, "
+        f"{mib(_most(found.process_mib, found.weights_mib, found.kv_mib, found.compute_mib))})"
+        for found in strays
+    )
+    measured = places or ("nothing" if read else "could not be read")
+    return Finding(
+        Check("nothing on other devices", read and not strays, "nothing", measured),
+        f"{spec.name}: is on devices that are not its own: {places}: check --device and DeviceAllow of {spec.unit}"
+        if strays
+        else f"{spec.name}: which devices its process uses could not be read",
+    )
+
+
+def _most(*values: float | None) -> float | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def _host_weights(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
+    if spec.host_weights_mib is None:
+        return
+    measured = evidence.host.weights_mib
+    limit = spec.host_weights_mib + _WEIGHTS_SLACK_MIB
+    yield Finding(
+        Check(
+            "weights in host memory", measured is not None and measured <= limit, f"at most {mib(limit)}", mib(measured)
+        ),
+        f"{spec.name}: {mib(measured)} of weights are in host memory, planned are {mib(spec.host_weights_mib)}: "
+        f"layers fell to the CPU; compare --n-gpu-layers and --device of {spec.unit} with the inventory",
+    )
+
+
+def _held(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
+    found = expected_devices(spec, evidence)
+    for uuid in dict.fromkeys(device.uuid for device in found):
+        here = [device for device in found if device.uuid == uuid]
+        gpu, held = here[0].gpu, here[0].process_mib
+        logged = sum((device.weights_mib or 0) + (device.kv_mib or 0) for device in here)
+        needed = max(logged - _WEIGHTS_SLACK_MIB, 0)
+        passed = held is not None and held > 0 and held >= needed
+        if held is None:
+            reason = f"what it holds on {uuid} ({gpu}) could not be read from NVML"
+        elif held == 0:
+            reason = _holds_nothing(spec, uuid, gpu)
+        else:
+            reason = (
+                f"holds {mib(held)} on {uuid} ({gpu}), the engine logged {mib(logged)} of weights and KV cache: "
+                "the driver has moved memory off the card, or the log is of another run; "
+                f"systemctl restart {spec.unit}"
+            )
+        expected = f"at least {mib(logged)}" if logged else "more than 0"
+        yield Finding(Check(f"memory held on {uuid}", passed, expected, mib(held)), f"{spec.name}: {reason}")
+
+
+def _against_the_plan(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
+    found = expected_devices(spec, evidence)
+    cards: tuple[CardLoad, ...] = evidence.thorough.cards if evidence.thorough else ()
+    for residual in residuals.of(found, cards):
+        here = [device for device in found if device.uuid == residual.uuid]
+        planned, held = residuals.planned_mib(here), residuals.peak_mib(residual.uuid, here, cards)
+        # A card that holds nothing, or cannot be read, has failed its own check.
+        if planned is None or not held:
+            continue
+        far = abs(held - planned)
+        said = (
+            f"{spec.name}: holds {mib(held)} on {residual.uuid} ({residual.gpu}) at its peak, planned are "
+            f"{mib(planned)} ({_terms(residual)})"
+        )
+        yield Finding(
+            Check(
+                f"memory as planned on {residual.uuid}",
+                far <= _RECALIBRATE_MIB,
+                f"{mib(planned)}, within {_RECALIBRATE_MIB:g}",
+                f"{mib(held)} = {_parts(here, held)}",
+            ),
+            f"{said}: more than {_RECALIBRATE_MIB:g} MiB apart, so the plan's margin means nothing; "
+            "give the card that much more margin_mib in the inventory, then run site.yml again",
+            note=f"{said}: more than {_GOOD_MIB:g} MiB apart; recalibrate" if far > _GOOD_MIB else "",
+        )
+
+
+def _terms(residual: Residual) -> str:
+    named = (
+        ("weights", residual.weights_mib),
+        ("KV cache", residual.kv_mib),
+        ("compute buffers", residual.compute_mib),
+        ("CUDA and what nothing explains", residual.rest_mib),
+    )
+    return ", ".join(f"{name} {'unknown' if value is None else f'{value:+,.1f}'}" for name, value in named)
+
+
+def _parts(devices: list[DeviceEvidence], held: float) -> str:
+    logged = residuals.logged_mib(devices)
+    if logged is None:
+        return "parts that the engine's log does not tell"
+    return f"{logged:,.1f} of the engine's buffers + {held - logged:,.1f} of CUDA and unexplained"
+
+
+def memory_faults(spec: TierSpec, held_mib: Mapping[str, float]) -> list[str]:
+    """Say which cards of the tier hold less than the weights planned for them; `held_mib` is by UUID."""
+    faults = []
+    for uuid in dict.fromkeys(device.uuid for device in spec.devices):
+        here = [device for device in spec.devices if device.uuid == uuid]
+        planned = sum(device.weights_mib or 0 for device in here)
+        held = held_mib[uuid]
+        if held == 0:
+            faults.append(f"{spec.name}: {_holds_nothing(spec, uuid, here[0].gpu)}")
+        elif held < planned - _slack(planned):
+            faults.append(
+                f"{spec.name}: holds {mib(held)} on {uuid} ({here[0].gpu}), planned are {mib(planned)} of weights "
+                f"alone: compare --tensor-split and --device of {spec.unit} with the inventory"
+            )
+    return faults
+
+
+def _holds_nothing(spec: TierSpec, uuid: str, gpu: str) -> str:
+    return (
+        f"holds nothing on {uuid} ({gpu}): it fell to the CPU or to other cards; "
+        f"check --device and DeviceAllow of {spec.unit}"
+    )
+
+
+def _slack(planned_mib: float) -> float:
+    return max(_WEIGHTS_SLACK_MIB, planned_mib * _WEIGHTS_SLACK_SHARE)

@@ -1,0 +1,136 @@
+"""Measure how far a split placement and an unsplit model differ; needs the memory that the tiers hold. Judges nothing.
+
+Every tier of the host is stopped while llama-perplexity runs three times (an unsplit reference, the same once more for
+the noise, the tier's own placement), and started again after that.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from checker import hardware, perplexity, systemd, text
+from checker.evidence import Quality
+from checker.measure import now
+from checker.perplexity import Divergence
+from checker.tier import Device, TierSpec
+
+# The logits of 1020 tokens are some 600 MB with a vocabulary of 262,144; /tmp may lie in memory.
+_DIRECTORY = Path("/var/lib/llama-tiers")
+_TIMEOUT_S = 1800
+
+
+class QualityError(Exception):
+    """A comparison that could not be made; the message says what the engine said."""
+
+
+def measure(specs: Sequence[TierSpec], directory: Path = _DIRECTORY) -> dict[str, Quality | str]:
+    """Compare each tier that is split over devices; one that could not be compared has a sentence in its place.
+
+    Tiers that were down before stay down. SystemdError when one does not stop, or does not start again.
+    """
+    split = [spec for spec in specs if sum(count > 0 for count in spec.placement.tensor_split) > 1]
+    serving = [spec for spec in specs if split and systemd.unit_state(spec.unit).active_state == "active"]
+    found: dict[str, Quality | str] = {}
+    try:
+        for spec in serving:
+            systemd.stop(spec.unit)
+        for spec in split:
+            try:
+                found[spec.name] = _compare(spec, directory)
+            except (QualityError, OSError) as error:
+                found[spec.name] = f"quality of the split was not measured: {error}"
+    finally:
+        _start(serving)
+    return found
+
+
+def _start(specs: Sequence[TierSpec]) -> None:
+    """Start tiers again, each although another does not; the first failure is raised when all were tried."""
+    failures = []
+    for spec in specs:
+        try:
+            # As long as the unit's own limit, which is twice the load.
+            systemd.start(spec.unit, timeout_s=2 * spec.criteria.max_load_s + 90)
+        except systemd.SystemdError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+
+
+def _compare(spec: TierSpec, directory: Path) -> Quality:
+    user = systemd.user(spec.unit)
+    with tempfile.TemporaryDirectory(prefix="quality-", dir=directory) as made:
+        if user and os.geteuid() == 0:
+            os.chown(made, pwd.getpwnam(user).pw_uid, -1)
+        logits = Path(made) / "logits"
+        reference, placed = _reference(spec, logits, user)
+        noise = _against(spec, placed, logits, user)
+        own = _against(spec, perplexity.split(spec), logits, user)
+    return Quality(
+        measured_at=now(),
+        reference=reference,
+        tokens=perplexity.TOKENS,
+        noise_mean_kld=noise.mean_kld,
+        noise_same_top_share=noise.same_top_share,
+        mean_kld=own.mean_kld,
+        max_kld=own.max_kld,
+        same_top_share=own.same_top_share,
+    )
+
+
+def _reference(spec: TierSpec, logits: Path, user: str) -> tuple[str, tuple[str, ...]]:
+    """Write the logits of the unsplit model: on the tier's largest card, or in host memory where that has no room."""
+    card = _largest(spec)
+    placed = perplexity.alone(spec, card.name)
+    try:
+        _run(spec, perplexity.base(spec, placed, text.PATH, logits), user)
+    except QualityError:
+        placed = perplexity.on_host()
+        _run(spec, perplexity.base(spec, placed, text.PATH, logits), user)
+        return "host memory, by the CPU", placed
+    return f"{card.uuid} ({card.gpu}) alone", placed
+
+
+def _largest(spec: TierSpec) -> Device:
+    try:
+        size = {gpu.uuid: gpu.total_mib for gpu in hardware.read_gpus()}
+    except hardware.HardwareError as error:
+        raise QualityError(str(error)) from error
+    return max(spec.devices, key=lambda device: size.get(device.uuid, 0))
+
+
+def _against(spec: TierSpec, placed: Sequence[str], logits: Path, user: str) -> Divergence:
+    printed = _run(spec, perplexity.compare(spec, placed, logits), user)
+    found = perplexity.read(printed)
+    if found is None:
+        raise QualityError(f"llama-perplexity {' '.join(placed)} told no KL divergence: {_end(printed)}")
+    return found
+
+
+def _run(spec: TierSpec, command: Sequence[str], user: str) -> str:
+    try:
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env={**os.environ, **spec.environment},
+            user=user if user and os.geteuid() == 0 else None,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise QualityError(f"{command[0]} took longer than {_TIMEOUT_S} s") from None
+    if done.returncode:
+        raise QualityError(f"{command[0]} failed (exit {done.returncode}): {_end(done.stdout)}")
+    return done.stdout
+
+
+def _end(printed: str) -> str:
+    return " | ".join(printed.strip().splitlines()[-3:]) or "it said nothing"

@@ -1,0 +1,135 @@
+"""Quality of a split: llama-perplexity runs with the tiers out of the way, which serve again whatever happens."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from example_report import CARDS, PLANNED
+from test_perplexity import ARGV, PRINTED
+
+from checker import hardware, quality, systemd
+from checker.evidence import Quality
+from checker.tier import TierSpec
+from inventories import BIG
+
+
+@dataclass
+class Units:
+    """What systemd does: `down` are tiers that do not serve, `stuck` those that do not start again."""
+
+    down: set[str] = field(default_factory=set)
+    stuck: set[str] = field(default_factory=set)
+    done: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def units(monkeypatch: pytest.MonkeyPatch) -> Units:
+    played = Units()
+
+    def state(unit: str) -> systemd.UnitState:
+        active = "inactive" if unit in played.down else "active"
+        return systemd.UnitState(active, "", 1, "", "", 0, 0)
+
+    def start(unit: str, timeout_s: float) -> None:
+        played.done.append(f"start {unit} within {timeout_s:g} s")
+        if unit in played.stuck:
+            raise systemd.SystemdError(f"{unit} did not start")
+
+    monkeypatch.setattr(systemd, "unit_state", state)
+    monkeypatch.setattr(systemd, "stop", lambda unit: played.done.append(f"stop {unit}"))
+    monkeypatch.setattr(systemd, "start", start)
+    monkeypatch.setattr(systemd, "user", lambda unit: "")
+    monkeypatch.setattr(hardware, "read_gpus", lambda: CARDS)
+    return played
+
+
+def engine(directory: Path, script: str) -> TierSpec:
+    """Return tier `deep`, whose release's llama-perplexity is a shell script: $* are its arguments."""
+    binary = directory / "llama-perplexity"
+    binary.write_text(f'#!/bin/sh\necho "$*" >> {directory}/asked\n{script}\n')
+    binary.chmod(binary.stat().st_mode | stat.S_IXUSR)
+    (directory / "printed").write_text(PRINTED.format(mean="0.000002", same="99.804"))
+    return replace(PLANNED, argv=(str(directory / "llama-server"), *ARGV[1:]))
+
+
+def measure(directory: Path, *specs: TierSpec) -> dict[str, Any]:
+    return quality.measure(specs, directory)
+
+
+def asked(directory: Path) -> list[str]:
+    return (directory / "asked").read_text().splitlines()
+
+
+def test_a_split_is_compared_with_the_largest_card_alone_after_the_noise(tmp_path: Path, units: Units) -> None:
+    spec = engine(tmp_path, f"cat {tmp_path}/printed")
+    found = measure(tmp_path, spec)["deep"]
+    assert isinstance(found, Quality)
+    assert found.reference == f"{BIG['uuid']} ({BIG['name']}) alone"
+    assert (found.tokens, found.noise_mean_kld, found.mean_kld, found.same_top_share) == (1020, 2e-6, 2e-6, 0.99804)
+    base, noise, split = asked(tmp_path)
+    assert "--device RPC0 " in base and "--file" in base and "alice.txt" in base
+    assert "--device RPC0 " in noise and noise.endswith("--kl-divergence")
+    assert "--tensor-split 14,5" in split and split.endswith("--kl-divergence")
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [], "the logits are gone"
+
+
+def test_every_tier_makes_room_and_serves_again_but_not_what_was_down(tmp_path: Path, units: Units) -> None:
+    units.down = {"llama-tier-spare.service"}
+    spec = engine(tmp_path, f"cat {tmp_path}/printed")
+    single = replace(spec, placement=replace(spec.placement, tensor_split=(19,)))
+    found = measure(tmp_path, replace(single, name="fast"), spec, replace(single, name="spare"))
+    assert list(found) == ["deep"], "a tier on one card has no split to judge"
+    assert units.done == [
+        "stop llama-tier-fast.service",
+        "stop llama-tier-deep.service",
+        "start llama-tier-fast.service within 330 s",
+        "start llama-tier-deep.service within 330 s",
+    ]
+
+
+def test_without_a_split_nobody_is_stopped(tmp_path: Path, units: Units) -> None:
+    spec = engine(tmp_path, "exit 1")
+    assert measure(tmp_path, replace(spec, placement=replace(spec.placement, tensor_split=(19,)))) == {}
+    assert units.done == []
+
+
+def test_a_model_too_large_for_one_card_is_compared_with_the_cpu(tmp_path: Path, units: Units) -> None:
+    full = f"case \"$*\" in *'--split-mode none'*) echo out of memory >&2; exit 1;; esac; cat {tmp_path}/printed"
+    found = measure(tmp_path, engine(tmp_path, full))["deep"]
+    assert isinstance(found, Quality)
+    assert found.reference == "host memory, by the CPU"
+    assert ["--device none" in line for line in asked(tmp_path)] == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo error: no such model >&2; exit 3", "failed (exit 3): error: no such model"),
+        ("echo nothing of the kind", "told no KL divergence: nothing of the kind"),
+    ],
+)
+def test_what_cannot_be_compared_is_a_sentence_and_the_tiers_serve_again(
+    tmp_path: Path, units: Units, script: str, said: str
+) -> None:
+    found = measure(tmp_path, engine(tmp_path, script))["deep"]
+    assert str(found).startswith("quality of the split was not measured: ")
+    assert said in str(found)
+    assert units.done[-1].startswith("start llama-tier-deep.service")
+
+
+def test_an_engine_without_the_program_is_a_sentence(tmp_path: Path, units: Units) -> None:
+    spec = engine(tmp_path, "")
+    (tmp_path / "llama-perplexity").unlink()
+    assert "llama-perplexity" in str(measure(tmp_path, spec)["deep"])
+
+
+def test_one_tier_that_does_not_start_again_does_not_keep_the_others_down(tmp_path: Path, units: Units) -> None:
+    units.stuck = {"llama-tier-deep.service"}
+    spec = engine(tmp_path, f"cat {tmp_path}/printed")
+    with pytest.raises(systemd.SystemdError, match=r"llama-tier-deep\.service did not start"):
+        measure(tmp_path, spec, replace(spec, name="fast"))
+    assert units.done[-1].startswith("start llama-tier-fast.service")
