@@ -87,7 +87,7 @@ def _loading(spec: tier.TierSpec, state: systemd.UnitState, seconds: float) -> s
         held = _held_mib(spec, state.main_pid) if state.main_pid else 0.0
     except hardware.HardwareError:
         held = 0.0
-    planned = sum(device.weights_mib or 0 for device in spec.devices)
+    planned = sum(device.predicted_mib or device.weights_mib or 0 for device in spec.devices)
     of = f" of {planned:,.0f}" if planned else ""
     return f"{spec.name}: loading {spec.model.name}, {held:,.0f}{of} MiB on the GPUs, {seconds:.0f} s"
 
