@@ -16,7 +16,6 @@ def main() -> None:
     gpus = hardware.read_gpus()
     document = {
         "gpus": [{"name": gpu.name, "uuid": gpu.uuid} for gpu in gpus],
-        "architectures": sorted({f"{gpu.compute_capability.replace('.', '')}-real" for gpu in gpus}),
     }
     proof.HOST.parent.mkdir(parents=True, exist_ok=True)
     proof.HOST.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
