@@ -99,6 +99,11 @@ def test_tiers_listen_on_loopback_alone() -> None:
         assert line.split()[3].startswith("127.0.0.1:")
 
 
+# On two cores a context takes a minute or two to fill, and nothing of it depends on the suite.
+whole_once = pytest.mark.skipif(SUITE != "trixie", reason="tiers are measured whole on Debian 13 alone")
+
+
+@whole_once
 def test_verify_prints_what_the_schema_says_and_what_the_facts_hold() -> None:
     code, document = verify(whole=True)
     assert code == 0
@@ -123,6 +128,7 @@ def test_verify_prints_what_the_schema_says_and_what_the_facts_hold() -> None:
     assert [tier["verdict"] for tier in known["tiers"]] == ["pass", "pass"]
 
 
+@whole_once
 def test_a_quick_verification_carries_over_what_a_whole_one_found_and_takes_seconds() -> None:
     before = ssh_ok("ls /var/lib/llama-tiers/evidence").split()
     began = time.monotonic()

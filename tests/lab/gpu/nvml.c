@@ -4,6 +4,8 @@
  * in /etc/lab-gpus/faults: missing.<uuid> (not enumerated), lost.<uuid> (NVML_ERROR_GPU_IS_LOST on every question but
  * its handle), version-mismatch (nvmlInit fails), swapped (enumerated in reverse order). What is not here is answered by
  * nvidia-ml-py itself with "Function Not Found", as an older driver would. */
+#include <pthread.h>
+
 #include "cards.h"
 
 enum {
@@ -24,6 +26,7 @@ struct process { unsigned pid; unsigned long long bytes; unsigned gpu_instance, 
 
 static struct card all[LAB_MAX_CARDS], *visible[LAB_MAX_CARDS];
 static int visible_count, initialized;
+static pthread_mutex_t initializing = PTHREAD_MUTEX_INITIALIZER;
 
 static int fault(const char *name, const char *uuid) {
     char path[256];
@@ -45,20 +48,32 @@ static int check(const struct card *card) {
 
 #define CHECKED(card) do { int code = check(card); if (code) return code; } while (0)
 
-int nvmlInitWithFlags(unsigned flags) {
-    (void)flags;
-    if (fault("version-mismatch", NULL)) return LIB_RM_VERSION_MISMATCH;
+static void find_cards(void) {
     int count = lab_read_cards(all), reverse = fault("swapped", NULL);
     visible_count = 0;
     for (int i = 0; i < count; i++) {
         struct card *card = &all[reverse ? count - 1 - i : i];
         if (!fault("missing", card->uuid)) visible[visible_count++] = card;
     }
-    initialized = 1;
+}
+
+/* NVML counts its initializations, and ends with as many shutdowns: threads need not know of each other. */
+int nvmlInitWithFlags(unsigned flags) {
+    (void)flags;
+    if (fault("version-mismatch", NULL)) return LIB_RM_VERSION_MISMATCH;
+    pthread_mutex_lock(&initializing);
+    if (!initialized++) find_cards();
+    pthread_mutex_unlock(&initializing);
     return SUCCESS;
 }
 int nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
-int nvmlShutdown(void) { initialized = 0; return SUCCESS; }
+int nvmlShutdown(void) {
+    pthread_mutex_lock(&initializing);
+    int code = initialized ? SUCCESS : UNINITIALIZED;
+    if (initialized) initialized--;
+    pthread_mutex_unlock(&initializing);
+    return code;
+}
 
 const char *nvmlErrorString(int code) {
     switch (code) {
