@@ -61,7 +61,7 @@ def _memory(tiers: list[dict[str, Any]]) -> Table:
                 tier["name"],
                 device["gpu"] or device["uuid"] or device["name"],
                 *(_number(device[key], ",.0f") for key in ("weights_mib", "kv_mib", "compute_mib", "process_mib")),
-                _number(apart.get(device["uuid"]) if device["name"] else None, "+,.0f"),
+                _number(apart.get(device["uuid"]) if device["name"] else None, "+z,.0f"),
             )
     table.caption = Text("held: by NVML; apart: the most that was held less the plan", style="dim")
     return table
