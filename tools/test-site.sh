@@ -9,5 +9,5 @@ tests=(tests/lab/test_site.py)
 [ "$LAB_SUITE" != bookworm ] || tests+=(tests/lab/test_site_faults.py tests/lab/test_site_moves.py tests/contract/test_engines.py)
 tests/lab/lab.sh drop gpuhost
 tests/lab/lab.sh up --suite "$LAB_SUITE"
-pytest -s "${tests[@]}"
+pytest -s -rs "${tests[@]}"
 tests/lab/lab.sh drop gpuhost
