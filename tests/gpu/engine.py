@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 import proof
 
 from checker import argv, cards, hardware, llama_server, measure, placement, plan
+from checker import perplexity as checker_perplexity
 from checker.catalogue import EngineFlags, GpuEntry, RamEntry, TierEntry
 from checker.gguf import read_header
 from checker.header import Header
@@ -206,21 +206,15 @@ def served(model: Path, choice: placement.Choice) -> dict[str, Any]:
     return found
 
 
-def bench(
-    model: Path, choice: placement.Choice, tokens: int = measure.MAX_TOKENS, times: int = 3, prompt: int = 0
-) -> Any:
-    """Return llama-bench's tokens per second for a placement: of generation, and of a prompt if asked for."""
-    devices, chosen = plan.devices(choice), choice.placement
+def _endpoints(devices: Sequence[Device]) -> tuple[str, ...]:
+    """Return the flag that names the RPC servers behind devices; nothing for a machine's own cards."""
     endpoints = [device.rpc_endpoint for device in devices if device.rpc_endpoint]
-    command = [
-        *(str(proof.RELEASE / "bin/llama-bench"), "-m", str(model), "-o", "json", "-r", str(times)),
-        *(("--rpc", ",".join(endpoints)) if endpoints else ()),
-        *("-dev", "/".join(device.name for device in devices), "-ngl", str(chosen.n_gpu_layers)),
-        *("-sm", chosen.split_mode, "-ts", "/".join(map(str, chosen.tensor_split)), "-fa", chosen.flash_attn),
-        *("-ctk", chosen.cache_type_k, "-ctv", chosen.cache_type_v, "-ub", str(chosen.ubatch_size)),
-        *("-p", str(prompt), "-n", str(tokens)),
-    ]
-    done = subprocess.run(
+    return ("--rpc", ",".join(endpoints)) if endpoints else ()
+
+
+def _run(command: Sequence[str], choice: placement.Choice) -> subprocess.CompletedProcess[str]:
+    """Run one of the engine's programs with the cards of a placement shown to it."""
+    return subprocess.run(
         command,
         capture_output=True,
         text=True,
@@ -228,6 +222,22 @@ def bench(
         timeout=300,
         check=False,
     )
+
+
+def bench(
+    model: Path, choice: placement.Choice, tokens: int = measure.MAX_TOKENS, times: int = 3, prompt: int = 0
+) -> Any:
+    """Return llama-bench's tokens per second for a placement: of generation, and of a prompt if asked for."""
+    devices, chosen = plan.devices(choice), choice.placement
+    command = [
+        *(str(proof.RELEASE / "bin/llama-bench"), "-m", str(model), "-o", "json", "-r", str(times)),
+        *_endpoints(devices),
+        *("-dev", "/".join(device.name for device in devices), "-ngl", str(chosen.n_gpu_layers)),
+        *("-sm", chosen.split_mode, "-ts", "/".join(map(str, chosen.tensor_split)), "-fa", chosen.flash_attn),
+        *("-ctk", chosen.cache_type_k, "-ctv", chosen.cache_type_v, "-ub", str(chosen.ubatch_size)),
+        *("-p", str(prompt), "-n", str(tokens)),
+    ]
+    done = _run(command, choice)
     if done.returncode:
         return {"error": f"exit {done.returncode}: {done.stderr.strip()[-300:]}"}
     rows = json.loads(done.stdout)
@@ -245,35 +255,26 @@ def perplexity(
 ) -> dict[str, float | str]:
     """Write the base of a comparison, or return how far the placement's probabilities are from it."""
     devices, chosen = plan.devices(choice), choice.placement
-    endpoints = [device.rpc_endpoint for device in devices if device.rpc_endpoint]
     command = [
         *(str(proof.RELEASE / "bin/llama-perplexity"), "--model", str(model), "--file", str(text)),
-        *(("--rpc", ",".join(endpoints)) if endpoints else ()),
+        *_endpoints(devices),
         *("--device", ",".join(device.name for device in devices), "--n-gpu-layers", str(chosen.n_gpu_layers)),
         *("--split-mode", chosen.split_mode, "--tensor-split", ",".join(map(str, chosen.tensor_split))),
         *("--flash-attn", "on", "--ctx-size", "512", "--chunks", "4", "--fit", "off"),
         *("--kl-divergence-base", str(base), *(("--kl-divergence",) if compare else ())),
     ]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment(choice.cards)},
-        timeout=300,
-        check=False,
-    )
+    done = _run(command, choice)
     said = done.stdout + done.stderr
     if done.returncode:
         return {"error": f"exit {done.returncode}: {said.strip()[-300:]}"}
-    found = {
-        name: re.search(pattern, said)
-        for name, pattern in (
-            ("mean_kld", r"Mean\s+KLD:\s*([-\d.]+)"),
-            ("maximum_kld", r"Maximum KLD:\s*([-\d.]+)"),
-            ("same_top_token_percent", r"Same top p:\s*([\d.]+)"),
-        )
+    found = checker_perplexity.read(said)
+    if found is None:
+        return {}
+    return {
+        "mean_kld": found.mean_kld,
+        "maximum_kld": found.max_kld,
+        "same_top_token_percent": round(100 * found.same_top_share, 3),
     }
-    return {name: float(match[1]) for name, match in found.items() if match}
 
 
 def file_header(model: Path) -> Header:

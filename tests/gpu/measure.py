@@ -290,15 +290,5 @@ PARTS: dict[str, Callable[[], None]] = {
 }
 
 
-def main() -> int:
-    chosen = sys.argv[1:]
-    if not chosen or set(chosen) - set(PARTS):
-        print(__doc__, file=sys.stderr)
-        return 2
-    for part in chosen:
-        PARTS[part]()
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(proof.run_parts(PARTS, __doc__))

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,14 @@ def write(name: str, document: dict[str, Any]) -> None:
     temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)
     print(f"evidence: {path}", flush=True)
+
+
+def run_parts(parts: Mapping[str, Callable[[], None]], usage: str | None) -> int:
+    """Run the parts that the command line names, in its order; return the exit code."""
+    chosen = sys.argv[1:]
+    if not chosen or set(chosen) - set(parts):
+        print(usage, file=sys.stderr)
+        return 2
+    for part in chosen:
+        parts[part]()
+    return 0
