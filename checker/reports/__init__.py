@@ -16,5 +16,20 @@ FORMATS = ("table", "json", "markdown", "junit", "prometheus")
 def render(document: dict[str, Any], name: str) -> str:
     """Render a verification document in the named format."""
     # Imported where it is used: a host has the standard library for its metrics, and no table.
-    rendered: str = import_module(f"checker.reports.{name}").render(document)
+    rendered: str = import_module(f"checker.reports.{name}").render(_complete(document))
     return rendered
+
+
+def _complete(document: dict[str, Any]) -> dict[str, Any]:
+    """Give evidence that an older version wrote the keys that came since, as "not measured"."""
+    came: dict[str, Any] = {"thorough": None, "quality": None, "residuals": [], "load": None}
+    return {
+        **document,
+        "hosts": [
+            {
+                **host,
+                "tiers": [{"notes": [], **tier, "evidence": {**came, **tier["evidence"]}} for tier in host["tiers"]],
+            }
+            for host in document["hosts"]
+        ],
+    }

@@ -748,6 +748,15 @@ def test_progress_tells_how_much_of_the_model_is_on_the_cards(host: Played, monk
     assert active.startswith("deep: active after ")
 
 
+def test_progress_is_told_of_all_that_the_plan_expects(host: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "processes", lambda uuid: (hardware.GpuProcess(4711, 200.0),))
+    host.write("deep")
+    spec = tier.load("deep")
+    devices = tuple(replace(each, kv_mib=20.0, compute_mib=10.0, overhead_mib=70.0) for each in spec.devices)
+    (host.root / "tiers/deep.json").write_text(json.dumps(replace(spec, devices=devices).to_json()))
+    assert progress("deep")[0] == "deep: loading one, 400 of 435 MiB on the GPUs, 0 s"
+
+
 def test_progress_needs_neither_nvml_nor_a_known_header(host: Played, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreadable(uuid: str) -> tuple[hardware.GpuProcess, ...]:
         raise hardware.HardwareError("modprobe nvidia")

@@ -25,6 +25,15 @@ def width(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
 
 
+def test_a_difference_of_next_to_nothing_has_no_minus() -> None:
+    almost = document()
+    for residual in almost["hosts"][0]["tiers"][0]["evidence"]["residuals"]:
+        residual["total_mib"] = -0.03
+    table = reports.render(almost, "table")
+    assert table.count(" +0\n") == 2
+    assert "-0" not in [word for line in table.splitlines() for word in line.split()]
+
+
 def test_json_is_the_document() -> None:
     assert json.loads(reports.render(document(), "json")) == document()
 
@@ -180,4 +189,7 @@ def test_status_of_evidence_that_an_older_version_wrote() -> None:
     del tier["notes"]
     for key in ("thorough", "quality", "residuals", "load"):
         del tier["evidence"][key]
-    assert "61.2" in reports.render(older, "markdown")
+    for form in ("markdown", "table"):
+        assert "61.2" in reports.render(older, form), form
+    for form in ("junit", "prometheus"):
+        assert "deep" in reports.render(older, form), form
