@@ -290,12 +290,7 @@ def device_faults(minors: Sequence[int], host: CudaHost) -> list[Fault]:
                 MODULES,
             )
         )
-    wanted = [
-        "/dev/nvidiactl",
-        "/dev/nvidia-uvm",
-        "/dev/nvidia-uvm-tools",
-        *(f"/dev/nvidia{minor}" for minor in minors),
-    ]
+    wanted = (*_COMMON_NODES, *(f"/dev/nvidia{minor}" for minor in minors))
     missing = [node for node in wanted if node not in host.nodes]
     if missing:
         how = (
