@@ -57,6 +57,17 @@ def test_nvidias_own_headers_are_refused_with_a_newer_c_library_the_distribution
     assert "NVIDIA's headers of CUDA 12.9 do not compile with glibc 2.41, only up to 2.40" in refusal
 
 
+@pytest.mark.parametrize(
+    ("release", "newest"),
+    [("12.9", "2.40"), ("13.0", "2.41"), ("13.1", "2.41"), ("13.2", None)],
+)
+def test_nvidias_headers_know_the_c_library_up_to_a_version(release: str, newest: str | None) -> None:
+    nvidias = Toolkit("/usr/local/cuda/bin/nvcc", release, packaged=False)
+    for libc in ("2.36", "2.40", "2.41", "2.42"):
+        fits = newest is None or version(libc) <= version(newest)
+        assert (choose([nvidias], [AMPERE], libc=version(libc)) == nvidias) == fits, libc
+
+
 def test_a_driver_that_is_too_old_for_the_toolkit_is_named() -> None:
     assert toolkit.choose_toolkit(DETECT, [OWN, THIRTEEN], [AMPERE], "550.163.01", OLD_LIBC) == OWN
     refusal = toolkit.choose_toolkit(DETECT, [THIRTEEN], [AMPERE], "550.163.01", OLD_LIBC)
