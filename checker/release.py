@@ -85,11 +85,10 @@ def order_problems(cards: Sequence[ExpectedCard], listed: Sequence[ListedDevice]
 def code_problems(cards: Sequence[ExpectedCard], architectures: Iterable[str], cubins: Mapping[int, int]) -> list[str]:
     """Hold the cubins of a program, counted by architecture, against the cards and what was asked of the compiler."""
     served = [Card(card.name, version(card.compute_capability)) for card in cards]
-    wanted = [int(match[1]) for match in (re.match(r"(\d+)[af]?-real$", name) for name in architectures) if match]
     return toolkit.unproven_cards(served, cubins) + [
         f"sm_{arch} was asked of the compiler and is not in the program, which holds "
         f"{', '.join(f'sm_{other}' for other in cubins) or 'none at all'}: remove the build's folder and run again"
-        for arch in wanted
+        for arch in toolkit.machine_code(architectures)
         if arch not in cubins
     ]
 

@@ -62,6 +62,7 @@ def test_machine_code_is_asked_for_every_card_and_architecture() -> None:
     assert "NVIDIA GeForce GTX 1060 3GB" in card and "it holds sm_86 (144)" in card
     assert asked.startswith("sm_61 was asked of the compiler and is not in the program, which holds sm_86")
     assert release.code_problems([], ["120a-real"], {120: 1}) == []
+    assert len(release.code_problems([], ["86"], {61: 144})) == 1
 
 
 def test_flags_that_the_built_server_does_not_know_are_named() -> None:

@@ -150,6 +150,18 @@ def test_architectures_are_machine_code_for_each_kind_of_card() -> None:
     assert toolkit.architectures([BLACKWELL, MAXWELL]) == ["52-real", "120-real"]
 
 
+def test_machine_code_is_asked_for_by_every_architecture_but_a_virtual_one() -> None:
+    assert toolkit.machine_code(["61-real", "86", "90-virtual", "120a-real"]) == [61, 86, 120]
+
+
+def test_architectures_of_the_inventory_that_leave_a_card_out_are_refused_before_the_build() -> None:
+    assert toolkit.uncompiled_cards([AMPERE, PASCAL], ["61-real", "86"]) == []
+    assert toolkit.uncompiled_cards([AMPERE, PASCAL], ["86-real", "61-virtual"]) == [
+        "GTX 1060 (compute capability 6.1, Pascal): llama_cpp_cuda_architectures (86-real, 61-virtual) has no machine "
+        "code for it; add 61-real, or leave the variable empty for the cards' own"
+    ]
+
+
 def test_machine_code_serves_cards_of_its_major_from_its_minor_on() -> None:
     assert toolkit.served_by(version("8.9"), [61, 86])
     assert not toolkit.served_by(version("8.0"), [86])
