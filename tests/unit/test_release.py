@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from checker import argv, release
+from checker.program import ProgramError
 from checker.release import ExpectedCard, ListedDevice
 
 BIG = ExpectedCard("GPU-a", "NVIDIA GeForce RTX 3060 Ti", "8.6")
@@ -49,9 +50,9 @@ def test_a_server_that_does_not_run_is_named_with_what_it_said(tmp_path: Path) -
     server = tmp_path / "llama-server"
     server.write_text("#!/bin/sh\necho 'libcublas.so.12: cannot open shared object file' >&2\nexit 127\n")
     server.chmod(0o755)
-    with pytest.raises(release.ReleaseError, match=r"--list-devices failed \(exit 127\): libcublas.so.12: cannot open"):
+    with pytest.raises(ProgramError, match=r"--list-devices failed \(exit 127\): libcublas.so.12: cannot open"):
         release.list_devices(str(server), [])
-    with pytest.raises(release.ReleaseError, match="No such file"):
+    with pytest.raises(ProgramError, match="No such file"):
         release.list_devices(str(tmp_path / "absent"), [])
 
 
