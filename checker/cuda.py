@@ -77,7 +77,9 @@ class ToolkitRule:
 # Cards and branches: CUDA release notes (architectures; table "CUDA Toolkit and minimum required driver version for
 # CUDA minor version compatibility"). g++: crt/host_config.h of each ("gcc versions later than 13 are not supported").
 # C library: NVIDIA/cuda-samples#378, opencv/opencv#27111 (glibc 2.41 declares cospi otherwise than
-# crt/math_functions.h); Debian 13's own 12.4, whose headers are the system's, compiles with its glibc 2.41.
+# crt/math_functions.h before 13.0); ggml-org/llama.cpp#17615 and #19100 (glibc 2.42 declares rsqrt otherwise than that
+# of 13.0 and 13.1; 13.2 is reported to compile). Debian 13's own 12.4, whose headers are the system's, compiles with
+# its glibc 2.41.
 _GLIBC = Version(2, 40)
 TOOLKITS = (
     ToolkitRule(Version(11, 8), Version(3, 5), Version(9, 0), 11, _GLIBC, 450),
@@ -85,7 +87,8 @@ TOOLKITS = (
     ToolkitRule(Version(12, 4), Version(5, 0), Version(9, 0), 13, _GLIBC, 525),
     ToolkitRule(Version(12, 8), Version(5, 0), Version(12, 0), 14, _GLIBC, 525),
     ToolkitRule(Version(12, 9), Version(5, 0), Version(12, 1), 14, _GLIBC, 525),
-    ToolkitRule(Version(13, 0), Version(7, 5), Version(12, 1), 15, None, 580),
+    ToolkitRule(Version(13, 0), Version(7, 5), Version(12, 1), 15, Version(2, 41), 580),
+    ToolkitRule(Version(13, 2), Version(7, 5), Version(12, 1), 15, None, 580),
 )
 
 
@@ -290,12 +293,7 @@ def device_faults(minors: Sequence[int], host: CudaHost) -> list[Fault]:
                 MODULES,
             )
         )
-    wanted = [
-        "/dev/nvidiactl",
-        "/dev/nvidia-uvm",
-        "/dev/nvidia-uvm-tools",
-        *(f"/dev/nvidia{minor}" for minor in minors),
-    ]
+    wanted = (*_COMMON_NODES, *(f"/dev/nvidia{minor}" for minor in minors))
     missing = [node for node in wanted if node not in host.nodes]
     if missing:
         how = (

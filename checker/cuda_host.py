@@ -9,10 +9,10 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from checker import program
 from checker.cuda import OPEN, PROPRIETARY, Compiler, CudaHost, Package, PciCard, Toolkit
 
 _NVIDIA_VENDOR = "0x10de"
@@ -146,15 +146,6 @@ def _compilers() -> tuple[Compiler, ...]:
 def _run(command: Sequence[str]) -> str:
     """Return what a command prints, "" when it is not there or fails: what is not there is found absent."""
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TIMEOUT_S,
-            check=False,
-            env=os.environ | {"LC_ALL": "C"},
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        return program.output(command, _TIMEOUT_S, LC_ALL="C")
+    except program.ProgramError:
         return ""
-    return done.stdout if done.returncode == 0 else ""

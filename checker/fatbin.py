@@ -29,7 +29,10 @@ class FatbinError(Exception):
 def read_cubins(program: Path) -> dict[int, int]:
     """Count the cubins in a program by architecture (61 for sm_61); empty when it holds none."""
     with program.open("rb") as file:
-        return count_cubins(_section(file, str(program)))
+        try:
+            return count_cubins(_section(file, str(program)))
+        except (struct.error, IndexError):
+            raise FatbinError(f"{program} is cut off, or no program as known here") from None
 
 
 def count_cubins(section: bytes) -> dict[int, int]:

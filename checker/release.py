@@ -5,23 +5,17 @@ Runs on hosts. Pure but for `list_devices`; each function returns sentences, non
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from checker import argv, toolkit
+from checker import argv, program, toolkit
 from checker.cuda import Card, version
 
 _TIMEOUT_S = 120
 # common/arg.cpp (b11434) of --list-devices: "  %s: %s (%zu MiB, %zu MiB free)".
 _DEVICE = re.compile(r"^ +(\w+): (.+) \((\d+) MiB, (\d+) MiB free\)$", re.MULTILINE)
-
-
-class ReleaseError(Exception):
-    """A program of the release that does not run; the message holds the command and what it printed."""
 
 
 @dataclass(frozen=True)
@@ -48,25 +42,9 @@ def parse_devices(text: str) -> list[ListedDevice]:
 
 
 def list_devices(binary: str, uuids: Sequence[str]) -> list[ListedDevice]:
-    """Ask a llama-server for its devices when only these cards are shown to CUDA, in this order; ReleaseError."""
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(uuids)}
-    command = [binary, "--list-devices"]
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TIMEOUT_S,
-            check=False,
-            env=environment,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ReleaseError(f"{' '.join(command)}: {error}") from None
-    if done.returncode:
-        said = (done.stderr + done.stdout).strip()[-500:] or "nothing printed"
-        raise ReleaseError(f"{' '.join(command)} failed (exit {done.returncode}): {said}")
-    return parse_devices(done.stdout)
+    """Ask a llama-server for its devices when only these cards are shown to CUDA, in this order; ProgramError."""
+    shown = ",".join(uuids)
+    return parse_devices(program.output([binary, "--list-devices"], _TIMEOUT_S, CUDA_VISIBLE_DEVICES=shown))
 
 
 def order_problems(cards: Sequence[ExpectedCard], listed: Sequence[ListedDevice]) -> list[str]:
@@ -85,11 +63,10 @@ def order_problems(cards: Sequence[ExpectedCard], listed: Sequence[ListedDevice]
 def code_problems(cards: Sequence[ExpectedCard], architectures: Iterable[str], cubins: Mapping[int, int]) -> list[str]:
     """Hold the cubins of a program, counted by architecture, against the cards and what was asked of the compiler."""
     served = [Card(card.name, version(card.compute_capability)) for card in cards]
-    wanted = [int(match[1]) for match in (re.match(r"(\d+)[af]?-real$", name) for name in architectures) if match]
     return toolkit.unproven_cards(served, cubins) + [
         f"sm_{arch} was asked of the compiler and is not in the program, which holds "
         f"{', '.join(f'sm_{other}' for other in cubins) or 'none at all'}: remove the build's folder and run again"
-        for arch in wanted
+        for arch in toolkit.machine_code(architectures)
         if arch not in cubins
     ]
 

@@ -5,6 +5,7 @@ Pure; runs on hosts. Every refusal names the toolkit, the rule and what would do
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -148,6 +149,21 @@ def architectures(cards: Iterable[Card]) -> list[str]:
     No PTX, which a driver would compile at the first start (57 s: llama.cpp PR #13135; minutes on Pascal).
     """
     return [f"{capability.major}{capability.minor}-real" for capability in sorted({card.capability for card in cards})]
+
+
+def machine_code(architectures: Iterable[str]) -> list[int]:
+    """Return what CUDA_ARCHITECTURES has machine code made for: all (61-real, 61, 120a-real) but 61-virtual."""
+    return [int(match[1]) for match in (re.match(r"(\d+)[af]?(-real)?$", name) for name in architectures) if match]
+
+
+def uncompiled_cards(cards: Sequence[Card], architectures: Sequence[str]) -> list[str]:
+    """Say for each card that a build for these architectures would have no machine code for it."""
+    return [
+        f"{card}: llama_cpp_cuda_architectures ({', '.join(architectures)}) has no machine code for it; "
+        f"add {card.capability.major}{card.capability.minor}-real, or leave the variable empty for the cards' own"
+        for card in cards
+        if not served_by(card.capability, machine_code(architectures))
+    ]
 
 
 def served_by(capability: Version, cubins: Iterable[int]) -> bool:

@@ -82,7 +82,7 @@ def test_open_modules_hide_a_card_before_turing() -> None:
 def test_blackwell_needs_the_open_modules_and_a_branch_that_knows_it() -> None:
     (branch, flavour) = said([BLACKWELL], "550.163.01", host(module_version="550.163.01"))
     assert "driver branch 570 is the first that serves Blackwell, found 550.163.01" in branch
-    assert "install the open ones" in flavour
+    assert "install the open ones (Debian: nvidia-open-kernel-dkms; Ubuntu: nvidia-driver-<branch>-open)" in flavour
     assert said([BLACKWELL, AMPERE], "590.44.01", host(module_flavour="open", module_version="590.44.01")) == []
 
 

@@ -118,3 +118,27 @@ def test_packages_of_the_driver_are_those_of_its_version(tmp_path: Path, monkeyp
         ("libcuda1:amd64", True),
         ("nvidia-driver-580", False),
     ]
+
+
+@pytest.mark.parametrize(
+    ("shown", "state"),
+    [
+        ("LoadState=loaded\nActiveState=active", "active"),
+        ("LoadState=loaded\nActiveState=inactive", "inactive"),
+        ("LoadState=not-found\nActiveState=inactive", "absent"),
+    ],
+)
+def test_the_persistence_daemon_runs_or_does_not_or_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: str, state: str
+) -> None:
+    script(tmp_path / "path/systemctl", shown)
+    monkeypatch.setenv("PATH", f"{tmp_path}/path:/bin:/usr/bin")
+    assert cuda_host.read(root=tmp_path).persistence == state
+
+
+def test_the_version_of_the_libraries_is_in_their_real_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = write(tmp_path, "lib/libnvidia-ml.so.580.142", "")
+    (tmp_path / "lib/libnvidia-ml.so.1").symlink_to(library)
+    script(tmp_path / "path/ldconfig", f"\tlibnvidia-ml.so.1 (libc6,x86-64) => {tmp_path}/lib/libnvidia-ml.so.1")
+    monkeypatch.setenv("PATH", f"{tmp_path}/path:/bin:/usr/bin")
+    assert cuda_host.read(root=tmp_path).library_version == "580.142"

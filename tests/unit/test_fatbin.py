@@ -69,3 +69,21 @@ def test_what_is_no_program_is_refused(tmp_path: Path) -> None:
     (tmp_path / "script").write_text("#!/bin/sh\n" * 10)
     with pytest.raises(fatbin.FatbinError, match="is no 64-bit ELF program"):
         fatbin.read_cubins(tmp_path / "script")
+
+
+def test_a_program_that_is_cut_off_is_refused_wherever_it_ends(tmp_path: Path) -> None:
+    whole = program(tmp_path / "cuda", text=b"\x90" * 24, nv_fatbin=fat_binary((CUBIN, 52, 8)))
+    content = whole.read_bytes()
+    # Of the last section's header nothing is read after its place and size.
+    for size in range(len(content) - 24):
+        (tmp_path / "cut").write_bytes(content[:size])
+        with pytest.raises(fatbin.FatbinError):
+            fatbin.read_cubins(tmp_path / "cut")
+
+
+def test_a_table_of_sections_without_names_is_refused(tmp_path: Path) -> None:
+    content = bytearray(program(tmp_path / "cuda", nv_fatbin=fat_binary((CUBIN, 52, 8))).read_bytes())
+    struct.pack_into("<H", content, 0x3E, 99)
+    (tmp_path / "odd").write_bytes(content)
+    with pytest.raises(fatbin.FatbinError, match="is cut off, or no program as known here"):
+        fatbin.read_cubins(tmp_path / "odd")

@@ -120,6 +120,10 @@ def test_a_driver_that_does_not_answer_is_judged_by_its_kernel_module() -> None:
     expected = [{**gpu, "compute_capability": "6.1"} for gpu in EXPECTED[:1]]
     (branch,) = preflight.cuda_problems(silent, expected, WISH, MENDS, mended=True)
     assert "driver branch 580 is the last that serves Pascal, found 595.10" in branch
+    # The toolkit too.
+    old = dataclasses.replace(silent, cuda=host(module_version="450.80.02"))
+    (needs,) = preflight.cuda_problems(old, expected, WISH, MENDS, mended=True)
+    assert "CUDA 12.4 needs driver branch 525 or later, found 450.80.02" in needs
 
 
 def test_too_little_memory_has_both_figures() -> None:

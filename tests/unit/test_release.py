@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from checker import argv, release
+from checker.program import ProgramError
 from checker.release import ExpectedCard, ListedDevice
 
 BIG = ExpectedCard("GPU-a", "NVIDIA GeForce RTX 3060 Ti", "8.6")
@@ -49,9 +50,9 @@ def test_a_server_that_does_not_run_is_named_with_what_it_said(tmp_path: Path) -
     server = tmp_path / "llama-server"
     server.write_text("#!/bin/sh\necho 'libcublas.so.12: cannot open shared object file' >&2\nexit 127\n")
     server.chmod(0o755)
-    with pytest.raises(release.ReleaseError, match=r"--list-devices failed \(exit 127\): libcublas.so.12: cannot open"):
+    with pytest.raises(ProgramError, match=r"--list-devices failed \(exit 127\): libcublas.so.12: cannot open"):
         release.list_devices(str(server), [])
-    with pytest.raises(release.ReleaseError, match="No such file"):
+    with pytest.raises(ProgramError, match="No such file"):
         release.list_devices(str(tmp_path / "absent"), [])
 
 
@@ -62,6 +63,7 @@ def test_machine_code_is_asked_for_every_card_and_architecture() -> None:
     assert "NVIDIA GeForce GTX 1060 3GB" in card and "it holds sm_86 (144)" in card
     assert asked.startswith("sm_61 was asked of the compiler and is not in the program, which holds sm_86")
     assert release.code_problems([], ["120a-real"], {120: 1}) == []
+    assert len(release.code_problems([], ["86"], {61: 144})) == 1
 
 
 def test_flags_that_the_built_server_does_not_know_are_named() -> None:

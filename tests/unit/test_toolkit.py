@@ -57,6 +57,17 @@ def test_nvidias_own_headers_are_refused_with_a_newer_c_library_the_distribution
     assert "NVIDIA's headers of CUDA 12.9 do not compile with glibc 2.41, only up to 2.40" in refusal
 
 
+@pytest.mark.parametrize(
+    ("release", "newest"),
+    [("12.9", "2.40"), ("13.0", "2.41"), ("13.1", "2.41"), ("13.2", None)],
+)
+def test_nvidias_headers_know_the_c_library_up_to_a_version(release: str, newest: str | None) -> None:
+    nvidias = Toolkit("/usr/local/cuda/bin/nvcc", release, packaged=False)
+    for libc in ("2.36", "2.40", "2.41", "2.42"):
+        fits = newest is None or version(libc) <= version(newest)
+        assert (choose([nvidias], [AMPERE], libc=version(libc)) == nvidias) == fits, libc
+
+
 def test_a_driver_that_is_too_old_for_the_toolkit_is_named() -> None:
     assert toolkit.choose_toolkit(DETECT, [OWN, THIRTEEN], [AMPERE], "550.163.01", OLD_LIBC) == OWN
     refusal = toolkit.choose_toolkit(DETECT, [THIRTEEN], [AMPERE], "550.163.01", OLD_LIBC)
@@ -137,6 +148,18 @@ def test_a_host_with_newer_compilers_alone_has_none_to_take() -> None:
 def test_architectures_are_machine_code_for_each_kind_of_card() -> None:
     assert toolkit.architectures([AMPERE, PASCAL, AMPERE]) == ["61-real", "86-real"]
     assert toolkit.architectures([BLACKWELL, MAXWELL]) == ["52-real", "120-real"]
+
+
+def test_machine_code_is_asked_for_by_every_architecture_but_a_virtual_one() -> None:
+    assert toolkit.machine_code(["61-real", "86", "90-virtual", "120a-real"]) == [61, 86, 120]
+
+
+def test_architectures_of_the_inventory_that_leave_a_card_out_are_refused_before_the_build() -> None:
+    assert toolkit.uncompiled_cards([AMPERE, PASCAL], ["61-real", "86"]) == []
+    assert toolkit.uncompiled_cards([AMPERE, PASCAL], ["86-real", "61-virtual"]) == [
+        "GTX 1060 (compute capability 6.1, Pascal): llama_cpp_cuda_architectures (86-real, 61-virtual) has no machine "
+        "code for it; add 61-real, or leave the variable empty for the cards' own"
+    ]
 
 
 def test_machine_code_serves_cards_of_its_major_from_its_minor_on() -> None:

@@ -8,7 +8,8 @@ module: cuda_toolkit
 short_description: Choose CUDA toolkit, host compiler and architectures for the cards of a host
 description:
   - Finds every nvcc and g++ of the host and takes the newest that serve every card; never the newest as such.
-  - Fails when none does, naming each toolkit with the reason, and what would do.
+  - Fails when none does, naming each toolkit with the reason, and what would do; and when the architectures that were
+    given leave a card without machine code.
   - Runs on the host with the interpreter of the checker's environment. Installs nothing.
 options:
   method:
@@ -88,6 +89,10 @@ def main() -> None:
             msg="nothing to compile for: no card is known that CUDA is to serve; run the role gpu_host before, or give "
             "llama_cpp_cuda_architectures, such as [61-real, 86-real]"
         )
+    # Here, and not by the proof of what was compiled for an hour.
+    uncompiled = toolkit.uncompiled_cards(cards, architectures)
+    if uncompiled:
+        module.fail_json(msg="\n".join(uncompiled))
     wish = toolkit.Wish(given["method"], given["path"])
     host = cuda_host.read(given["path"])
     chosen = toolkit.choose_toolkit(wish, host.toolkits, cards, given["driver"] or None, cuda.version(host.glibc))

@@ -55,7 +55,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    from checker import fatbin, release
+    from checker import fatbin, program, release
 
     server = module.params["server"]
     cards = [release.ExpectedCard(**card) for card in module.params["cards"]]
@@ -70,7 +70,7 @@ def main() -> None:
         # Two cards of one name look alike in any order.
         for card in cards if len(cards) > 1 else []:
             problems += release.order_problems([card], release.list_devices(server, [card.uuid]))
-    except (fatbin.FatbinError, release.ReleaseError) as error:
+    except (fatbin.FatbinError, program.ProgramError) as error:
         module.fail_json(msg="\n".join([*problems, str(error)]), problems=[*problems, str(error)])
     if problems:
         module.fail_json(msg="\n".join(problems), problems=problems)

@@ -2,30 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Every flag that a tier's command line may hold. */
-static const char * help =
-    "--model\n"
-    "--alias\n"
-    "--host\n"
-    "--port\n"
-    "--api-key-file\n"
-    "--rpc\n"
-    "--device\n"
-    "--n-gpu-layers\n"
-    "--split-mode\n"
-    "--tensor-split\n"
-    "--ctx-size\n"
-    "--parallel\n"
-    "--cache-type-k\n"
-    "--cache-type-v\n"
-    "--ubatch-size\n"
-    "--flash-attn\n"
-    "--n-cpu-moe\n"
-    "--override-tensor\n"
-    "--cache-ram\n"
-    "--fit\n"
-    "--offline\n"
-    ;
+#include "help.h"
 
 /* The cards of the lab, in the order of CUDA_VISIBLE_DEVICES; /run/cuda-order: as a server that goes by the slots. */
 static void list_devices(void) {

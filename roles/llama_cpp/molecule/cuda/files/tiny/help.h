@@ -1,0 +1,1 @@
+../../../faults/files/tiny/help.h
