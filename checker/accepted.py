@@ -95,10 +95,13 @@ def repeated_speed(evidence: Evidence) -> float | None:
 
 
 def read(document: Any) -> dict[str, Accepted]:
-    """Read the file's document; empty when it is of another schema."""
+    """Read the file's document; empty when it is of another schema, ValueError when it is not whole."""
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         return {}
-    return {name: Accepted(**entry) for name, entry in document["accepted"].items()}
+    try:
+        return {name: Accepted(**entry) for name, entry in document["accepted"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def to_json(accepted: Mapping[str, Accepted]) -> dict[str, Any]:

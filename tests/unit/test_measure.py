@@ -297,6 +297,8 @@ def test_quality_is_that_of_just_now_or_of_the_same_command(host: Host, server: 
     assert measure(server.spec, kept, Depth.QUICK, None).quality == quality
     other = replace(server.spec, argv=(*server.spec.argv, "--tensor-split", "12,7"))
     assert measure(other, kept, Depth.QUICK, None).quality is None
+    elsewhere = replace(server.spec, environment={"CUDA_VISIBLE_DEVICES": "GPU-elsewhere"})
+    assert measure(elsewhere, kept, Depth.QUICK, None).quality is None
     failed = measure(server.spec, [], Depth.QUICK, "quality of the split was not measured: no room")
     assert (failed.quality, failed.problems) == (None, ("quality of the split was not measured: no room",))
 

@@ -548,7 +548,7 @@ def test_what_verification_measured_sharpens_what_a_plan_expects(
     evidence["placement"] |= {key: before["placement"][key] for key in ("tensor_split", "n_gpu_layers", "ctx_size")}
     for device, of_plan in zip(evidence["devices"], before["devices"], strict=True):
         device["uuid"] = of_plan["uuid"]
-    evidence["completion"]["generation_tokens_per_second"] = before["tokens_per_second"]["expected"]
+    evidence["thorough"]["short"]["generation_tokens_per_second"]["median"] = before["tokens_per_second"]["expected"]
     arguments = evidenced(tmp_path, json.dumps(report))
     after = planned(*arguments)
     speed, prior = after["tokens_per_second"], before["tokens_per_second"]

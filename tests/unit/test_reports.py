@@ -183,6 +183,15 @@ def test_status_tells_everything_that_was_measured() -> None:
     assert "| - " not in status.split("### Speed")[1].split("### Cards")[0]
 
 
+def test_a_difference_of_nothing_has_no_sign_of_less_in_the_status() -> None:
+    exact = document()
+    for card in exact["hosts"][0]["tiers"][0]["evidence"]["residuals"]:
+        card["total_mib"] = -0.04
+    status = reports.render(exact, "markdown")
+    assert "-0.0" not in status
+    assert "+0.0" in status
+
+
 def test_status_of_evidence_that_an_older_version_wrote() -> None:
     older = document()
     tier = older["hosts"][0]["tiers"][0]

@@ -141,10 +141,12 @@ OTHER_RELEASE = {"engine": replace(report().tiers[0].evidence.engine, release="/
         (58.0, OTHER_RELEASE, True, 58.0),
         (57.9, OTHER_RELEASE, False, 61.0),
         (90.0, OTHER_RELEASE, True, 90.0),
+        (57.9, {"argv": ("llama-server", "--no-mmap")}, False, 61.0),
+        (57.9, {"environment": {"GGML_CUDA_FORCE_MMQ": "1"}}, False, 61.0),
         (40.0, {}, True, 61.0),
         (90.0, {}, True, 61.0),
     ],
-    ids=["95 percent", "below", "faster", "same but slower", "same but faster"],
+    ids=["95 percent", "below", "faster", "other flags", "other environment", "same but slower", "same but faster"],
 )
 def test_a_new_release_has_to_reach_95_percent_of_what_was_accepted(
     monkeypatch: pytest.MonkeyPatch, tokens_per_second: float, changes: dict[str, Any], passes: bool, then: float

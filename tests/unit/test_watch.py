@@ -25,6 +25,23 @@ def test_memory_is_the_most_of_the_process_alone_and_the_last_sample_counts(monk
     assert (watch.problem, threading.active_count()) == (None, before)
 
 
+def test_what_is_held_between_begin_and_end_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    held, seen = [100.0], threading.Event()
+
+    def read_state(uuid: str) -> hardware.CardState:
+        mib = held[0]
+        if mib == 300.0:
+            seen.set()
+        return state(uuid, [GpuProcess(PID, mib)])
+
+    monkeypatch.setattr(hardware, "read_state", read_state)
+    with Watch(["GPU-a"]) as watch:
+        held[0] = 300.0
+        assert seen.wait(10)
+        held[0] = 100.0
+    assert watch.seen(PID)[0].peak_mib == 300.0
+
+
 def test_a_card_that_is_lost_meanwhile_is_a_problem_that_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(uuid: str) -> hardware.CardState:
         raise hardware.HardwareError(f"{uuid}: the GPU is lost")

@@ -90,19 +90,19 @@ def write(path, document):
 
 
 def read_earlier(directory):
-    """Return the evidence documents of earlier reports, newest first; a report that was cut off tells nothing."""
+    """Return the evidence documents of earlier reports, newest first; a report that is damaged tells nothing."""
     found = []
     for path in sorted(directory.glob("*.json"), reverse=True):
-        with suppress(ValueError, KeyError):
+        with suppress(ValueError, LookupError, TypeError):
             found += [tier["evidence"] for tier in json.loads(path.read_text(encoding="utf-8"))["tiers"]]
     return found
 
 
-def read_json(path):
-    """Return a document, None when there is none or it was cut off."""
-    with suppress(OSError, ValueError):
-        return json.loads(path.read_text(encoding="utf-8"))
-    return None
+def read_accepted(path):
+    """Return the speeds that were accepted, none when there is no such file; ValueError when it is damaged."""
+    from checker import accepted
+
+    return accepted.read(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def main() -> None:
@@ -136,7 +136,13 @@ def main() -> None:
     evidence = Path(module.params["evidence_directory"])
     depth = Depth.QUICK if module.check_mode else Depth(module.params["depth"])
     speeds_file = Path(module.params["accepted"])
-    speeds = accepted.read(read_json(speeds_file))
+    try:
+        speeds = read_accepted(speeds_file)
+    except ValueError as error:
+        # To go on without them would be to accept anything.
+        module.fail_json(
+            msg=f"{speeds_file} is damaged ({error}): remove it to accept the speeds that are measured next"
+        )
     gate = {} if module.params["accept_slower"] else speeds
     splits = {}
     if module.params["quality"] and not module.check_mode:

@@ -1,0 +1,127 @@
+"""tier_verification: what it keeps on the host and what it forgives, with tiers that are measured elsewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import example_report
+import pytest
+from modules import MODULES
+
+from checker import tier, verification
+from checker.evidence import Report
+from checker.measure import Depth
+
+
+class Ended(Exception):
+    """The module said what it had to say."""
+
+
+class Host:
+    """A host whose tier generates at a speed that a test sets; `asked` is with what the tiers were measured."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.found = example_report.report()
+        self.asked: list[dict[str, Any]] = []
+
+    def report(self, specs: Any, host: str, earlier: Any, depth: Depth, accepted: Any, quality: Any) -> Report:
+        self.asked.append({"earlier": earlier, "depth": depth, "accepted": accepted})
+        return self.found
+
+    def verify(self, *, check: bool = False, **changes: Any) -> dict[str, Any]:
+        params = {
+            "host": "tower",
+            "evidence_directory": str(self.directory / "evidence"),
+            "keep": 3,
+            "depth": "auto",
+            "quality": False,
+            "accepted": str(self.directory / "accepted.json"),
+            "accept_slower": False,
+            "metrics": "",
+            "fact": str(self.directory / "llama_tiers.fact"),
+            **changes,
+        }
+        said: dict[str, Any] = {}
+
+        class Module:
+            def __init__(self, **_: Any) -> None:
+                self.params, self.check_mode = params, check
+
+            def exit_json(self, **result: Any) -> None:
+                said.update(result)
+                raise Ended
+
+            def fail_json(self, **result: Any) -> None:
+                self.exit_json(failed=True, **result)
+
+        source = importlib.util.spec_from_file_location("tier_verification", MODULES["tier_verification"])
+        assert source and source.loader
+        module = importlib.util.module_from_spec(source)
+        source.loader.exec_module(module)
+        vars(module)["AnsibleModule"] = Module
+        with pytest.raises(Ended):
+            module.main()
+        return said
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Host:
+    played = Host(tmp_path)
+    monkeypatch.setattr(tier, "load_all", lambda: (example_report.PLANNED,))
+    monkeypatch.setattr(verification, "report", played.report)
+    return played
+
+
+def test_what_was_verified_is_news_once_and_what_failed_is_none(host: Host) -> None:
+    assert [host.verify()["changed"], host.verify()["changed"]] == [True, False]
+    verified = (host.directory / "llama_tiers.fact").read_text()
+    host.found = example_report.report(failed=True)
+    failed = host.verify()
+    assert (failed["changed"], failed["ansible_facts"]["llama_tiers"]["passed"]) == (False, False)
+    assert (host.directory / "llama_tiers.fact").read_text() == verified, "it tells what was verified last"
+
+
+def test_check_mode_is_quick_and_leaves_nothing(host: Host) -> None:
+    assert host.verify(check=True, depth="whole", quality=True, metrics=str(host.directory / "x.prom"))["changed"]
+    assert host.asked[0]["depth"] is Depth.QUICK
+    assert list(host.directory.iterdir()) == []
+
+
+def test_what_was_accepted_is_held_against_the_next_unless_slower_ones_are_allowed(host: Host) -> None:
+    host.verify()
+    host.verify()
+    host.verify(accept_slower=True)
+    given = [[entry.tokens_per_second for entry in each["accepted"].values()] for each in host.asked]
+    assert given == [[], [61.0], []]
+    assert "61.0" in (host.directory / "accepted.json").read_text(), "allowing forgets nothing"
+
+
+def test_the_last_reports_are_kept_newest_first(host: Host) -> None:
+    for minute in range(5):
+        host.found = replace(host.found, recorded_at=f"2026-11-24T15:0{minute}:00Z")
+        host.verify()
+    kept = sorted(path.name for path in (host.directory / "evidence").iterdir())
+    assert kept == [f"2026-11-24T150{minute}00Z.json" for minute in (2, 3, 4)]
+    assert len(host.asked[4]["earlier"]) == 3
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", '{"tiers": 5}', '{"tiers": [5]}', '{"tiers": [{}]}'])
+def test_a_report_that_is_damaged_tells_nothing(host: Host, text: str) -> None:
+    (host.directory / "evidence").mkdir()
+    (host.directory / "evidence/2026-01-01T000000Z.json").write_text(text)
+    assert host.verify()["ansible_facts"]["llama_tiers"]["passed"]
+    assert host.asked[0]["earlier"] == []
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"schema": "llama-tiers/accepted/1"}'])
+def test_a_gate_is_not_forgotten_because_its_file_is_damaged(host: Host, text: str) -> None:
+    (host.directory / "accepted.json").write_text(text)
+    said = host.verify()
+    assert said["failed"]
+    assert "accepted.json is damaged" in said["msg"]
+    assert host.asked == []
+    assert (host.directory / "accepted.json").read_text() == text
