@@ -267,31 +267,21 @@ def _held(pid: int | None, problems: list[str]) -> dict[str, tuple[hardware.Gpu,
     if pid is None:
         return {}
     try:
-        return {gpu.uuid: (gpu, held_mib(gpu.uuid, pid)) for gpu in _answering_gpus()}
+        return {gpu.uuid: (gpu, held_mib(gpu.uuid, pid)) for gpu in hardware.answering_gpus()}
     except hardware.HardwareError as error:
         problems.append(str(error))
         return None
 
 
-def _answering_gpus() -> Sequence[hardware.Gpu]:
-    try:
-        return hardware.read_gpus()
-    except hardware.GpuLostError as error:
-        return error.found
-
-
 def held_mib(uuid: str, pid: int) -> float:
     """Read how many MiB a process holds on a card; HardwareError when the card cannot be asked, or does not tell."""
-    held = 0.0
-    for process in hardware.processes(uuid):
-        if process.pid == pid and process.used_mib is None:
-            raise hardware.HardwareError(
-                f"{uuid}: the driver does not tell how much memory process {pid} holds there: "
-                "`nvidia-smi` shows [N/A] for it, as in WSL or where the driver's accounting is not permitted"
-            )
-        if process.pid == pid:
-            held += process.used_mib or 0
-    return round(held, 2)
+    held = hardware.held_mib(hardware.processes(uuid), pid)
+    if held is None:
+        raise hardware.HardwareError(
+            f"{uuid}: the driver does not tell how much memory process {pid} holds there: "
+            "`nvidia-smi` shows [N/A] for it, as in WSL or where the driver's accounting is not permitted"
+        )
+    return held
 
 
 def _devices(
