@@ -111,7 +111,13 @@ def _is_of_run(document: Mapping[str, Any], invocation_id: str) -> bool:
 
 
 def _carried(same_run: Sequence[Mapping[str, Any]]) -> Thorough | None:
-    return next((found for document in same_run if (found := thorough_from_json(document.get("thorough")))), None)
+    """Return what was measured whole; what broke off is measured again, for its problems were another report's."""
+    told = (thorough_from_json(document.get("thorough")) for document in same_run)
+    return next((found for found in told if found and _is_whole(found)), None)
+
+
+def _is_whole(found: Thorough) -> bool:
+    return None not in (found.warm_completion, found.short, found.full, found.stability)
 
 
 def _carried_quality(spec: TierSpec, earlier: Iterable[Mapping[str, Any]]) -> Quality | None:
