@@ -6,7 +6,7 @@ that comes back. Nothing here judges what it reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -125,6 +125,20 @@ def read_gpus() -> tuple[Gpu, ...]:
     if lost:
         raise GpuLostError(lost, found)
     return found
+
+
+def answering_gpus() -> tuple[Gpu, ...]:
+    """Read the cards of this host without those that are lost; HardwareError when NVML cannot be read."""
+    try:
+        return read_gpus()
+    except GpuLostError as error:
+        return error.found
+
+
+def held_mib(found: Iterable[GpuProcess], pid: int) -> float | None:
+    """Return how many MiB a process holds on the card of these processes; None when the driver does not tell."""
+    held = [process.used_mib for process in found if process.pid == pid]
+    return None if None in held else round(sum((mib or 0.0 for mib in held), 0.0), 2)
 
 
 def processes(uuid: str) -> tuple[GpuProcess, ...]:

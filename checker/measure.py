@@ -111,7 +111,13 @@ def _is_of_run(document: Mapping[str, Any], invocation_id: str) -> bool:
 
 
 def _carried(same_run: Sequence[Mapping[str, Any]]) -> Thorough | None:
-    return next((found for document in same_run if (found := thorough_from_json(document.get("thorough")))), None)
+    """Return what was measured whole; what broke off is measured again, for its problems were another report's."""
+    told = (thorough_from_json(document.get("thorough")) for document in same_run)
+    return next((found for found in told if found and _is_whole(found)), None)
+
+
+def _is_whole(found: Thorough) -> bool:
+    return None not in (found.warm_completion, found.short, found.full, found.stability)
 
 
 def _carried_quality(spec: TierSpec, earlier: Iterable[Mapping[str, Any]]) -> Quality | None:
@@ -267,31 +273,21 @@ def _held(pid: int | None, problems: list[str]) -> dict[str, tuple[hardware.Gpu,
     if pid is None:
         return {}
     try:
-        return {gpu.uuid: (gpu, held_mib(gpu.uuid, pid)) for gpu in _answering_gpus()}
+        return {gpu.uuid: (gpu, held_mib(gpu.uuid, pid)) for gpu in hardware.answering_gpus()}
     except hardware.HardwareError as error:
         problems.append(str(error))
         return None
 
 
-def _answering_gpus() -> Sequence[hardware.Gpu]:
-    try:
-        return hardware.read_gpus()
-    except hardware.GpuLostError as error:
-        return error.found
-
-
 def held_mib(uuid: str, pid: int) -> float:
     """Read how many MiB a process holds on a card; HardwareError when the card cannot be asked, or does not tell."""
-    held = 0.0
-    for process in hardware.processes(uuid):
-        if process.pid == pid and process.used_mib is None:
-            raise hardware.HardwareError(
-                f"{uuid}: the driver does not tell how much memory process {pid} holds there: "
-                "`nvidia-smi` shows [N/A] for it, as in WSL or where the driver's accounting is not permitted"
-            )
-        if process.pid == pid:
-            held += process.used_mib or 0
-    return round(held, 2)
+    held = hardware.held_mib(hardware.processes(uuid), pid)
+    if held is None:
+        raise hardware.HardwareError(
+            f"{uuid}: the driver does not tell how much memory process {pid} holds there: "
+            "`nvidia-smi` shows [N/A] for it, as in WSL or where the driver's accounting is not permitted"
+        )
+    return held
 
 
 def _devices(

@@ -42,7 +42,7 @@ def measure(specs: Sequence[TierSpec], directory: Path = _DIRECTORY) -> dict[str
         for spec in split:
             try:
                 found[spec.name] = _compare(spec, directory)
-            except (QualityError, OSError) as error:
+            except (QualityError, systemd.SystemdError, OSError) as error:
                 found[spec.name] = f"quality of the split was not measured: {error}"
     finally:
         _start(serving)
@@ -66,7 +66,7 @@ def _compare(spec: TierSpec, directory: Path) -> Quality:
     user = systemd.user(spec.unit)
     with tempfile.TemporaryDirectory(prefix="quality-", dir=directory) as made:
         if user and os.geteuid() == 0:
-            os.chown(made, pwd.getpwnam(user).pw_uid, -1)
+            os.chown(made, _uid(user), -1)
         logits = Path(made) / "logits"
         reference, placed = _reference(spec, logits, user)
         noise = _against(spec, placed, logits, user)
@@ -81,6 +81,13 @@ def _compare(spec: TierSpec, directory: Path) -> Quality:
         max_kld=own.max_kld,
         same_top_share=own.same_top_share,
     )
+
+
+def _uid(user: str) -> int:
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise QualityError(f"this host has no user {user}") from None
 
 
 def _reference(spec: TierSpec, logits: Path, user: str) -> tuple[str, tuple[str, ...]]:

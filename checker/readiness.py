@@ -81,9 +81,7 @@ def _prove(spec: tier.TierSpec, server: LlamaServer, main_pid: int) -> str | Non
 
 def _strays(spec: tier.TierSpec, main_pid: int) -> list[str]:
     try:
-        gpus = hardware.read_gpus()
-    except hardware.GpuLostError as error:
-        gpus = error.found
+        gpus = hardware.answering_gpus()
     except hardware.HardwareError:
         # A card out of this sandbox's reach is out of the server's reach too.
         return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from checker.accepted import repeated_speed
 from checker.evidence import CardLoad, Check, Completion, Evidence, Sample
 from checker.findings import Finding
 from checker.tier import TierSpec
@@ -41,9 +42,9 @@ def findings(spec: TierSpec, evidence: Evidence, completion: Completion) -> Iter
 
 def generation_speed(evidence: Evidence) -> float | None:
     """Return the tokens per second that a tier generates with a short context: the median where it was repeated."""
-    short = evidence.thorough.short if evidence.thorough else None
-    if short and short.generation_tokens_per_second:
-        return short.generation_tokens_per_second.median
+    repeated = repeated_speed(evidence)
+    if repeated is not None:
+        return repeated
     return evidence.completion.generation_tokens_per_second if evidence.completion else None
 
 

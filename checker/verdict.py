@@ -109,7 +109,7 @@ def _right_model(spec: TierSpec, served: Served) -> Iterator[Finding]:
         Check("model name", served.alias == spec.model.name, spec.model.name, served.alias),
         f"{spec.name}: calls its model {served.alias!r} instead of {spec.model.name!r}: {restart}",
     )
-    wanted = spec.placement.ctx_size // _parallel(spec)
+    wanted = spec.placement.ctx_size // spec.placement.parallel
     yield Finding(
         Check(
             "context",
@@ -125,13 +125,6 @@ def _right_model(spec: TierSpec, served: Served) -> Iterator[Finding]:
         Check("engine", bool(commit) and spec.engine.commit.startswith(commit), spec.engine.commit, served.build),
         f"{spec.name}: runs engine build {served.build!r} instead of commit {spec.engine.commit}: {restart}",
     )
-
-
-def _parallel(spec: TierSpec) -> int:
-    for flag, value in zip(spec.argv, spec.argv[1:], strict=False):
-        if flag == "--parallel":
-            return max(int(value), 1)
-    return 1
 
 
 def _load_time(spec: TierSpec, evidence: Evidence) -> Finding:

@@ -91,10 +91,7 @@ def newly_accepted(found: Report, accepted: Mapping[str, Accepted]) -> dict[str,
 
 def _cards() -> tuple[hardware.Driver | None, tuple[hardware.Gpu, ...]]:
     try:
-        driver = hardware.read_driver()
-        return driver, hardware.read_gpus()
-    except hardware.GpuLostError as error:
-        return driver, error.found
+        return hardware.read_driver(), hardware.answering_gpus()
     except hardware.HardwareError:
         # Every tier fails with what NVML said: none of its devices could be read.
         return None, ()

@@ -57,11 +57,6 @@ class Watch:
             self.problem = str(error)
 
 
-def _held_mib(state: CardState, pid: int) -> float | None:
-    held = [process.used_mib for process in state.processes if process.pid == pid]
-    return None if None in held else round(sum(mib or 0 for mib in held), 2)
-
-
 def summarise(uuid: str, samples: Sequence[CardState], pid: int) -> CardLoad:
     """Return what some samples of one card come to; pure."""
 
@@ -78,9 +73,10 @@ def summarise(uuid: str, samples: Sequence[CardState], pid: int) -> CardLoad:
         highest = most(name)
         return None if highest is None else int(highest)
 
+    held = [hardware.held_mib(sample.processes, pid) for sample in samples]
     return CardLoad(
         uuid=uuid,
-        peak_mib=max((mib for sample in samples if (mib := _held_mib(sample, pid)) is not None), default=None),
+        peak_mib=max((mib for mib in held if mib is not None), default=None),
         graphics_mhz=middle("graphics_mhz"),
         graphics_max_mhz=most("graphics_max_mhz"),
         memory_mhz=middle("memory_mhz"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -165,3 +166,16 @@ def test_a_swap_of_even_halves_is_told_by_the_addresses_of_the_cards(host: Host,
     spec = planned(server)
     reasons = judge(spec, measure(spec, [], Depth.QUICK, None)).reasons
     assert [UNIT in reason and "the cards are swapped" in reason for reason in reasons] == [True, True]
+
+
+@pytest.mark.parametrize("fault", [smaller_context_than_it_tells, dies_at_the_first_long_prompt])
+def test_what_failed_to_be_measured_is_not_forgotten_at_the_next_verification(
+    host: Host, server: fake_tier.Server, fault: Callable[[Host, fake_tier.Server], None]
+) -> None:
+    """The server lives on and answers small questions, in the same run of its unit."""
+    fault(host, server)
+    spec = planned(server)
+    first = measure(spec, [], Depth.AUTO, None)
+    assert judge(spec, first).verdict == "fail"
+    again = measure(spec, [json.loads(json.dumps(first.to_json()))], Depth.AUTO, None)
+    assert judge(spec, again).verdict == "fail"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -125,6 +126,23 @@ def test_an_engine_without_the_program_is_a_sentence(tmp_path: Path, units: Unit
     spec = engine(tmp_path, "")
     (tmp_path / "llama-perplexity").unlink()
     assert "llama-perplexity" in str(measure(tmp_path, spec)["deep"])
+
+
+def test_a_user_that_is_not_there_is_a_sentence(tmp_path: Path, units: Units, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(systemd, "user", lambda unit: "nobody-of-that-name")
+    assert "nobody-of-that-name" in str(measure(tmp_path, engine(tmp_path, ""))["deep"])
+    assert units.done[-1].startswith("start llama-tier-deep.service")
+
+
+def test_a_unit_that_does_not_tell_its_user_is_a_sentence(
+    tmp_path: Path, units: Units, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def user(unit: str) -> str:
+        raise systemd.SystemdError("systemctl show failed")
+
+    monkeypatch.setattr(systemd, "user", user)
+    assert str(measure(tmp_path, engine(tmp_path, ""))["deep"]).endswith("was not measured: systemctl show failed")
 
 
 def test_one_tier_that_does_not_start_again_does_not_keep_the_others_down(tmp_path: Path, units: Units) -> None:

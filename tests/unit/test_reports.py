@@ -183,6 +183,14 @@ def test_status_tells_everything_that_was_measured() -> None:
     assert "| - " not in status.split("### Speed")[1].split("### Cards")[0]
 
 
+def test_a_card_that_was_read_only_while_it_worked_has_its_peak_in_every_document() -> None:
+    later = document()
+    for device in later["hosts"][0]["tiers"][0]["evidence"]["devices"]:
+        device["process_mib"] = None
+    assert re.search(r"\| +246\.4 \| +266\.0 \| +\+19\.6 \|", reports.render(later, "markdown"))
+    assert 266 in metrics(later).values()
+
+
 def test_a_difference_of_nothing_has_no_sign_of_less_in_the_status() -> None:
     exact = document()
     for card in exact["hosts"][0]["tiers"][0]["evidence"]["residuals"]:

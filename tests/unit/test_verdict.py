@@ -312,9 +312,9 @@ def test_weights_that_no_header_foretells_have_to_be_there_all_the_same() -> Non
     assert failed_checks(none_there, unknown) == ["weights on RPC0"]
 
 
-@pytest.mark.parametrize(("parallel", "each"), [("1", 4096), ("2", 2048), ("3", 1365)])
-def test_the_context_is_shared_by_the_slots(parallel: str, each: int) -> None:
-    promised = replace(SPEC, argv=("llama-server", "--parallel", parallel, "--fit", "off"))
+@pytest.mark.parametrize(("parallel", "each"), [(1, 4096), (2, 2048), (3, 1365)])
+def test_the_context_is_shared_by_the_slots(parallel: int, each: int) -> None:
+    promised = replace(SPEC, placement=replace(SPEC.placement, parallel=parallel))
     assert failed_checks(served(ctx_size=each), promised) == []
     assert failed_checks(served(ctx_size=each - 1), promised) == ["context"]
 
@@ -450,6 +450,14 @@ def test_a_tier_far_below_what_is_expected_says_what_the_driver_tells(changes: d
     assert verdict.verdict == "pass"
     assert note.startswith("deep: generates 32% of the 62.0 tokens/s that are expected: ")
     assert f"{BIG['uuid']} ({BIG['name']}) {said}" in note
+
+
+@pytest.mark.parametrize(("tokens_per_second", "suspect"), [(37.3, False), (37.1, True)])
+def test_from_sixty_percent_of_what_is_expected_on_nothing_is_suspected(
+    tokens_per_second: float, suspect: bool
+) -> None:
+    notes = judge(SPEC, thorough(short=speed(512, 400.0, tokens_per_second))).notes
+    assert ["of the 62.0 tokens/s that are expected" in note for note in notes] == [True] * suspect
 
 
 def test_a_slow_tier_whose_cards_are_well_says_that_nothing_was_found() -> None:
