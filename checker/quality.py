@@ -66,7 +66,7 @@ def _compare(spec: TierSpec, directory: Path) -> Quality:
     user = systemd.user(spec.unit)
     with tempfile.TemporaryDirectory(prefix="quality-", dir=directory) as made:
         if user and os.geteuid() == 0:
-            os.chown(made, _uid(user), -1)
+            os.chown(made, _entry(user).pw_uid, -1)
         logits = Path(made) / "logits"
         reference, placed = _reference(spec, logits, user)
         noise = _against(spec, placed, logits, user)
@@ -83,9 +83,9 @@ def _compare(spec: TierSpec, directory: Path) -> Quality:
     )
 
 
-def _uid(user: str) -> int:
+def _entry(user: str) -> pwd.struct_passwd:
     try:
-        return pwd.getpwnam(user).pw_uid
+        return pwd.getpwnam(user)
     except KeyError:
         raise QualityError(f"this host has no user {user}") from None
 
@@ -120,6 +120,8 @@ def _against(spec: TierSpec, placed: Sequence[str], logits: Path, user: str) -> 
 
 
 def _run(spec: TierSpec, command: Sequence[str], user: str) -> str:
+    # The group too, and no other: a process keeps root's unless it is told.
+    entry = _entry(user) if user and os.geteuid() == 0 else None
     try:
         done = subprocess.run(
             command,
@@ -128,7 +130,9 @@ def _run(spec: TierSpec, command: Sequence[str], user: str) -> str:
             text=True,
             errors="replace",
             env={**os.environ, **spec.environment},
-            user=user if user and os.geteuid() == 0 else None,
+            user=entry and entry.pw_uid,
+            group=entry and entry.pw_gid,
+            extra_groups=() if entry else None,
             timeout=_TIMEOUT_S,
             check=False,
         )

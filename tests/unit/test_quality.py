@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pwd
 import stat
+import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -133,6 +135,19 @@ def test_a_user_that_is_not_there_is_a_sentence(tmp_path: Path, units: Units, mo
     monkeypatch.setattr(systemd, "user", lambda unit: "nobody-of-that-name")
     assert "nobody-of-that-name" in str(measure(tmp_path, engine(tmp_path, ""))["deep"])
     assert units.done[-1].startswith("start llama-tier-deep.service")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs a program as somebody else")
+def test_the_engine_runs_with_the_groups_of_the_unit_s_user_alone(
+    units: Units, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(systemd, "user", lambda unit: "nobody")
+    nobody = pwd.getpwnam("nobody")
+    with tempfile.TemporaryDirectory() as made:
+        os.chmod(made, 0o755)
+        spec = engine(Path(made), 'echo "ids $(id -u) $(id -G)"; exit 1')
+        os.chmod(Path(made) / "llama-perplexity", 0o755)
+        assert f"ids {nobody.pw_uid} {nobody.pw_gid}" in str(measure(Path(made), spec)["deep"])
 
 
 def test_a_unit_that_does_not_tell_its_user_is_a_sentence(
