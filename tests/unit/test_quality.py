@@ -138,15 +138,13 @@ def test_a_user_that_is_not_there_is_a_sentence(tmp_path: Path, units: Units, mo
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs a program as somebody else")
-def test_the_engine_runs_with_the_groups_of_the_unit_s_user_alone(
-    units: Units, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_engine_runs_with_the_groups_of_its_user_alone(units: Units, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(systemd, "user", lambda unit: "nobody")
     nobody = pwd.getpwnam("nobody")
     with tempfile.TemporaryDirectory() as made:
-        os.chmod(made, 0o755)
+        Path(made).chmod(0o755)
         spec = engine(Path(made), 'echo "ids $(id -u) $(id -G)"; exit 1')
-        os.chmod(Path(made) / "llama-perplexity", 0o755)
+        (Path(made) / "llama-perplexity").chmod(0o755)
         assert f"ids {nobody.pw_uid} {nobody.pw_gid}" in str(measure(Path(made), spec)["deep"])
 
 
