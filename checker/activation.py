@@ -1,33 +1,28 @@
 """Bring the tiers of this host to what their files say, one at a time, and go back where a successor fails.
 
-A tier is *proven* when its unit became active (readiness included) with the inputs that lie on the host: unit, tier
-spec and key. The proven unit and spec are kept under /var/lib/llama-tiers/proven/<tier>/, with a digest of what the
-server depends on. So a run that was cut off is finished by the next one, a second run restarts nothing, and a failed
-successor is replaced by what served before.
+What is proven (`checker.proven`) is left alone. A release that fails with one tier is taken from every tier: those that
+this run moved to it go back to what they were proven with, and so does /opt/llama-tiers/current.
 
-A release that fails with one tier is taken from every tier: those that this run moved to it go back to what they were
-proven with, and so does /opt/llama-tiers/current.
+Servers first, ports after: a port is held by a socket of systemd's, which goes on taking connections while the server
+behind it is replaced, so that it is opened, or moved, when every server is proven.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from checker import hardware, systemd, tier, turns
+from checker import hardware, proven, systemd, tier, turns
 
-_UNITS = Path("/etc/systemd/system")
-_PROVEN = Path("/var/lib/llama-tiers/proven")
 _LOCK = Path("/run/llama-tiers/activation.lock")
 _CURRENT = Path("/opt/llama-tiers/current")
+_TARGET = "llama-tiers.target"
+_RESUME = "llama-tiers-resume.service"
 _POLL_S = 0.5
 
 Report = Callable[[str], None]
@@ -35,44 +30,6 @@ Report = Callable[[str], None]
 
 class ActivationError(Exception):
     """A tier did not become active; the message says why and what serves now."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The files that decide how a tier is served."""
-
-    unit: Path
-    spec: Path
-    key: Path
-
-    def digest(self) -> str:
-        """Return the sha256 over unit, key, and what of the spec the running server depends on.
-
-        What the plan predicts is no part of it: a better prediction is no reason to restart what serves.
-        """
-        digest = hashlib.sha256()
-        running = tier.from_json(json.loads(self.spec.read_text(encoding="utf-8"))).running()
-        for content in (self.unit.read_bytes(), self.key.read_bytes(), json.dumps(running, sort_keys=True).encode()):
-            digest.update(hashlib.sha256(content).digest())
-        return digest.hexdigest()
-
-
-def _inputs(name: str) -> Inputs:
-    spec = tier.load(name)
-    return Inputs(unit=_UNITS / spec.unit, spec=tier.DIRECTORY / f"{name}.json", key=Path(spec.key_file))
-
-
-def _proven_digest(name: str) -> str:
-    path = _PROVEN / name / "digest"
-    return path.read_text().strip() if path.exists() else ""
-
-
-def _remember(name: str, inputs: Inputs) -> None:
-    directory = _PROVEN / name
-    directory.mkdir(parents=True, exist_ok=True)
-    shutil.copy2(inputs.unit, directory / "unit")
-    shutil.copy2(inputs.spec, directory / "spec.json")
-    (directory / "digest").write_text(inputs.digest() + "\n")
 
 
 def _held_mib(spec: tier.TierSpec, pid: int) -> float:
@@ -106,46 +63,18 @@ def _start(spec: tier.TierSpec, report: Report) -> str | None:
         if state.active_state == "active":
             report(f"{spec.name}: active after {time.monotonic() - began:.1f} s")
             return None
-        if state.active_state in ("failed", "inactive") or state.sub_state == "auto-restart":
-            reason = _reason(spec.unit, state)
+        if state.active_state in ("failed", "inactive"):
+            reason = systemd.why_failed(spec.unit)
             systemd.stop(spec.unit)
             return reason
         report(_loading(spec, state, time.monotonic() - began))
         time.sleep(_POLL_S)
 
 
-def _reason(unit: str, state: systemd.UnitState) -> str:
-    """Say why a start failed: what readiness said, else the engine's own errors, else the end of the journal."""
-    try:
-        lines = [line for line in systemd.journal(unit, state.invocation_id) if line.strip()]
-    except systemd.SystemdError as error:
-        return str(error)
-    said = [line for line in lines if line.startswith("not ready: ")]
-    errors = [line for line in lines if '"level":"error"' in line.replace(" ", "") or " E " in line[:40]]
-    chosen = said[-1:] or [_message(line) for line in errors[-3:]] or [_message(line) for line in lines[-3:]]
-    return " | ".join(chosen) or f"the journal of {unit} is empty (result {state.result})"
-
-
-def _message(line: str) -> str:
-    try:
-        return str(json.loads(line).get("msg", line)).strip()
-    except (json.JSONDecodeError, AttributeError):
-        return line.strip()
-
-
-def _put_back(name: str) -> bool:
-    """Lay out the unit and spec that were proven last; False when there are none."""
-    directory = _PROVEN / name
-    if not (directory / "unit").exists():
-        return False
-    shutil.copy2(directory / "unit", _UNITS / _unit(name))
-    shutil.copy2(directory / "spec.json", tier.DIRECTORY / f"{name}.json")
-    return True
-
-
 def _roll_back(name: str, report: Report) -> str:
     """Put back what served before; return what serves now, as the end of a sentence."""
-    if not _put_back(name):
+    if not proven.put_back(name):
+        _shut(name)
         return f"nothing served as {name} before, so it is down"
     systemd.daemon_reload()
     before = tier.load(name)
@@ -153,14 +82,6 @@ def _roll_back(name: str, report: Report) -> str:
     if reason is None:
         return f"what served before is active again ({before.model.name}, {Path(before.engine.release).name})"
     return f"what served before does not start either ({reason}), so {name} is down"
-
-
-def _proven_release(name: str) -> str | None:
-    """Return the release with which a tier was proven, None when it never was."""
-    try:
-        return str(json.loads((_PROVEN / name / "spec.json").read_text(encoding="utf-8"))["engine"]["release"])
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def _point_current(release: str | None) -> None:
@@ -172,39 +93,11 @@ def _point_current(release: str | None) -> None:
         beside.replace(_CURRENT)
 
 
-def _unit(name: str) -> str:
-    return f"llama-tier-{name}.service"
-
-
-def _leftovers(names: Sequence[str]) -> list[str]:
-    """Name the tiers that have files on this host and no place among `names`, those of an interrupted removal too."""
-    units = {path.stem.removeprefix("llama-tier-") for path in _UNITS.glob(_unit("*"))}
-    specs = {path.stem for path in tier.DIRECTORY.glob("*.json")}
-    return sorted((units | specs) - set(names))
-
-
-def _remove(name: str) -> None:
-    if (_UNITS / _unit(name)).exists():
-        systemd.disable_now(_unit(name))
-    (tier.DIRECTORY / f"{name}.json").unlink(missing_ok=True)
-    shutil.rmtree(_PROVEN / name, ignore_errors=True)
-    (_UNITS / _unit(name)).unlink(missing_ok=True)
-
-
-def proven() -> dict[str, Any]:
-    """Return the spec documents with which tiers were proven last, by tier; what cannot be read is left out."""
-    found = {}
-    for path in sorted(_PROVEN.glob("*/spec.json")):
-        with contextlib.suppress(OSError, ValueError):
-            found[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
-    return found
-
-
 def _held(name: str) -> turns.Hold | None:
     """Return what a tier holds now: by what it was proven with, else by its files; None when it does not serve."""
-    if systemd.unit_state(_unit(name)).active_state in ("inactive", "failed"):
+    if systemd.unit_state(tier.unit_of(name)).active_state in ("inactive", "failed"):
         return None
-    for path in (_PROVEN / name / "spec.json", tier.DIRECTORY / f"{name}.json"):
+    for path in (proven.DIRECTORY / name / "spec.json", proven.spec_file(name)):
         with contextlib.suppress(OSError, ValueError, tier.TierSpecError):
             return turns.hold(tier.from_json(json.loads(path.read_text(encoding="utf-8"))))
     return None
@@ -212,77 +105,119 @@ def _held(name: str) -> turns.Hold | None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an activation changed: names of tiers that were (re)started, in order, and of those that were removed."""
+    """What an activation changed: tiers that were (re)started, in order, and those that were removed.
+
+    `moved` are those of which only what is around the server changed (its port, its rivals). `degraded` says of each
+    tier that was given up for its fallback why.
+    """
 
     activated: tuple[str, ...]
     retired: tuple[str, ...]
+    moved: tuple[str, ...] = ()
+    degraded: Mapping[str, str] = field(default_factory=dict)
 
 
-def activate(names: Sequence[str], room_mib: Mapping[str, float], report: Report) -> Outcome:
+def activate(
+    names: Sequence[str], room_mib: Mapping[str, float], report: Report, *, retry: bool = False
+) -> Outcome:
     """Bring every named tier up as its files say, and remove every other; ActivationError names the first that fails.
 
     `room_mib` is what tiers may hold of each card by the plan, by UUID; a card that is not in it is not reckoned with.
     Tiers are started one at a time, so that at most one of those that serve is down at any moment; only one that holds
-    a port or memory without which another cannot start has to go down before its turn, and the order is one in which
-    the fewest have to (`checker.turns`). After a failure every tier that is not proven has the unit and spec again with
-    which it was proven, and what was stopped serves again. A second call waits for the first to end.
+    memory without which another cannot start has to go down before its turn, and the order is one in which the fewest
+    have to (`checker.turns`). One on demand is started to be proven, and pinned tiers that it stopped come back. After a
+    failure every tier that is not proven has the units and spec again with which it was proven, and what was stopped
+    serves again. A tier that was never proven and has a fallback is given up instead, and not tried again before
+    something changes, or `retry`. A second call waits for the first to end.
     """
     _LOCK.parent.mkdir(parents=True, exist_ok=True)
     with _LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _activate(names, room_mib, report)
+        return _activate(names, room_mib, report, retry=retry)
 
 
-def _activate(names: Sequence[str], room_mib: Mapping[str, float], report: Report) -> Outcome:
-    specs = {name: tier.load(name) for name in names}
-    leftovers = _leftovers(names)
+def _activate(names: Sequence[str], room_mib: Mapping[str, float], report: Report, *, retry: bool) -> Outcome:
+    # Pinned ones first: those on demand stop their rivals to be proven.
+    specs = sorted((tier.load(name) for name in names), key=lambda spec: not spec.pinned)
+    leftovers = proven.leftovers(names)
     held = {name: hold for name in (*names, *leftovers) if (hold := _held(name))}
     for name in leftovers:
-        if (_UNITS / _unit(name)).exists():
-            report(f"{name}: is in the inventory no longer, stopping")
-            systemd.stop(_unit(name))
-    if any(systemd.needs_daemon_reload(spec.unit) for spec in specs.values()):
+        report(f"{name}: is in the inventory no longer, stopping")
+        _shut(name)
+    around = [spec.name for spec in specs if proven.exists(spec.name) and not proven.is_remembered(spec)]
+    if around or leftovers or any(systemd.needs_daemon_reload(spec.unit) for spec in specs):
         systemd.daemon_reload()
+    given_up = {} if retry else {spec.name: reason for spec in specs if (reason := _given_up(spec))}
     changes = [
-        turns.Change(name, held.get(name), turns.hold(spec)) for name, spec in specs.items() if not _is_proven(spec)
+        turns.Change(spec.name, held.get(spec.name), turns.hold(spec))
+        for spec in specs
+        if spec.name not in given_up and _is_to_start(spec, retry=retry)
     ]
     changed = {change.name for change in changes}
     staying = [held[name] for name in names if name in held and name not in changed]
-    order = _start_in_turn(
-        changes,
-        {name: held[name] for name in leftovers if name in held},
-        turns.room(room_mib, list(held.values()), staying),
-        report,
-    )
-    for name in names:
-        # What is predicted of a tier that goes on serving may have changed.
-        if (_PROVEN / name / "spec.json").read_bytes() != _inputs(name).spec.read_bytes():
-            _remember(name, _inputs(name))
+    leaving = {name: held[name] for name in leftovers if name in held}
+    room = turns.room(room_mib, list(held.values()), staying)
+    try:
+        order = _start_in_turn(changes, leaving, room, given_up, report)
+        _bring_back([spec for spec in specs if spec.pinned and spec.name not in given_up], report)
+    except ActivationError:
+        _open([tier.load(name) for name in names if proven.exists(name)])
+        raise
+    up = [spec for spec in specs if spec.name not in given_up]
+    _open(up)
+    for name in given_up:
+        systemd.start(tier.Front(name).cooldown)
+    for spec in up:
+        # What is predicted of a tier that goes on serving may have changed, and what is around it.
+        if not proven.is_remembered(spec):
+            proven.remember(spec)
     for name in leftovers:
-        _remove(name)
+        proven.remove(name)
     if leftovers:
         systemd.daemon_reload()
-    return Outcome(activated=order, retired=tuple(leftovers))
+    for unit in (_TARGET, _RESUME):
+        systemd.enable(unit)
+    systemd.start(_TARGET)
+    return Outcome(
+        activated=order,
+        retired=tuple(leftovers),
+        moved=tuple(name for name in around if name not in order and name not in given_up),
+        degraded=given_up,
+    )
 
 
-def _is_proven(spec: tier.TierSpec) -> bool:
-    active = systemd.unit_state(spec.unit).active_state == "active"
-    return active and _proven_digest(spec.name) == _inputs(spec.name).digest()
+def _given_up(spec: tier.TierSpec) -> str | None:
+    """Return why a tier was given up that is as it was then; None when it serves all the same, or was not."""
+    return None if systemd.is_active(spec.unit) else proven.given_up(spec)
+
+
+def _is_to_start(spec: tier.TierSpec, *, retry: bool) -> bool:
+    if proven.proven_digest(spec.name) != proven.digest(spec):
+        return True
+    failed = systemd.is_active(tier.Front(spec.name).cooldown)
+    if failed and spec.fallback:
+        return retry
+    return (spec.pinned and not systemd.is_active(spec.unit)) or failed
 
 
 def _start_in_turn(
-    changes: Sequence[turns.Change], leaving: Mapping[str, turns.Hold], room_mib: Mapping[str, float], report: Report
+    changes: Sequence[turns.Change],
+    leaving: Mapping[str, turns.Hold],
+    room_mib: Mapping[str, float],
+    given_up: dict[str, str],
+    report: Report,
 ) -> tuple[str, ...]:
     """Start what has changed and return its names in the order of their turns.
 
     A tier is remembered as proven as soon as nobody can need its place for the way back: those whose turn is yet to
     come, and those that are `leaving` and have stopped, may have to serve again as before. Tiers that move to another
-    release are remembered together, after the last of them: a host is on one release or on the other.
+    release are remembered together, after the last of them: a host is on one release or on the other. One that fails,
+    was never proven and has a fallback goes to those that are `given_up`.
     """
     moving = {
         change.name
         for change in changes
-        if _proven_release(change.name) not in (None, tier.load(change.name).engine.release)
+        if proven.release(change.name) not in (None, tier.load(change.name).engine.release)
     }
     order = turns.order(changes, room_mib)
     by_name = {change.name: change for change in changes}
@@ -292,6 +227,12 @@ def _start_in_turn(
     for index, turn in enumerate(order):
         stopped |= set(turn.stop)
         reason = _take(turn, report)
+        spec = tier.load(turn.name)
+        if reason is not None and spec.fallback and not proven.exists(turn.name):
+            report(f"{turn.name}: {reason}; {spec.fallback} answers in its place")
+            proven.give_up(spec, reason)
+            given_up[turn.name] = reason
+            continue
         if reason is None:
             started.append(by_name[turn.name])
         unproven = [by_name[other.name] for other in order[index + (reason is None) :]]
@@ -302,7 +243,7 @@ def _start_in_turn(
             back |= moving
         for change in started:
             if change.name not in back:
-                _remember(change.name, _inputs(change.name))
+                proven.remember(tier.load(change.name))
                 proven_holds.append(change.new)
         started = [change for change in started if change.name in back]
         if reason is not None:
@@ -310,20 +251,63 @@ def _start_in_turn(
             again = [*leaving, *(name for name in later if name in stopped)]
             now = _undo(turn.name, started, later, again, moving, report)
             raise ActivationError(f"tier {turn.name} did not become ready: {reason}; {now}")
-    return tuple(turn.name for turn in order)
+    for change in started:
+        # Its last turns were given up, so that nobody needs its place.
+        proven.remember(tier.load(change.name))
+    return tuple(turn.name for turn in order if turn.name not in given_up)
 
 
 def _take(turn: turns.Turn, report: Report) -> str | None:
     """Stop who has to, and start the tier whose turn it is; return None, or the reason why it is not active."""
     try:
         for name in turn.stop:
-            report(f"{name}: stopping, the new {turn.name} needs its port or its memory")
-            systemd.stop(_unit(name))
-        systemd.enable(_unit(turn.name))
+            report(f"{name}: stopping, the new {turn.name} needs its memory")
+            systemd.stop(tier.unit_of(name))
         return _start(tier.load(turn.name), report)
     except systemd.SystemdError as error:
         # What has stopped by now is to serve again.
         return str(error)
+
+
+def _bring_back(pinned: Sequence[tier.TierSpec], report: Report) -> None:
+    """Start the pinned tiers that those on demand have stopped to be proven; ActivationError when one does not start."""
+    for spec in pinned:
+        if not systemd.is_active(spec.unit):
+            reason = _start(spec, report)
+            if reason is not None:
+                raise ActivationError(f"tier {spec.name} did not come back: {reason}; it is down")
+
+
+def _open(specs: Sequence[tier.TierSpec]) -> None:
+    """Have the port of each tier open, on its socket, and the tier itself started at boot if it is pinned.
+
+    Sockets that move close first: two may have exchanged their ports. A tier that failed and has a fallback keeps it.
+    """
+    closed = []
+    for spec in specs:
+        front = tier.Front(spec.name)
+        if systemd.is_active(front.cooldown) and spec.fallback and not systemd.is_active(spec.unit):
+            continue
+        moved = not proven.is_as_proven(spec.name, proven.UNITS / front.socket)
+        if moved or not systemd.is_active(front.socket):
+            systemd.stop(front.cooldown, front.socket, front.proxy)
+            closed.append(spec)
+    for spec in closed:
+        systemd.enable(tier.Front(spec.name).socket)
+        systemd.start(tier.Front(spec.name).socket)
+        if spec.pinned:
+            systemd.enable(spec.unit)
+        else:
+            systemd.disable(spec.unit)
+
+
+def _shut(name: str) -> None:
+    """Close the port of a tier and stop it, for now and at boot."""
+    front = tier.Front(name)
+    units = [unit for unit in (*front.units, tier.unit_of(name)) if (proven.UNITS / unit).exists()]
+    if units:
+        systemd.disable(*units)
+        systemd.stop(*units)
 
 
 def _undo(
@@ -345,16 +329,16 @@ def _undo(
     def each(do: Callable[[str], None], names: Iterable[str]) -> None:
         for name in names:
             try:
-                do(_unit(name))
+                do(tier.unit_of(name))
             except systemd.SystemdError as error:
                 wrong.append(f"; {name}: {error}")
 
     went = [change.name for change in back]
     each(systemd.stop, went)
     for name in {failed, *later, *went} & set(moving):
-        _point_current(_proven_release(name))
+        _point_current(proven.release(name))
     for name in (*later, *went):
-        _put_back(name)
+        proven.put_back(name)
     try:
         now = _roll_back(failed, report)
     except systemd.SystemdError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from checker.tier import Device, Placement
+from checker.tier import Device, Placement, socket_of
 
 if TYPE_CHECKING:
     # `unknown_flags` runs on hosts, which have no pydantic.
@@ -21,7 +21,6 @@ TEMPLATED = (
     "--model",
     "--alias",
     "--host",
-    "--port",
     "--api-key-file",
     "--rpc",
     "--device",
@@ -66,8 +65,8 @@ def server_argv(
         binary,
         *("--model", model_file),
         *("--alias", model_name),
-        *("--host", tier.api.bind),
-        *("--port", str(tier.port)),
+        # A path that ends in .sock is a unix socket to it (tools/server/server-http.cpp).
+        *("--host", socket_of(tier.name)),
         *("--api-key-file", key_file),
         *(("--rpc", ",".join(endpoints)) if endpoints else ()),
         *("--device", ",".join(device.name for device in devices)),

@@ -28,6 +28,7 @@ from pydantic_core import ErrorDetails
 
 from checker import catalogue_file
 from checker import header as headers
+from checker.tier import RESERVED_ENDINGS
 
 Backend = Literal["cpu", "cuda"]
 SplitMode = Literal["none", "layer", "row", "tensor"]
@@ -169,7 +170,9 @@ class TierEntry(_Written):
     """One tier of the inventory; the first candidate that fits is the one that is served.
 
     `context` as written is a number of tokens or a range, and always a range here. `cache_types` are the types of the
-    KV cache that the planner may choose, the preferred one first.
+    KV cache that the planner may choose, the preferred one first. A `pinned` tier is always loaded, but while a rival
+    without room beside it is asked for; one that is `on_demand` is loaded by its first request. `fallback` names the
+    tier that answers on this one's port after it failed.
     """
 
     name: str = Field(pattern=NAME_PATTERN)
@@ -182,6 +185,15 @@ class TierEntry(_Written):
     cache_types: list[CacheType] = Field(default=["f16"], min_length=1)
     candidates: list[Candidate] = Field(min_length=1)
     criteria: CriteriaEntry = CriteriaEntry()
+    residency: Literal["pinned", "on_demand"] = "pinned"
+    fallback: str | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _has_units_of_its_own(cls, name: str) -> str:
+        if name.endswith(RESERVED_ENDINGS):
+            raise ValueError(f"a tier's name does not end in {', '.join(RESERVED_ENDINGS)}: its own units are called so")
+        return name
 
 
 def _parse_header(value: Any) -> Any:
@@ -422,6 +434,23 @@ def _check_layers(where: str, candidate: Candidate, layers: int) -> Iterable[str
         )
 
 
+def _check_fallbacks(tiers: Sequence[TierEntry]) -> Iterable[str]:
+    by_name = {tier.name: tier for tier in tiers}
+    for tier in tiers:
+        if tier.fallback is None:
+            continue
+        others = ", ".join(name for name in by_name if name != tier.name) or "none"
+        if tier.fallback == tier.name:
+            yield f"tier {tier.name}: fallback names the tier itself; the host's other tiers are: {others}"
+        elif tier.fallback not in by_name:
+            yield f"tier {tier.name}: fallback {tier.fallback!r} is no tier of the host; the others are: {others}"
+        elif by_name[tier.fallback].fallback is not None:
+            yield (
+                f"tier {tier.name}: fallback {tier.fallback!r} has a fallback of its own ({by_name[tier.fallback].fallback}): "
+                "one step is all there is; name that one, or leave one of them out"
+            )
+
+
 def _parse_named(what: str, entries: Mapping[str, Any], problems: list[str]) -> dict[str, ModelEntry]:
     parsed = {}
     for name, entry in entries.items():
@@ -476,17 +505,6 @@ def is_placeholder(uuid: str | None) -> bool:
     return uuid is None or uuid.startswith(_PLACEHOLDER)
 
 
-def is_here(rpc_endpoint: str | None) -> bool:
-    """Whether a card is in the host itself: one behind another host's RPC server is not."""
-    if not rpc_endpoint:
-        return True
-    address = rpc_endpoint.rpartition(":")[0].strip("[]")
-    try:
-        return ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"
-
-
 def _duplicates(values: Iterable[Any]) -> list[Any]:
     return [value for value, count in Counter(values).items() if count > 1]
 
@@ -517,6 +535,8 @@ def check_inventory(
     for port in _duplicates(tier.port for tier in parsed_tiers):
         names = " and ".join(tier.name for tier in parsed_tiers if tier.port == port)
         problems.append(f"tiers {names}: port {port} is used twice; give each tier a port of its own")
+
+    problems += _check_fallbacks(parsed_tiers)
 
     # Without cards everything that names one is wrong, which says nothing more.
     for tier in parsed_tiers if gpus else []:

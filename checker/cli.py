@@ -141,9 +141,19 @@ def _parser() -> argparse.ArgumentParser:
     lock.add_argument("--format", choices=["table", "json"], default="table", help="how to print (default: table)")
     lock.set_defaults(run=_lock)
 
+    wait = commands.add_parser("wait", help="on a host: wait for a tier's cards (ExecStartPre= of its unit)")
+    wait.add_argument("tier", metavar="TIER")
+    wait.set_defaults(run=_wait)
+
     ready = commands.add_parser("ready", help="on a host: wait until a tier is ready (ExecStartPost= of its unit)")
     ready.add_argument("tier", metavar="TIER")
     ready.set_defaults(run=_ready)
+
+    drain = commands.add_parser("drain", help="on a host: wait until a tier is idle (ExecStop= of its proxy)")
+    drain.add_argument("tier", metavar="TIER")
+    drain.add_argument("--residency", type=_number(0, 10**6), default=0, metavar="S", help="seconds it serves at least")
+    drain.add_argument("--at-most", type=_number(0, 10**6), default=120, metavar="S", help="seconds to wait at most")
+    drain.set_defaults(run=_drain)
     return parser
 
 
@@ -228,7 +238,7 @@ def _plan(options: argparse.Namespace) -> int:
     if failed:
         return COULD_NOT_RUN
     fit = all(tier["verdict"] == "fits" for document in documents for tier in document["tiers"])
-    together = not any(document["exclusions"] for document in documents)
+    together = all(exclusion["switched"] for document in documents for exclusion in document["exclusions"])
     return PASSED if fit and together else FAILED
 
 
@@ -265,6 +275,18 @@ def _ready(options: argparse.Namespace) -> int:
     from checker import readiness
 
     return readiness.main(options.tier)
+
+
+def _wait(options: argparse.Namespace) -> int:
+    from checker import arrival
+
+    return arrival.main(options.tier)
+
+
+def _drain(options: argparse.Namespace) -> int:
+    from checker import drain
+
+    return drain.main(options.tier, options.residency, options.at_most)
 
 
 def _verify(options: argparse.Namespace) -> int:

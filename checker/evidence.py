@@ -46,6 +46,20 @@ class UnitEvidence:
 
 
 @dataclass(frozen=True)
+class FrontEvidence:
+    """What is before a tier: the state of the socket that holds its port, and of its fallback there.
+
+    `stranger` names a process, with its unit, that listens on the port and is no part of the tier; `fallback` the tier
+    that answers there because this one failed, for the `reason` of its last start.
+    """
+
+    socket_state: str
+    stranger: str | None = None
+    fallback: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
 class Served:
     """What the server says it serves; `ctx_size` is the context of one slot."""
 
@@ -273,8 +287,9 @@ class Evidence:
     """Everything measured of one tier; `problems` are the sentences of what could not be measured.
 
     `thorough` and `quality` are None where they were not measured for this run of the unit, `residuals` one for each
-    card of the plan. `listener_pid` is the process that listens on the tier's port. `argv` and `environment` are what
-    the unit runs, so that a measurement can be repeated.
+    card of the plan. `front` is what listens on the tier's port. `argv` and `environment` are what the unit runs, so
+    that a measurement can be repeated. `asleep` says of a tier on demand that it was not loaded when the report was
+    made: all else is of `measured_at`.
     """
 
     tier: str
@@ -288,7 +303,7 @@ class Evidence:
     host: HostEvidence
     completion: Completion | None
     problems: tuple[str, ...]
-    listener_pid: int | None = None
+    front: FrontEvidence | None = None
     load: Load | None = None
     thorough: Thorough | None = None
     quality: Quality | None = None
@@ -296,6 +311,8 @@ class Evidence:
     predicted: Predicted | None = None
     argv: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    measured_at: str = ""
+    asleep: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of the evidence."""
@@ -366,6 +383,11 @@ class Report:
         }
 
 
+def from_json(document: Any) -> Evidence | None:
+    """Read an evidence document; None where it is written by another version."""
+    return cast("Evidence | None", _read(Evidence, document))
+
+
 def thorough_from_json(document: Any) -> Thorough | None:
     """Read that part of an evidence document; None where it is absent or written by another version."""
     return cast("Thorough | None", _read(Thorough, document))
@@ -393,6 +415,8 @@ def _build(kind: Any, value: Any) -> Any:
     inner = [argument for argument in get_args(kind) if argument not in (type(None), Ellipsis)]
     if get_origin(kind) is tuple:
         return tuple(_build(inner[0], part) for part in value)
+    if get_origin(kind) is dict:
+        return dict(value)
     return _build(inner[0], value) if inner else value
 
 

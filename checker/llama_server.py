@@ -12,7 +12,8 @@ from typing import Any
 
 import requests
 
-from checker.tier import Device
+from checker.tier import Device, TierSpec
+from checker.unix_http import UnixAdapter
 
 _CONNECT_S = 5
 _ANSWER_S = 30
@@ -67,16 +68,35 @@ class Generation:
 class LlamaServer:
     """HTTP client of one server. Every method raises a ServerError of the kind that fits."""
 
-    def __init__(self, base_url: str, key_file: str) -> None:
-        self._base_url = base_url
+    def __init__(self, address: str, key_file: str) -> None:
+        """Take the address as a URL without a path, or as `unix:` and the path of a socket."""
+        self._address = address
+        self._base_url = address
         self._key_file = Path(key_file)
         self._session = requests.Session()
         # A proxy of the environment has no way to this host's loopback.
         self._session.trust_env = False
+        if address.startswith("unix:"):
+            self._base_url = "http://localhost"
+            self._session.mount(self._base_url, UnixAdapter(address.removeprefix("unix:")))
+
+    @classmethod
+    def of(cls, spec: TierSpec) -> LlamaServer:
+        """Return the client of a tier's own server, past the front that would load it."""
+        return cls(f"unix:{spec.socket}", spec.key_file)
 
     def health(self) -> None:
         """Return when the server has loaded its model, which does not prove yet that it can compute."""
         self._call("GET", "/health", authorized=False)
+
+    def busy_slots(self) -> int:
+        """Count the requests that are being worked on."""
+        url = f"{self._address}/slots"
+        slots = self._document(url, self._request("GET", "/slots"))
+        try:
+            return sum(bool(slot["is_processing"]) for slot in slots)
+        except (KeyError, TypeError) as error:
+            raise self._strange("/slots", error) from error
 
     def props(self) -> Props:
         """Read what is served."""
@@ -179,11 +199,32 @@ class LlamaServer:
         *,
         authorized: bool = True,
     ) -> dict[str, Any]:
-        url = self._base_url + path
+        url = self._address + path
+        response = self._request(method, path, body, timeout_s, authorized=authorized)
+        answer = self._document(url, response)
+        if not isinstance(answer, dict):
+            raise self._no_api(url, response)
+        return answer
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        timeout_s: float = _ANSWER_S,
+        *,
+        authorized: bool = True,
+    ) -> requests.Response:
+        url = self._address + path
         headers = {"Authorization": f"Bearer {self._key()}"} if authorized else {}
         try:
-            response = self._session.request(
-                method, url, json=body, headers=headers, timeout=(_CONNECT_S, timeout_s), allow_redirects=False
+            return self._session.request(
+                method,
+                self._base_url + path,
+                json=body,
+                headers=headers,
+                timeout=(_CONNECT_S, timeout_s),
+                allow_redirects=False,
             )
         except requests.ReadTimeout:
             raise BrokenError(f"{url} accepted the request and gave no answer within {timeout_s:g} s") from None
@@ -192,12 +233,11 @@ class LlamaServer:
         except requests.ConnectionError as error:
             if "RemoteDisconnected" in str(error) or "Connection reset" in str(error):
                 raise BrokenError(f"{url} closed the connection without an answer: the server crashed") from None
-            raise UnreachableError(f"nothing answers at {self._base_url} (connection refused)") from None
+            raise UnreachableError(f"nothing answers at {self._address} (connection refused)") from None
         except requests.RequestException as error:
             raise BrokenError(f"{url}: {error}") from None
-        return self._answer(url, response)
 
-    def _answer(self, url: str, response: requests.Response) -> dict[str, Any]:
+    def _document(self, url: str, response: requests.Response) -> Any:
         if response.status_code == 503:
             raise LoadingError(f"{url} still loads its model (503)")
         if response.status_code in (401, 403):
@@ -208,15 +248,16 @@ class LlamaServer:
         if response.status_code != 200:
             raise BrokenError(f"{url} answers {response.status_code}: {response.text[:200].strip()}")
         try:
-            answer = response.json()
+            return response.json()
         except requests.JSONDecodeError:
-            answer = None
-        if not isinstance(answer, dict):
-            raise BrokenError(f"{url} does not answer as llama-server does: {response.text[:200].strip()!r}")
-        return answer
+            raise self._no_api(url, response) from None
+
+    @staticmethod
+    def _no_api(url: str, response: requests.Response) -> BrokenError:
+        return BrokenError(f"{url} does not answer as llama-server does: {response.text[:200].strip()!r}")
 
     def _strange(self, path: str, error: Exception) -> BrokenError:
-        return BrokenError(f"{self._base_url}{path} lacks what llama-server tells there: {error!r}")
+        return BrokenError(f"{self._address}{path} lacks what llama-server tells there: {error!r}")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from checker.evidence import (
     DeviceEvidence,
     EngineId,
     Evidence,
+    FrontEvidence,
     HostEvidence,
     ModelId,
     Quality,
@@ -25,7 +26,7 @@ from checker.evidence import (
 )
 from checker.llama_server import Buffers, LlamaServer, LoggedBuffers, ServerError
 from checker.systemd import Line, UnitState
-from checker.tier import TierSpec
+from checker.tier import Front, TierSpec
 from checker.watch import Watch
 
 PROMPT = "Explain quantum computing in simple terms."
@@ -67,7 +68,7 @@ def measure(
     lines = _printed(spec, state, problems)
     same_run = [document for document in earlier if _is_of_run(document, unit.invocation_id)]
     logged = None if lines is None else _logged(spec, lines, same_run, problems)
-    server = LlamaServer(spec.base_url, spec.key_file)
+    server = LlamaServer.of(spec)
     # What NVML cannot tell now it is asked again below, and said there.
     loaded = _held(unit.main_pid, [])
     thorough = _carried(same_run)
@@ -95,7 +96,7 @@ def measure(
         host=_host(logged),
         completion=completion,
         problems=tuple(dict.fromkeys(problems)),
-        listener_pid=_listener(spec, unit.main_pid),
+        front=front(spec),
         load=None if state is None else load.read(state, lines or [], Path(spec.model.file)),
         thorough=thorough,
         quality=quality or _carried_quality(spec, earlier),
@@ -103,6 +104,7 @@ def measure(
         predicted=spec.predicted,
         argv=spec.argv,
         environment=spec.environment,
+        measured_at=now(),
     )
 
 
@@ -131,9 +133,21 @@ def _carried_quality(spec: TierSpec, earlier: Iterable[Mapping[str, Any]]) -> Qu
     return next((found for document in same if (found := quality_from_json(document.get("quality")))), None)
 
 
-def _listener(spec: TierSpec, main_pid: int | None) -> int | None:
-    pids = [listener.pid for listener in ports.listeners(spec.port)]
-    return main_pid if main_pid in pids else next(iter(pids), None)
+def front(spec: TierSpec) -> FrontEvidence | None:
+    """Look at what is before a tier; None when systemd cannot be asked."""
+    own = Front(spec.name)
+    try:
+        strangers = [each for each in ports.listeners(spec.port) if not own.holds_port(each.unit)]
+        stands_in = spec.fallback if spec.fallback and systemd.is_active(own.stand_in_socket) else None
+        return FrontEvidence(
+            socket_state=systemd.unit_state(own.stand_in_socket if stands_in else own.socket).active_state,
+            stranger=", ".join(f"{each.name} (pid {each.pid}, {each.unit or 'no unit'})" for each in strangers) or None,
+            fallback=stands_in,
+            reason=systemd.why_failed(spec.unit) if stands_in else None,
+        )
+    except systemd.SystemdError:
+        # What the tier's own unit is asked says so.
+        return None
 
 
 def _unit(spec: TierSpec, problems: list[str]) -> tuple[UnitState | None, UnitEvidence]:
@@ -234,7 +248,7 @@ def _thorough(spec: TierSpec, served: Served, question: str, pid: int, problems:
         return exercise.host_mib(pid), on_cards
 
     def server() -> LlamaServer:
-        return LlamaServer(spec.base_url, spec.key_file)
+        return LlamaServer.of(spec)
 
     measured_at = now()
     warm = None

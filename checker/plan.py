@@ -26,7 +26,6 @@ from checker.catalogue import (
     RamEntry,
     TierEntry,
     check_inventory,
-    is_here,
     is_placeholder,
     parse_inventory,
     parse_ram,
@@ -34,6 +33,7 @@ from checker.catalogue import (
 )
 from checker.header import KNOWN, Header
 from checker.placement import Choice, Demand, Refusal
+from checker.tier import is_here
 
 SCHEMA = "llama-tiers/plan/1"
 
@@ -41,6 +41,8 @@ SCHEMA = "llama-tiers/plan/1"
 _ORDERED_TIERS = 4
 # A context of a range below this share of the speed that its start has is remarked on.
 _COSTS_SPEED = 0.95
+# Room for what a server holds of the host besides the plan's buffers: CUDA's own, requests, answers (MiB).
+_SERVER_MIB = 2048
 # The engine tells no estimate of its own for these (docs/evidence/README.md).
 _UNPROVEN_MODES = ("row", "tensor")
 
@@ -164,12 +166,13 @@ class CandidatePlan:
 class TierPlan:
     """One tier: `candidates` in order of preference up to the first that fits, which is the chosen one.
 
-    `cards` are those that the tier may use.
+    `cards` are those that the tier may use. One that is not `pinned` need not be resident beside every other.
     """
 
     name: str
     candidates: tuple[CandidatePlan, ...]
     cards: tuple[Card, ...]
+    pinned: bool = True
 
     @property
     def chosen(self) -> CandidatePlan:
@@ -202,13 +205,30 @@ class Plan:
     resident_together: tuple[tuple[str, ...], ...]
     exclusions: tuple[Exclusion, ...]
 
+    def rivals(self, name: str) -> tuple[str, ...]:
+        """Name the tiers that cannot be resident beside one, in the inventory's order; each stops when another starts."""
+        beside = {other for exclusion in self.switched for other in exclusion.tiers if name in exclusion.tiers}
+        return tuple(each.name for each in self.tiers if each.name in beside and each.name != name)
+
+    @property
+    def switched(self) -> tuple[Exclusion, ...]:
+        """Those exclusions that the host lives with: pairs of which one is on demand, and gives way."""
+        return tuple(exclusion for exclusion in self.exclusions if exclusion not in self.refused)
+
+    @property
+    def refused(self) -> tuple[Exclusion, ...]:
+        """Those exclusions that cannot be: of tiers that are all pinned, which are to be served at the same time."""
+        pinned = {each.name for each in self.tiers if each.pinned}
+        return tuple(exclusion for exclusion in self.exclusions if pinned >= set(exclusion.tiers))
+
 
 def make(gpus: Sequence[GpuEntry], tiers: Sequence[TierEntry], models: Mapping[str, ModelEntry], host: Host) -> Plan:
     """Plan all tiers of a host; the entries have passed `catalogue.check_inventory`.
 
     Each tier is planned for the whole host. Where these placements cannot be resident together, the tiers are planned
-    once more one beside the other (`_squeezed`). A range of context is a matter of what is left then, so that it makes
-    no tiers exclude each other.
+    once more one beside the other (`_squeezed`). When that is in vain, those that are pinned are planned so, and one that
+    is on demand beside them if it has room there, else for the whole host (`_switched`). A range of context is a matter
+    of what is left then, so that it makes no tiers exclude each other.
     """
     planned = {entry.name: _tier(entry, gpus, models, host) for entry in tiers}
     fitting = [entry for entry in tiers if planned[entry.name].fits]
@@ -221,7 +241,13 @@ def make(gpus: Sequence[GpuEntry], tiers: Sequence[TierEntry], models: Mapping[s
     exclusions: tuple[Exclusion, ...] = ()
     all_at_once = beside(fitting)
     if all_at_once is None:
-        together, exclusions = _together(fitting, planned, beside, host)
+        pinned = beside([entry for entry in fitting if planned[entry.name].pinned])
+        if pinned is None or all(planned[entry.name].pinned for entry in fitting):
+            together, exclusions = _together(fitting, planned, beside, host)
+        else:
+            switched = _switched(fitting, gpus, models, host, planned | {each.name: each for each in pinned}, {})
+            planned |= {each.name: each for each in switched}
+            together, exclusions = _rivals(switched, host)
     planned |= {each.name: each for each in all_at_once or ()}
     _raise_contexts(planned, together, host)
     return Plan(host.cards, tuple(planned.values()), together, exclusions)
@@ -257,7 +283,7 @@ def _tier(
         tried.append(CandidatePlan(candidate.model, wanted, result, header, tolerance))
         if tried[-1].fits:
             break
-    return TierPlan(entry.name, tuple(tried), own.cards)
+    return TierPlan(entry.name, tuple(tried), own.cards, entry.residency == tier.PINNED)
 
 
 def demand(entry: TierEntry, candidate: Candidate) -> Demand:
@@ -409,10 +435,13 @@ def keep(
     """Put what is proven on the host, by tier, in the place of what `make` has planned, where it can be kept.
 
     As many placements are kept as there is room for, and the other tiers planned beside them. When that gives no plan
-    with which all tiers are resident, the plan stays what it was.
+    with which all tiers are resident, the plan stays what it was. Of tiers that switch this is true of those that are
+    pinned; one that is on demand keeps a placement that is resident beside them as much as the new choice would be.
     """
-    if not all(each.fits for each in planned.tiers):
+    if not all(each.fits for each in planned.tiers) or planned.refused:
         return planned
+    if planned.switched:
+        return _keep_switched(planned, proven, gpus, tiers, models, host)
     as_proven = {
         each.name: again
         for each in planned.tiers
@@ -431,6 +460,32 @@ def keep(
                 compared = tuple(_compared(by_name[each.name], each, possible=possible) for each in planned.tiers)
                 return Plan(host.cards, compared, (tuple(each.name for each in compared),), ())
     return planned
+
+
+def _keep_switched(
+    planned: Plan,
+    proven: Mapping[str, tier.TierSpec],
+    gpus: Sequence[GpuEntry],
+    tiers: Sequence[TierEntry],
+    models: Mapping[str, ModelEntry],
+    host: Host,
+) -> Plan:
+    pairs = list(zip(tiers, planned.tiers, strict=True))
+    pinned = Plan(host.cards, tuple(each for each in planned.tiers if each.pinned), (), ())
+    pinned = keep(pinned, proven, gpus, [entry for entry, each in pairs if each.pinned], models, host)
+    by_name = {each.name: each for each in (*planned.tiers, *pinned.tiers)}
+    again = {
+        each.name: found
+        for each in planned.tiers
+        if not each.pinned and each.name in proven
+        if (found := _as_proven(each, proven[each.name], models[each.chosen.model], host))
+    }
+    found = _switched(tiers, gpus, models, host, by_name, again)
+    compared = tuple(_compared(each, before, possible=True) for each, before in zip(found, planned.tiers, strict=True))
+    contexts = {each.name: each for each in compared}
+    together, exclusions = _rivals(compared, host)
+    _raise_contexts(contexts, together, host)
+    return Plan(host.cards, tuple(contexts.values()), together, exclusions)
 
 
 def _as_proven(planned: TierPlan, proven: tier.TierSpec, model: ModelEntry, host: Host) -> TierPlan | None:
@@ -459,6 +514,62 @@ def _compared(planned: TierPlan, found: TierPlan, *, possible: bool) -> TierPlan
 
 def _with(planned: TierPlan, chosen: CandidatePlan) -> TierPlan:
     return replace(planned, candidates=(*planned.candidates[:-1], chosen))
+
+
+def _switched(
+    tiers: Sequence[TierEntry],
+    gpus: Sequence[GpuEntry],
+    models: Mapping[str, ModelEntry],
+    host: Host,
+    planned: Mapping[str, TierPlan],
+    proven: Mapping[str, TierPlan],
+) -> tuple[TierPlan, ...]:
+    """Place tiers on demand, each beside those that are pinned if it has room there, else as it was planned alone.
+
+    `planned` has the pinned ones as they are resident together, `proven` the placements on demand that may be kept.
+    """
+    pinned = [planned[entry.name] for entry in tiers if planned[entry.name].pinned]
+    placed = []
+    for entry in tiers:
+        own = planned[entry.name]
+        if not own.pinned and _over([*pinned, own], host):
+            beside = _squeezed([entry], gpus, models, host, [own], pinned)
+            own = beside[-1] if beside else own
+        kept_one = proven.get(entry.name)
+        if kept_one and (not _over([*pinned, kept_one], host) or _over([*pinned, own], host)):
+            own = kept_one
+        placed.append(own)
+    return tuple(placed)
+
+
+def _rivals(
+    planned: Sequence[TierPlan], host: Host
+) -> tuple[tuple[tuple[str, ...], ...], tuple[Exclusion, ...]]:
+    """Return the largest sets of tiers that are resident together as placed, and the pairs that are not.
+
+    Of more than two that only together have no room, two are made rivals: the last ones on demand, or the last of them
+    and the last pinned one.
+    """
+    rivals: dict[frozenset[str], Exclusion] = {}
+    resident: list[tuple[str, ...]] = []
+    for size in range(1, len(planned) + 1):
+        for chosen in itertools.combinations(planned, size):
+            names = tuple(each.name for each in chosen)
+            if any(pair <= set(names) for pair in rivals):
+                continue
+            reason = _over(chosen, host)
+            if reason is None:
+                resident.append(names)
+                continue
+            # Sorted is stable: those on demand go last, in their order.
+            pair = tuple(each.name for each in sorted(chosen, key=lambda each: not each.pinned)[-2:])
+            rivals[frozenset(pair)] = Exclusion(pair, reason)
+    together = [
+        names
+        for names in resident
+        if not any(pair <= set(names) for pair in rivals) and not any(set(names) < set(other) for other in resident)
+    ]
+    return tuple(together), tuple(rivals.values())
 
 
 def _together(
@@ -524,9 +635,9 @@ def problems(planned: Plan) -> list[str]:
     """Return every reason why the tiers of a plan cannot all be served at once."""
     said = [refusal(each.name, candidate) for each in planned.tiers if not each.fits for candidate in each.candidates]
     return said + [
-        f"{' and '.join(exclusion.tiers)} cannot be resident together: {exclusion.reason}; "
-        "every tier of a host is served all the time: leave one out, or give it a smaller candidate or context"
-        for exclusion in planned.exclusions
+        f"{' and '.join(exclusion.tiers)} cannot be resident together: {exclusion.reason}; pinned tiers are served all the "
+        "time: give one of them `residency: on_demand`, or a smaller candidate or context, or leave it out"
+        for exclusion in planned.refused
     ]
 
 
@@ -539,13 +650,17 @@ def to_json(planned: Plan, host: str, remarks: Sequence[str] = ()) -> dict[str, 
         "gpus": [{"name": card.name, "uuid": _uuid(card)} for card in planned.cards],
         "tiers": [_tier_json(each) for each in planned.tiers],
         "resident_together": [list(names) for names in planned.resident_together],
-        "exclusions": [{"tiers": list(item.tiers), "reason": item.reason} for item in planned.exclusions],
+        "exclusions": [
+            {"tiers": list(item.tiers), "reason": item.reason, "switched": item in planned.switched}
+            for item in planned.exclusions
+        ],
     }
 
 
 def _tier_json(planned: TierPlan) -> dict[str, Any]:
     return {
         "name": planned.name,
+        "residency": tier.PINNED if planned.pinned else tier.ON_DEMAND,
         **_candidate_json(planned.name, planned.chosen),
         "unused_gpus": [card.name for card in planned.cards if card not in planned.chosen.choice.cards],
         "candidates": [_tried_json(candidate) for candidate in planned.candidates],
@@ -677,6 +792,7 @@ def _spec(
     engine: Mapping[str, Any],
     backend: str,
     places: Places,
+    rivals: tuple[str, ...],
 ) -> tier.TierSpec:
     choice = chosen.choice
     named = devices(choice)
@@ -712,7 +828,21 @@ def _spec(
         predicted=None
         if choice.speed is None
         else tier.Predicted(round(choice.speed.bound, 1), round(choice.speed.expected, 1)),
+        residency=entry.residency,
+        rivals=rivals,
+        fallback=entry.fallback,
+        memory_max_mib=_memory_max_mib(choice),
     )
+
+
+def _memory_max_mib(choice: Choice) -> int:
+    """Return the most host memory that a tier may hold: what the plan predicts, the server itself, its file in the cache.
+
+    No more than is for tiers: beyond that it is this tier that gives way, and not the host.
+    """
+    host, weights = choice.estimate.host, sum(need.weights_mib for need in choice.estimate.devices)
+    most = math.ceil(host.total_mib + weights) + _SERVER_MIB
+    return most if choice.ram.room_mib is None else min(most, choice.ram.room_mib)
 
 
 class SitePlan(NamedTuple):
@@ -747,7 +877,7 @@ def for_site(
     """Plan every tier of a host for site.yml; InventoryError lists all reasons why that cannot be done.
 
     Arguments are the inventory's words as Ansible hands them over; `profile` is the host profile, empty when there is
-    no host to ask. All tiers of a host are served at once, so tiers that exclude each other are refused. `replan` makes
+    no host to ask. Pinned tiers of a host are served at once, so such that exclude each other are refused. `replan` makes
     a new choice for every tier, where else a placement that is proven on the host is kept.
     """
     found = check_inventory(gpus, tiers, models, engines, engine, backend)
@@ -763,7 +893,15 @@ def for_site(
     if found:
         raise InventoryError(found)
     specs = tuple(
-        _spec(entry, each.chosen, parsed_models[each.chosen.model], engines[engine], backend, places)
+        _spec(
+            entry,
+            each.chosen,
+            parsed_models[each.chosen.model],
+            engines[engine],
+            backend,
+            places,
+            planned.rivals(entry.name),
+        )
         for entry, each in zip(parsed_tiers, planned.tiers, strict=True)
     )
     return SitePlan(

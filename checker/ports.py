@@ -1,4 +1,4 @@
-"""Who listens on a TCP port of this host: process name and systemd unit, from /proc alone."""
+"""Who listens on a TCP port of this host: process name and systemd unit, from /proc and, of its sockets, from systemd."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from checker import systemd
+
+# Where systemd itself runs, which holds the sockets of its .socket units.
+_SYSTEMD = "init.scope"
 _LISTEN = "0A"
 
 
 @dataclass(frozen=True)
 class Listener:
-    """A process that listens on a port; `unit` is empty when it belongs to none."""
+    """A process that listens on a port; `unit` is empty when it belongs to none, the .socket where systemd listens."""
 
     pid: int
     name: str
@@ -43,7 +47,9 @@ def listeners(port: int, proc: Path = Path("/proc")) -> tuple[Listener, ...]:
     for process in proc.glob("[0-9]*") if wanted else ():
         try:
             if any(str(fd.readlink()) in wanted for fd in (process / "fd").iterdir()):
-                found.append(Listener(int(process.name), (process / "comm").read_text().strip(), _unit(process)))
+                unit = _unit(process)
+                unit = systemd.socket_unit(port) if unit == _SYSTEMD else unit
+                found.append(Listener(int(process.name), (process / "comm").read_text().strip(), unit))
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # it ended while we looked, or not even root may look at it (PID 1 of some containers)
     return tuple(found)

@@ -13,8 +13,9 @@ from typing import Any
 
 from checker import cuda, toolkit
 from checker.cards import KNOWN_CARDS
-from checker.catalogue import ModelEntry, PartEntry, is_here
+from checker.catalogue import ModelEntry, PartEntry
 from checker.hardware import MIB, Driver, Gpu
+from checker.tier import is_here
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from checker.evidence import Served
 from checker.llama_server import BrokenError, LlamaServer, LoadingError, ServerError, UnreachableError
 from checker.measure import PROMPT, SEED, held_mib
 
-_POLL_S = 0.2
+_POLL_S = 0.1
 
 
 def ready(name: str, main_pid: int | None) -> str | None:
@@ -29,7 +29,7 @@ def ready(name: str, main_pid: int | None) -> str | None:
         return str(error)
     if main_pid is None:
         return f"MAINPID is not set: systemd runs this when it starts {spec.unit}; by hand use: checker verify"
-    server = LlamaServer(spec.base_url, spec.key_file)
+    server = LlamaServer.of(spec)
     try:
         return _wait_for_health(spec, server, main_pid) or _prove(spec, server, main_pid)
     except (ServerError, hardware.HardwareError) as error:

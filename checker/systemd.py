@@ -9,7 +9,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-_TIMEOUT_S = 120
+# Longer than a front drains a tier (roles/tiers/defaults/main.yml).
+_TIMEOUT_S = 240
 _POLL_S = 0.05
 _FIRST_LINES = 10_000
 
@@ -106,6 +107,26 @@ def _line(entry: dict[str, Any]) -> Line:
     return Line(int(entry["__MONOTONIC_TIMESTAMP"]), int(entry.get("_PID") or 0), text)
 
 
+def why_failed(unit: str) -> str:
+    """Say why the last run of a unit failed: what readiness said, else the engine's errors, else the journal's end."""
+    state = unit_state(unit)
+    try:
+        lines = [line for line in journal(unit, state.invocation_id) if line.strip()]
+    except SystemdError as error:
+        return str(error)
+    said = [line for line in lines if line.startswith("not ready: ")]
+    errors = [line for line in lines if '"level":"error"' in line.replace(" ", "") or " E " in line[:40]]
+    chosen = said[-1:] or [_message(line) for line in errors[-3:]] or [_message(line) for line in lines[-3:]]
+    return " | ".join(chosen) or f"the journal of {unit} is empty (result {state.result})"
+
+
+def _message(line: str) -> str:
+    try:
+        return str(json.loads(line).get("msg", line)).strip()
+    except (json.JSONDecodeError, AttributeError):
+        return line.strip()
+
+
 def restart(unit: str) -> None:
     """Start a unit anew and return as soon as the new start is under way, which is long before it is active.
 
@@ -122,7 +143,7 @@ def restart(unit: str) -> None:
     raise SystemdError(f"systemctl restart {unit}: its job still waits after {_TIMEOUT_S} s; see systemctl list-jobs")
 
 
-def start(unit: str, timeout_s: float) -> None:
+def start(unit: str, timeout_s: float = _TIMEOUT_S) -> None:
     """Start a unit and wait until it is active, at most so many seconds."""
     _run("systemctl", "start", unit, timeout_s=timeout_s)
 
@@ -132,9 +153,9 @@ def user(unit: str) -> str:
     return _show(unit, "User").get("User", "")
 
 
-def stop(unit: str) -> None:
-    """Stop a unit and wait until it is down."""
-    _run("systemctl", "stop", unit)
+def stop(*units: str) -> None:
+    """Stop units and wait until they are down."""
+    _run("systemctl", "stop", *units)
 
 
 def reset_failed(unit: str) -> None:
@@ -148,14 +169,26 @@ def enable(unit: str) -> None:
     _run("systemctl", "enable", unit)
 
 
-def disable_now(unit: str) -> None:
-    """Stop a unit and have it started at boot no longer."""
-    _run("systemctl", "disable", "--now", unit)
+def disable(*units: str) -> None:
+    """Have units started at boot no longer."""
+    _run("systemctl", "disable", *units)
 
 
 def daemon_reload() -> None:
     """Have systemd read all unit files again."""
     _run("systemctl", "daemon-reload")
+
+
+def is_active(unit: str) -> bool:
+    """Tell whether a unit is up; one that does not exist is not."""
+    return _show(unit, "ActiveState").get("ActiveState") == "active"
+
+
+def socket_unit(port: int) -> str:
+    """Return the unit of a socket that systemd holds on a TCP port; empty when there is none."""
+    listed = _run("systemctl", "list-sockets", "--no-legend", "--no-pager", "--plain", "--full")
+    found = (line.split() for line in listed.splitlines())
+    return next((words[1] for words in found if len(words) > 1 and words[0].endswith(f":{port}")), "")
 
 
 def needs_daemon_reload(unit: str) -> bool:

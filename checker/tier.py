@@ -15,6 +15,78 @@ from typing import Any
 SCHEMA = "llama-tiers/tier/1"
 DIRECTORY = Path("/etc/llama-tiers/tiers")
 
+PINNED, ON_DEMAND = "pinned", "on_demand"
+
+
+def unit_of(name: str) -> str:
+    """Name the systemd unit that serves a tier."""
+    return f"llama-tier-{name}.service"
+
+
+def socket_of(name: str) -> str:
+    """Return the path of the unix socket on which a tier's server listens, in the RuntimeDirectory= of its unit."""
+    return f"/run/llama-tier-{name}/api.sock"
+
+
+def is_here(rpc_endpoint: str | None) -> bool:
+    """Whether a card is in the host itself: one behind another host's RPC server is not."""
+    if not rpc_endpoint:
+        return True
+    address = rpc_endpoint.rpartition(":")[0].strip("[]")
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+@dataclass(frozen=True)
+class Front:
+    """The units through which a tier is reached and by which its failures are handled, by their job.
+
+    `socket` holds the port, `proxy` passes its connections on, `cooldown` keeps the port closed after a failure. With a
+    fallback `stand_in_socket` holds the port meanwhile and `stand_in` passes its connections to the fallback.
+    """
+
+    name: str
+
+    @property
+    def socket(self) -> str:
+        """Name of the unit that holds the port."""
+        return f"llama-tier-{self.name}.socket"
+
+    @property
+    def proxy(self) -> str:
+        """Name of the unit that passes connections on to the server."""
+        return f"llama-tier-{self.name}-proxy.service"
+
+    @property
+    def cooldown(self) -> str:
+        """Name of the unit that keeps the port closed for a while after a failure."""
+        return f"llama-tier-{self.name}-cooldown.service"
+
+    @property
+    def stand_in_socket(self) -> str:
+        """Name of the unit that holds the port while the fallback answers."""
+        return f"llama-tier-{self.name}-fallback.socket"
+
+    @property
+    def stand_in(self) -> str:
+        """Name of the unit that passes connections on to the fallback."""
+        return f"llama-tier-{self.name}-fallback.service"
+
+    def holds_port(self, unit: str) -> bool:
+        """Whether a unit is one of those that may listen on the tier's port."""
+        return unit in self.units
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Name all of them, those first that have to stop first."""
+        return (self.cooldown, self.stand_in_socket, self.socket, self.stand_in, self.proxy)
+
+
+# A tier of such a name would have the units of another one.
+RESERVED_ENDINGS = ("-proxy", "-cooldown", "-fallback")
+
 
 class TierSpecError(Exception):
     """A tier spec that is absent, unreadable or of another schema."""
@@ -103,7 +175,12 @@ class Predicted:
 
 @dataclass(frozen=True)
 class TierSpec:
-    """Everything about one tier on one host. `argv` excludes nothing: it is the unit's whole command line."""
+    """Everything about one tier on one host. `argv` excludes nothing: it is the unit's whole command line.
+
+    `residency` is PINNED or ON_DEMAND; `rivals` are the tiers that cannot be resident beside this one, so that each
+    stops when another starts. `fallback` is the tier that answers in this one's place after it failed.
+    `memory_max_mib` is the most that it may hold of the host's memory, the cached file of its model included.
+    """
 
     name: str
     bind: str
@@ -118,10 +195,24 @@ class TierSpec:
     argv: tuple[str, ...]
     environment: dict[str, str]
     predicted: Predicted | None = None
+    residency: str = PINNED
+    rivals: tuple[str, ...] = ()
+    fallback: str | None = None
+    memory_max_mib: int | None = None
+
+    @property
+    def socket(self) -> str:
+        """Path of the unix socket on which the server itself listens; the tier's front passes its port's requests on."""
+        return socket_of(self.name)
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the tier is to serve whenever no rival is asked for; else it is loaded by its first request."""
+        return self.residency == PINNED
 
     @property
     def base_url(self) -> str:
-        """URL at which the host itself reaches the tier's HTTP API, without a path."""
+        """URL at which the host's clients reach the tier's HTTP API, without a path. A request there loads the tier."""
         address = ip_address(self.bind)
         if address.is_unspecified:
             address = ip_address("127.0.0.1" if address.version == 4 else "::1")
@@ -130,7 +221,7 @@ class TierSpec:
     @property
     def unit(self) -> str:
         """Name of the systemd unit that serves the tier."""
-        return f"llama-tier-{self.name}.service"
+        return unit_of(self.name)
 
     def running(self) -> dict[str, Any]:
         """Return what the running server depends on, which no prediction is part of."""
@@ -164,6 +255,7 @@ def from_json(document: dict[str, Any]) -> TierSpec:
                 "devices": tuple(Device(**device) for device in fields["devices"]),
                 "criteria": Criteria(**fields["criteria"]),
                 "argv": tuple(fields["argv"]),
+                "rivals": tuple(fields.get("rivals") or ()),
                 "predicted": Predicted(**fields["predicted"]) if fields.get("predicted") else None,
             }
         )

@@ -1,7 +1,7 @@
 """Whose turn it is when tiers of a host change: who starts after whom, and who has to stop for it. Pure; MiB.
 
-A tier that serves is to serve until its successor is proven. But a port has one holder, and a card has so much room: a
-successor may need what another tier still holds with which it was proven.
+A tier that serves is to serve until its successor is proven. But a card has so much room: a successor may need what
+another tier still holds with which it was proven.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ _NOTHING_MIB = 0.5
 
 @dataclass(frozen=True)
 class Hold:
-    """What a tier holds while it serves: its port, and MiB of cards by UUID."""
+    """What a tier holds while it serves: MiB of cards by UUID."""
 
-    port: int
     mib: Mapping[str, float]
 
 
@@ -43,12 +42,15 @@ class Turn:
 
 
 def hold(spec: tier.TierSpec) -> Hold:
-    """Return what a tier holds by its spec; memory that was not predicted is not held against anyone."""
+    """Return what a tier holds by its spec; memory that was not predicted is not held against anyone.
+
+    Nor is that of a tier on demand: it is planned beside the others, or stops its rivals itself when it starts.
+    """
     mib: dict[str, float] = {}
-    for device in spec.devices:
+    for device in spec.devices if spec.pinned else ():
         parts = (device.weights_mib, device.kv_mib, device.compute_mib, device.overhead_mib)
         mib[device.uuid] = mib.get(device.uuid, 0.0) + sum(part or 0.0 for part in parts)
-    return Hold(spec.port, mib)
+    return Hold(mib)
 
 
 def room(for_tiers_mib: Mapping[str, float], serving: Sequence[Hold], staying: Sequence[Hold]) -> dict[str, float]:
@@ -103,14 +105,14 @@ def going_back(
     that it is not enough to spare one after the other.
     """
 
-    def clash(back: Iterable[str]) -> tuple[int, float]:
+    def missing(back: Iterable[str]) -> float:
         places = [change.old if change.name in back else change.new for change in started]
-        return _clash([*returning, *standing, *filter(None, places)], room_mib)
+        return _missing_mib([*returning, *standing, *filter(None, places)], room_mib)
 
     names = [change.name for change in started]
-    least = clash(names)
+    least = missing(names) + _NOTHING_MIB
     ways = (back for count in range(len(names)) for back in itertools.combinations(reversed(names), count))
-    return tuple(reversed(next((back for back in ways if _as_good(clash(back), least)), names[::-1])))
+    return tuple(reversed(next((back for back in ways if missing(back) <= least), names[::-1])))
 
 
 def _in_the_way(
@@ -118,26 +120,20 @@ def _in_the_way(
 ) -> tuple[str, ...]:
     """Name those of some others that stop for what is `wanted`: no more than it takes, the first ones spared first."""
 
-    def clash(stopping: Iterable[str]) -> tuple[int, float]:
-        return _clash([*wanted, *(hold for name, hold in others if hold and name not in stopping)], room_mib)
+    def missing(stopping: Iterable[str]) -> float:
+        return _missing_mib([*wanted, *(hold for name, hold in others if hold and name not in stopping)], room_mib)
 
     stopping = [name for name, _ in others]
-    least = clash(stopping)
+    least = missing(stopping) + _NOTHING_MIB
     for name, _ in others:
         fewer = [other for other in stopping if other != name]
-        if _as_good(clash(fewer), least):
+        if missing(fewer) <= least:
             stopping = fewer
     return tuple(stopping)
 
 
-def _clash(holds: Sequence[Hold], room_mib: Mapping[str, float]) -> tuple[int, float]:
-    """Return ports that are held twice, and MiB that are missing."""
-    missing = sum(max(0.0, _on(card, holds) - mib) for card, mib in room_mib.items())
-    return len(holds) - len({each.port for each in holds}), missing
-
-
-def _as_good(clash: tuple[int, float], least: tuple[int, float]) -> bool:
-    return clash[0] <= least[0] and clash[1] <= least[1] + _NOTHING_MIB
+def _missing_mib(holds: Sequence[Hold], room_mib: Mapping[str, float]) -> float:
+    return sum(max(0.0, _on(card, holds) - mib) for card, mib in room_mib.items())
 
 
 def _on(card: str, holds: Iterable[Hold]) -> float:

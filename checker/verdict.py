@@ -9,7 +9,7 @@ from checker.accepted import Gate, slower
 from checker.evidence import Check, Completion, Evidence, Load, Quality, Served, Stability, Verdict
 from checker.findings import Finding
 from checker.language import garbage
-from checker.tier import TierSpec
+from checker.tier import Front, TierSpec
 
 # llama.cpp rounds the context of a slot up to whole blocks of this size (GGML_PAD in llama-context.cpp).
 _CONTEXT_BLOCK = 256
@@ -32,18 +32,25 @@ def judge(spec: TierSpec, evidence: Evidence, gate: Gate | None = None) -> Verdi
         # Everything else fails with it, and would only hide it.
         failed = failed[:1]
     reasons = [f"{spec.name}: {problem}" for problem in evidence.problems] + failed
+    if evidence.front and evidence.front.fallback:
+        # That it is down is known then, and the first finding says why.
+        reasons = failed[:1]
+    asleep = [f"{spec.name}: not loaded now, measured {evidence.measured_at}"] if evidence.asleep else []
+    notes = [finding.note for finding in findings if finding.check.passed and finding.note]
     return Verdict(
         verdict="fail" if reasons else "pass",
         checks=tuple(finding.check for finding in findings),
         reasons=tuple(reasons),
-        notes=tuple(finding.note for finding in findings if finding.check.passed and finding.note),
+        notes=(*asleep, *notes),
     )
 
 
 def _findings(spec: TierSpec, evidence: Evidence, gate: Gate | None) -> Iterator[Finding]:
+    if evidence.front and evidence.front.fallback:
+        yield _degraded(spec, evidence.front.fallback, evidence.front.reason)
     yield _unit_active(spec, evidence)
     yield _reachable(spec, evidence)
-    yield from _own_port(spec, evidence)
+    yield from _front(spec, evidence)
     if evidence.served is not None:
         yield from _right_model(spec, evidence.served)
     yield from memory_verdict.findings(spec, evidence)
@@ -82,15 +89,27 @@ def _reachable(spec: TierSpec, evidence: Evidence) -> Finding:
     )
 
 
-def _own_port(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
-    """Yield a check of who listens on the port, where that was found: a stranger there may answer all questions."""
-    listener, own = evidence.listener_pid, evidence.unit.main_pid
-    if listener is None or own is None:
+def _front(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
+    """Yield checks of what listens on the port: a stranger there may answer all questions, the fallback as well."""
+    front, own = evidence.front, Front(spec.name)
+    if front is None:
         return
     yield Finding(
-        Check("port", listener == own, f"process {own}", f"process {listener}"),
-        f"{spec.name}: process {listener} listens on port {spec.port}, the unit's own is {own}: what answers there is "
-        f"not the tier; stop process {listener}, then systemctl restart {spec.unit}",
+        Check("port", front.stranger is None, own.socket, front.stranger or own.socket),
+        f"{spec.name}: {front.stranger} listens on port {spec.port}: what answers there is not the tier; stop it, then "
+        f"systemctl restart {own.socket}",
+    )
+    yield Finding(
+        Check("port open", front.socket_state == "active", "active", front.socket_state),
+        f"{spec.name}: {own.socket} is {front.socket_state}, so no client reaches the tier: systemctl start {own.socket}",
+    )
+
+
+def _degraded(spec: TierSpec, fallback: str, reason: str | None) -> Finding:
+    return Finding(
+        Check("not degraded", False, spec.name, fallback),
+        f"{spec.name}: degraded, {fallback} answers on port {spec.port} in its place: {reason}; mend that, then "
+        f"`systemctl start {Front(spec.name).socket}` or site.yml with `-e llama_tiers_retry=true`",
     )
 
 

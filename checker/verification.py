@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from typing import Any
 
-from checker import hardware, speed_verdict
+from checker import hardware, speed_verdict, systemd
 from checker.accepted import Accepted, Gate, fingerprint, key, repeated_speed
-from checker.evidence import Evidence, Quality, Report, TierReport
-from checker.measure import Depth, measure, now
+from checker.evidence import Evidence, Quality, Report, TierReport, from_json
+from checker.measure import Depth, front, measure, now
 from checker.tier import TierSpec
 from checker.verdict import judge
+
+# As long as rivals may take to give way (roles/tiers/defaults/main.yml), and to start beside the load itself.
+_DRAIN_S = 400
 
 
 def report(
@@ -21,42 +25,94 @@ def report(
     depth: Depth,
     accepted: Mapping[str, Accepted],
     quality: Mapping[str, Quality | str],
+    *,
+    wake: bool = True,
 ) -> Report:
     """Measure and judge the tiers one after the other; `host` is the name that the inventory gives this host.
+
+    A tier on demand that is not loaded is judged by what was measured of the same command before, if that passes and
+    not everything is to be measured. Else it is loaded, unless `wake` is false; pinned tiers that it stopped come back.
 
     `earlier` are evidence documents of this host, newest first; `accepted` the speeds that releases and placements have
     to reach, empty when slower ones are allowed; `quality` what was measured just now of the splits, by tier. A host
     passes when it has tiers and each of them passes. Never raises for what is down: the tiers' reasons tell.
     """
     driver, gpus = _cards()
-    tiers = []
-    for spec in specs:
-        split = quality.get(spec.name)
-        found = _tier(spec, earlier, depth, accepted, driver, gpus, split)
-        if depth is Depth.AUTO and found.verdict.verdict == "fail" and _carried(found.evidence, earlier):
+
+    def judged(spec: TierSpec, evidence: Evidence) -> TierReport:
+        return _judged(spec, evidence, accepted, driver, gpus)
+
+    def measured(spec: TierSpec, depth: Depth) -> TierReport:
+        return judged(spec, measure(spec, earlier, depth, quality.get(spec.name)))
+
+    found: dict[str, TierReport] = {}
+    # Pinned ones first, as they serve: to load one on demand may stop them.
+    for spec in sorted(specs, key=lambda spec: not spec.pinned):
+        if _sleeps(spec):
+            known = None if depth is Depth.WHOLE else _as_measured_before(spec, earlier)
+            if known and judged(spec, known).verdict.verdict == "pass":
+                found[spec.name] = judged(spec, known)
+                continue
+            if wake:
+                _load(spec)
+        found[spec.name] = measured(spec, depth)
+        told = found[spec.name]
+        if depth is Depth.AUTO and told.verdict.verdict == "fail" and _carried(told.evidence, earlier):
             # What an earlier measurement of this run found need not be so any more.
-            found = _tier(spec, earlier, Depth.WHOLE, accepted, driver, gpus, split)
-        tiers.append(found)
+            found[spec.name] = measured(spec, Depth.WHOLE)
+    if wake:
+        for spec in specs:
+            if spec.pinned and found[spec.name].evidence.unit.active_state == "active" and not _is_active(spec):
+                _load(spec)
     return Report(
         host=host,
         recorded_at=now(),
-        passed=bool(tiers) and all(tier.verdict.verdict == "pass" for tier in tiers),
+        passed=bool(found) and all(tier.verdict.verdict == "pass" for tier in found.values()),
         driver=driver,
         gpus=gpus,
-        tiers=tuple(tiers),
+        tiers=tuple(found[spec.name] for spec in specs),
     )
 
 
-def _tier(
+def _is_active(spec: TierSpec) -> bool:
+    try:
+        return systemd.is_active(spec.unit)
+    except systemd.SystemdError:
+        return False
+
+
+def _sleeps(spec: TierSpec) -> bool:
+    """Whether a tier on demand is not loaded, and not because it failed."""
+    try:
+        return not spec.pinned and systemd.unit_state(spec.unit).active_state == "inactive"
+    except systemd.SystemdError:
+        return False
+
+
+def _load(spec: TierSpec) -> None:
+    """Load a tier; that it could not be shows in what is measured of it."""
+    with suppress(systemd.SystemdError):
+        systemd.start(spec.unit, timeout_s=2 * spec.criteria.max_load_s + _DRAIN_S)
+
+
+def _as_measured_before(spec: TierSpec, earlier: Sequence[Mapping[str, Any]]) -> Evidence | None:
+    """Return what was measured last of a tier that runs just this command, as that of one that is not loaded now."""
+    for document in earlier:
+        found = from_json({key: value for key, value in document.items() if key != "schema"})
+        if found is None or found.tier != spec.name or found.unit.active_state != "active":
+            continue
+        same = (found.argv, found.environment, found.model.sha256) == (spec.argv, spec.environment, spec.model.sha256)
+        return replace(found, asleep=True, front=front(spec), problems=()) if same and not found.problems else None
+    return None
+
+
+def _judged(
     spec: TierSpec,
-    earlier: Sequence[Mapping[str, Any]],
-    depth: Depth,
+    evidence: Evidence,
     accepted: Mapping[str, Accepted],
     driver: hardware.Driver | None,
     gpus: Sequence[hardware.Gpu],
-    quality: Quality | str | None,
 ) -> TierReport:
-    evidence = measure(spec, earlier, depth, quality)
     cards = [gpu.uuid for gpu in gpus]
     before = accepted.get(key(evidence, cards))
     own = fingerprint(evidence, cards, driver.version if driver else None)

@@ -40,10 +40,14 @@ def _host(document: dict[str, Any]) -> list[RenderableType]:
         parts += [*_tier(tier), Text()]
     together = [*_together(document["resident_together"])]
     together += [
-        Text.assemble((f"not together: {' + '.join(exclusion['tiers'])}: ", "bold yellow"), exclusion["reason"])
+        Text.assemble((f"{_apart(exclusion)}: {' + '.join(exclusion['tiers'])}: ", "bold yellow"), exclusion["reason"])
         for exclusion in document["exclusions"]
     ]
     return [*parts, *together, *([Text()] if together else [])]
+
+
+def _apart(exclusion: dict[str, Any]) -> str:
+    return "switched, one at a time" if exclusion["switched"] else "not together"
 
 
 def _together(sets: list[list[str]]) -> Iterator[Text]:
@@ -92,6 +96,7 @@ def _tier(tier: dict[str, Any]) -> list[RenderableType]:
         "  ",
         ("fits", "bold green") if fits else ("DOES NOT FIT", "bold red"),
         f"  {tier['model']}, context {placement['ctx_size']:,}{_range(tier['context'])}",
+        ", on demand" if tier["residency"] == "on_demand" else "",
     )
     lines: list[RenderableType] = [title]
     if tier["confidence"] != KNOWN:

@@ -108,7 +108,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    from checker import activation, cuda_host, hardware
+    from checker import cuda_host, hardware, proven
 
     driver, gpus, problem = None, (), None
     held: dict[str, float | None] = {}
@@ -131,7 +131,7 @@ def main() -> None:
         "problem": problem,
         "cuda": dataclasses.asdict(cuda_host.read(module.params["toolkit_path"])) if module.params["cuda"] else None,
         "ram_mib": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20,
-        "proven": activation.proven(),
+        "proven": proven.specs(),
         "disks": [read_disk(need["path"], need["done"], mounts) for need in module.params["needs"]],
     }
     module.exit_json(changed=False, profile=profile)

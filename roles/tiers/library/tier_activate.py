@@ -7,11 +7,13 @@ DOCUMENTATION = r"""
 module: tier_activate
 short_description: Start what is new or changed, one tier at a time, and roll back what fails
 description:
-  - Starts tiers in an order in which the fewest have to stop before their turn. One stops early only where the port or
-    the memory of a card that it holds is needed by another tier to start.
-  - Restarts a tier only when its unit, spec or key differ from what was last proven ready, or when it is not active.
-  - A tier that does not become ready gets back the unit and spec that served before, and the module fails.
-  - Tiers of the host that are not named are stopped and removed.
+  - Starts tiers in an order in which the fewest have to stop before their turn. One stops early only where the memory of
+    a card that it holds is needed by another tier to start.
+  - Restarts a tier only when its server's part of the unit, its spec or its key differ from what was last proven ready,
+    or when it is pinned and not active. One on demand is started to be proven; pinned tiers come back after it.
+  - A tier that does not become ready gets back the units and spec that served before, and the module fails. One that was
+    never proven and has a fallback is given up instead, with a warning.
+  - Tiers of the host that are not named are stopped and removed, with their keys.
 options:
   tiers: {description: Names of the tiers, type: list, elements: str, required: true}
   room_mib:
@@ -19,6 +21,10 @@ options:
     type: dict
     required: true
   progress: {description: File whose last line says how far it is, type: path, required: true}
+  retry:
+    description: Try tiers again that were given up, although nothing has changed.
+    type: bool
+    default: false
 attributes:
   check_mode: {support: none}
 author: [llama-tiers]
@@ -35,6 +41,8 @@ EXAMPLES = r"""
 RETURN = r"""
 activated: {description: Tiers that were started or restarted, in order, type: list, returned: success}
 retired: {description: Tiers that were stopped and removed, type: list, returned: success}
+moved: {description: Tiers of which only what is around the server changed, type: list, returned: success}
+degraded: {description: Why tiers were given up for their fallback, by tier, type: dict, returned: success}
 """
 
 from pathlib import Path
@@ -49,6 +57,7 @@ def main() -> None:
             "tiers": {"type": "list", "elements": "str", "required": True},
             "room_mib": {"type": "dict", "required": True},
             "progress": {"type": "path", "required": True},
+            "retry": {"type": "bool", "default": False},
         },
     )
     from checker import activation, systemd, tier
@@ -60,13 +69,19 @@ def main() -> None:
         progress.write_text(line + "\n")
 
     try:
-        outcome = activation.activate(module.params["tiers"], module.params["room_mib"], report)
+        outcome = activation.activate(
+            module.params["tiers"], module.params["room_mib"], report, retry=module.params["retry"]
+        )
     except (activation.ActivationError, systemd.SystemdError, tier.TierSpecError) as error:
         module.fail_json(msg=str(error))
+    for name, reason in outcome.degraded.items():
+        module.warn(f"tier {name} does not start, its fallback answers in its place: {reason}")
     module.exit_json(
-        changed=bool(outcome.activated or outcome.retired),
+        changed=bool(outcome.activated or outcome.retired or outcome.moved),
         activated=list(outcome.activated),
         retired=list(outcome.retired),
+        moved=list(outcome.moved),
+        degraded=dict(outcome.degraded),
     )
 
 

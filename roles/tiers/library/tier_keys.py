@@ -8,9 +8,12 @@ module: tier_keys
 short_description: Have one API key file for each tier
 description:
   - Writes the given keys, makes a random one for every tier that has none yet, and sets owner and mode.
+  - The file of a tier begins with its own key; those of tiers that it is the fallback of follow, for their clients.
 options:
   tiers: {description: Names of the tiers, type: list, elements: str, required: true}
   keys: {description: Keys by tier name, type: dict, default: {}}
+  fallbacks: {description: The fallback of a tier, by the tier's name, type: dict, default: {}}
+  rotate: {description: Tiers that get a new random key, type: list, elements: str, default: []}
   directory: {description: Folder of the key files, type: path, required: true}
   groups: {description: The group that may read the key, by tier name, type: dict, required: true}
 attributes:
@@ -36,12 +39,22 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 
+def wanted_key(name, path, keys, rotate):
+    """Return the key that is given, else the one that the tier has, else a random one."""
+    if name in keys:
+        return keys[name]
+    current = path.read_text().split() if path.exists() and name not in rotate else []
+    return current[0] if current else secrets.token_urlsafe(32)
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "tiers": {"type": "list", "elements": "str", "required": True},
             "keys": {"type": "dict", "default": {}, "no_log": True},
+            "fallbacks": {"type": "dict", "default": {}},
+            "rotate": {"type": "list", "elements": "str", "default": []},
             "directory": {"type": "path", "required": True},
             "groups": {"type": "dict", "required": True},
         },
@@ -58,17 +71,25 @@ def main() -> None:
     unknown = sorted(set(keys) - set(module.params["tiers"]))
     if unknown:
         module.fail_json(msg=f"tiers_api_keys names {', '.join(unknown)}, but the tiers are {module.params['tiers']}")
+    strange = sorted(set(module.params["rotate"]) - set(module.params["tiers"]))
+    if strange:
+        module.fail_json(msg=f"tiers_rotate_keys names {', '.join(strange)}, but the tiers are {module.params['tiers']}")
+    given = sorted(set(module.params["rotate"]) & set(keys))
+    if given:
+        module.fail_json(msg=f"tiers_rotate_keys names {', '.join(given)}, whose keys are given: change them there")
+    directory = Path(module.params["directory"])
     written = []
+    own = {name: wanted_key(name, directory / name, keys, module.params["rotate"]) for name in module.params["tiers"]}
     for name in module.params["tiers"]:
-        path = Path(module.params["directory"]) / name
-        wanted = keys.get(name)
-        current = path.read_text().strip() if path.exists() else None
-        if current is None or (wanted is not None and wanted != current):
+        path = directory / name
+        stands_in_for = [other for other, fallback in module.params["fallbacks"].items() if fallback == name]
+        wanted = "".join(own[each] + "\n" for each in (name, *stands_in_for))
+        if not path.exists() or path.read_text() != wanted:
             written.append(name)
             if not module.check_mode:
                 temporary = path.with_suffix(".new")
                 temporary.touch(mode=0o600)
-                temporary.write_text((wanted or secrets.token_urlsafe(32)) + "\n")
+                temporary.write_text(wanted)
                 temporary.replace(path)
         if not module.check_mode:
             owned = module.set_owner_if_different(str(path), "root", False)

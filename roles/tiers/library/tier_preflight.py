@@ -62,6 +62,7 @@ def main() -> None:
     for spec in module.params["specs"]:
         problems += _unknown_flags(module, spec, help_of)
         for listener in ports.listeners(spec["port"]):
+            # The proxy of a tier has its socket too.
             if not listener.unit.startswith("llama-tier-"):
                 unit = f", {listener.unit}" if listener.unit else ""
                 problems.append(

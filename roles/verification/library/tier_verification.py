@@ -150,7 +150,9 @@ def main() -> None:
             splits = quality.measure(specs)
         except systemd.SystemdError as error:
             module.fail_json(msg=f"a tier did not stop or start again for its quality to be measured: {error}")
-    report = verification.report(specs, module.params["host"], read_earlier(evidence), depth, gate, splits)
+    report = verification.report(
+        specs, module.params["host"], read_earlier(evidence), depth, gate, splits, wake=not module.check_mode
+    )
     document = report.to_json()
     fact = Path(module.params["fact"])
     verified = json.dumps(verification.stable(report), indent=2) + "\n"

@@ -1,0 +1,81 @@
+"""What a tier waits for before its server starts: `ExecStartPre=` of its unit, inside its sandbox.
+
+At boot the driver may need its time, and a rival that was just stopped may still hold memory of the cards.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from checker import hardware, tier
+
+CARDS_S = 60.0
+MEMORY_S = 15.0
+_LOOK_S = 0.5
+_POLL_S = 0.05
+
+
+def wait(spec: tier.TierSpec, cards_s: float = CARDS_S, memory_s: float = MEMORY_S) -> str | None:
+    """Wait for the tier's cards, then for the memory that it needs of them; return the reason why it cannot start.
+
+    Memory that does not become free is said on stderr and is no reason: the plan's figures are a little higher than
+    what a server takes, and the load itself tells.
+    """
+    own = list(dict.fromkeys(device.uuid for device in spec.devices if tier.is_here(device.rpc_endpoint)))
+    missing = _wait_for_cards(spec, own, cards_s)
+    if missing:
+        return missing
+    short = _wait_for_memory(spec, own, memory_s)
+    if short:
+        print(short, file=sys.stderr)
+    return None
+
+
+def _wait_for_cards(spec: tier.TierSpec, uuids: list[str], cards_s: float) -> str | None:
+    deadline = time.monotonic() + cards_s
+    while True:
+        try:
+            found = [gpu.uuid for gpu in hardware.answering_gpus()]
+            gone = [uuid for uuid in uuids if uuid not in found]
+            reason = f"{', '.join(gone)} is gone, found {', '.join(found) or 'no card'}: plan again" if gone else None
+        except hardware.HardwareError as error:
+            reason = str(error)
+        if reason is None or time.monotonic() >= deadline:
+            return f"{spec.name}: {reason}" if reason else None
+        time.sleep(_LOOK_S)
+
+
+def _wait_for_memory(spec: tier.TierSpec, uuids: list[str], memory_s: float) -> str | None:
+    needs: dict[str, float] = {}
+    for device in spec.devices:
+        if device.uuid in uuids:
+            needs[device.uuid] = needs.get(device.uuid, 0.0) + (device.predicted_mib or 0.0)
+    deadline = time.monotonic() + memory_s
+    while True:
+        try:
+            free = {gpu.uuid: gpu.total_mib - gpu.used_mib for gpu in hardware.answering_gpus()}
+        except hardware.HardwareError as error:
+            return f"{spec.name}: {error}"
+        short = [
+            f"{uuid} has {free[uuid]:,} MiB free, {mib:,.0f} are planned"
+            for uuid, mib in needs.items()
+            if uuid in free and free[uuid] < mib
+        ]
+        if not short:
+            return None
+        if time.monotonic() >= deadline:
+            return f"{spec.name}: {'; '.join(short)}: something else holds memory of it, the load may fail"
+        time.sleep(_POLL_S)
+
+
+def main(name: str) -> int:
+    """Wait as ExecStartPre; return the exit code, with the reason on stderr when it is not 0."""
+    try:
+        reason = wait(tier.load(name))
+    except tier.TierSpecError as error:
+        reason = str(error)
+    if reason is None:
+        return 0
+    print(f"not ready: {reason}", file=sys.stderr)
+    return 1

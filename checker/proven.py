@@ -1,0 +1,155 @@
+"""The files of the tiers on this host, and copies of those with which each tier was proven.
+
+A tier is *proven* when its unit became active (readiness included) with the inputs that lie on the host: units, tier
+spec and key. The proven units and spec are kept under /var/lib/llama-tiers/proven/<tier>/, with a digest of what the
+server depends on, so that a run that was cut off is finished by the next one, a second run restarts nothing, and a
+failed successor is replaced by what served before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from checker import tier
+
+UNITS = Path("/etc/systemd/system")
+DIRECTORY = Path("/var/lib/llama-tiers/proven")
+
+_SERVICE_SECTION = re.compile(r"^\[Service\]$.*?(?=^\[|\Z)", re.MULTILINE | re.DOTALL)
+
+
+def unit_files(name: str) -> list[Path]:
+    """Return the unit files of a tier that are there, its server's first."""
+    units = (tier.unit_of(name), *tier.Front(name).units)
+    return [path for unit in units if (path := UNITS / unit).exists()]
+
+
+def spec_file(name: str) -> Path:
+    """Return where the spec of a tier lies."""
+    return tier.DIRECTORY / f"{name}.json"
+
+
+def digest(spec: tier.TierSpec) -> str:
+    """Return the sha256 over what the running server depends on: its own section of the unit, its key, its spec.
+
+    What the plan predicts is no part of it, and neither is how the unit stands to others: no reason to restart what
+    serves.
+    """
+    unit = (UNITS / spec.unit).read_text(encoding="utf-8")
+    running = json.dumps(spec.running(), sort_keys=True)
+    service = "".join(_SERVICE_SECTION.findall(unit))
+    whole = hashlib.sha256()
+    for content in (service.encode(), Path(spec.key_file).read_bytes(), running.encode()):
+        whole.update(hashlib.sha256(content).digest())
+    return whole.hexdigest()
+
+
+def proven_digest(name: str) -> str:
+    """Return the digest with which a tier was proven; empty when it never was."""
+    path = DIRECTORY / name / "digest"
+    return path.read_text().strip() if path.exists() else ""
+
+
+def exists(name: str) -> bool:
+    """Whether a tier was ever proven on this host."""
+    return (DIRECTORY / name / "spec.json").exists()
+
+
+def is_as_proven(name: str, path: Path) -> bool:
+    """Whether a unit file of a tier is the one with which it was proven."""
+    copy = DIRECTORY / name / "units" / path.name
+    return copy.exists() and copy.read_bytes() == path.read_bytes()
+
+
+def is_remembered(spec: tier.TierSpec) -> bool:
+    """Whether all files of a tier, and no other, are those with which it was proven."""
+    directory = DIRECTORY / spec.name
+    files = unit_files(spec.name)
+    kept = {path.name for path in directory.glob("units/*")}
+    return (
+        proven_digest(spec.name) == digest(spec)
+        and (directory / "spec.json").read_bytes() == spec_file(spec.name).read_bytes()
+        and kept == {path.name for path in files}
+        and all(is_as_proven(spec.name, path) for path in files)
+    )
+
+
+def remember(spec: tier.TierSpec) -> None:
+    """Keep the files of a tier as those with which it was proven."""
+    directory = DIRECTORY / spec.name
+    shutil.rmtree(directory / "units", ignore_errors=True)
+    (directory / "units").mkdir(parents=True)
+    for path in unit_files(spec.name):
+        shutil.copy2(path, directory / "units")
+    shutil.copy2(spec_file(spec.name), directory / "spec.json")
+    (directory / "digest").write_text(digest(spec) + "\n")
+    (directory / "given-up.json").unlink(missing_ok=True)
+
+
+def put_back(name: str) -> bool:
+    """Lay out the units and the spec that were proven last; False when there are none."""
+    directory = DIRECTORY / name
+    if not exists(name):
+        return False
+    for path in unit_files(name):
+        path.unlink()
+    for path in (directory / "units").iterdir():
+        shutil.copy2(path, UNITS)
+    shutil.copy2(directory / "spec.json", spec_file(name))
+    return True
+
+
+def give_up(spec: tier.TierSpec, reason: str) -> None:
+    """Keep with what, and why, a tier failed that has a fallback to answer in its place."""
+    (DIRECTORY / spec.name).mkdir(parents=True, exist_ok=True)
+    said = json.dumps({"digest": digest(spec), "reason": reason}, indent=2)
+    (DIRECTORY / spec.name / "given-up.json").write_text(said + "\n", encoding="utf-8")
+
+
+def given_up(spec: tier.TierSpec) -> str | None:
+    """Return why a tier was given up as it is now; None when it was not, or something has changed since."""
+    try:
+        told = json.loads((DIRECTORY / spec.name / "given-up.json").read_text(encoding="utf-8"))
+        return str(told["reason"]) if told["digest"] == digest(spec) else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def specs() -> dict[str, Any]:
+    """Return the spec documents with which tiers were proven last, by tier; what cannot be read is left out."""
+    found = {}
+    for path in sorted(DIRECTORY.glob("*/spec.json")):
+        with contextlib.suppress(OSError, ValueError):
+            found[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def release(name: str) -> str | None:
+    """Return the release with which a tier was proven, None when it never was."""
+    try:
+        return str(specs()[name]["engine"]["release"])
+    except (KeyError, TypeError):
+        return None
+
+
+def leftovers(names: Sequence[str]) -> list[str]:
+    """Name the tiers that have files on this host and no place among `names`, those of an interrupted removal too."""
+    units = {path.stem.removeprefix("llama-tier-") for path in UNITS.glob(tier.unit_of("*"))}
+    units = {name for name in units if not name.endswith(tier.RESERVED_ENDINGS)}
+    return sorted((units | {path.stem for path in tier.DIRECTORY.glob("*.json")}) - set(names))
+
+
+def remove(name: str) -> None:
+    """Remove all files of a tier, its key among them."""
+    with contextlib.suppress(tier.TierSpecError):
+        Path(tier.load(name).key_file).unlink(missing_ok=True)
+    for path in (spec_file(name), *unit_files(name)):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(DIRECTORY / name, ignore_errors=True)
