@@ -23,6 +23,8 @@ UNITS = Path("/etc/systemd/system")
 DIRECTORY = Path("/var/lib/llama-tiers/proven")
 
 _SERVICE_SECTION = re.compile(r"^\[Service\]$.*?(?=^\[|\Z)", re.MULTILINE | re.DOTALL)
+# systemd applies it to what runs, and the plan predicts it.
+_LIVE = re.compile(r"^MemoryMax=.*\n", re.MULTILINE)
 
 
 def unit_files(name: str) -> list[Path]:
@@ -44,7 +46,7 @@ def digest(spec: tier.TierSpec) -> str:
     """
     unit = (UNITS / spec.unit).read_text(encoding="utf-8")
     running = json.dumps(spec.running(), sort_keys=True)
-    service = "".join(_SERVICE_SECTION.findall(unit))
+    service = _LIVE.sub("", "".join(_SERVICE_SECTION.findall(unit)))
     whole = hashlib.sha256()
     for content in (service.encode(), Path(spec.key_file).read_bytes(), running.encode()):
         whole.update(hashlib.sha256(content).digest())

@@ -1,0 +1,300 @@
+"""Tiers that have no room beside each other: who serves when, seen from a client, on a host that is provisioned.
+
+A pinned tier, one on demand that is its rival, and one on demand that only stands in for the second. Like the other
+lab tests they run in order; what is changed is the inventory's own again at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from labhost import BIG, DROP_INS, SMALL, SUITE, inventory_gpus, inventory_tiers, playbook, recap, ssh, ssh_ok, verify
+
+from checker.cards import default_reserved_mib
+
+TIERS = ("fast", "deep", "small")
+PORTS = {"fast": 8080, "deep": 8081, "small": 8082}
+IDLE_S, COOLDOWN_S = 4, 3
+ALL_RUNNING = "systemctl list-units 'llama-tier*' --no-legend --plain --state=failed"
+
+
+def variables(**changes: Any) -> dict[str, Any]:
+    """Return the variables of a run in which fast and deep exclude each other."""
+    tiers, gpus = inventory_tiers(), inventory_gpus()
+    fast, deep = tiers
+    deep |= {"residency": "on_demand", "fallback": "small"}
+    small = {**fast, "name": "small", "port": PORTS["small"], "residency": "on_demand", "gpus": [gpus[1]["name"]]}
+    # Room on the first card for one of fast and deep.
+    gpus[0]["margin_mib"] = 8192 - default_reserved_mib(8192) - 330
+    return {
+        "tiers": [fast, deep, small],
+        "gpus": gpus,
+        "tiers_idle_s": IDLE_S,
+        "tiers_residency_s": 0,
+        "tiers_cooldown_s": COOLDOWN_S,
+        "tiers_fallback_s": 20,
+        **changes,
+    }
+
+
+def site(**changes: Any) -> Any:
+    return playbook("site.yml", "-e", json.dumps(variables(**changes)))
+
+
+def states() -> dict[str, str]:
+    told = ssh(f"systemctl is-active {' '.join(f'llama-tier-{name}' for name in TIERS)}").stdout.split()
+    return dict(zip(TIERS, told, strict=True))
+
+
+def wait_for(tier: str, state: str = "active", seconds: int = 60) -> None:
+    ssh_ok(f"timeout {seconds} sh -c 'until [ $(systemctl is-active llama-tier-{tier}) = {state} ]; do sleep 0.2; done'")
+
+
+def ask(tier: str, tokens: int = 1, key: str | None = None, seconds: int = 120) -> dict[str, Any]:
+    """Ask a tier by its port, as its clients do; the answer has the seconds that it took as `wall_s`."""
+    body = json.dumps({"messages": [{"role": "user", "content": "Say a word."}], "max_tokens": tokens})
+    told = ssh(
+        f"curl -s -m {seconds} -w '\\n%{{time_total}} %{{http_code}}' "
+        f'-H "Authorization: Bearer $(head -1 /etc/llama-tiers/keys/{key or tier})" '
+        f"http://127.0.0.1:{PORTS[tier]}/v1/chat/completions -d '{body}'"
+    ).stdout
+    answer, _, status = told.rpartition("\n")
+    took, code = status.split()
+    document: dict[str, Any] = json.loads(answer) if code == "200" else {}
+    return {**document, "wall_s": float(took), "code": code}
+
+
+def servers() -> list[str]:
+    """Return the tiers whose server process runs."""
+    found = ssh("pgrep -a llama-server | grep -o 'run/llama-tier-[a-z]*' | sort").stdout.split()
+    return [name.removeprefix("run/llama-tier-") for name in found]
+
+
+def journal(tier: str) -> str:
+    return ssh_ok(f"journalctl -u llama-tier-{tier} -n 60 --no-pager -o cat")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_before() -> Iterator[None]:
+    """Have the inventory's own tiers again at the end."""
+    yield
+    assert playbook("site.yml").returncode == 0
+
+
+def test_pinned_tiers_that_exclude_each_other_are_refused_with_the_word_that_helps() -> None:
+    tiers = variables()["tiers"]
+    for tier in tiers:
+        tier["residency"] = "pinned"
+    result = site(tiers=tiers)
+    assert result.returncode == 2
+    assert re.search(r"fast and deep cannot be resident together: .* residency: on_demand", result.stdout, re.DOTALL)
+    assert recap(result)["changed"] == 0
+
+
+def test_site_proves_each_of_them_and_the_pinned_one_serves() -> None:
+    result = site()
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert states() == {"fast": "active", "deep": "inactive", "small": "inactive"}
+    for name in TIERS:
+        assert f"{name}: PASS" in result.stdout, result.stdout[-4000:]
+    assert "Conflicts=llama-tier-fast.service" in ssh_ok("systemctl cat llama-tier-deep")
+
+
+def test_a_second_run_wakes_nobody_and_changes_nothing() -> None:
+    before = ssh_ok("systemctl show -P MainPID llama-tier-fast")
+    result = site()
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert recap(result)["changed"] == 0, result.stdout
+    assert ssh_ok("systemctl show -P MainPID llama-tier-fast") == before
+    assert states()["deep"] == "inactive"
+
+
+def test_a_request_to_a_cold_tier_is_answered_with_little_beside_its_load() -> None:
+    overheads = []
+    for _ in range(3):
+        wait_for("fast")
+        answer = ask("deep")
+        assert answer["code"] == "200"
+        assert servers() == ["deep"]
+        shown = dict(
+            line.split("=")
+            for line in ssh_ok(
+                "systemctl show llama-tier-deep -p ExecMainStartTimestampMonotonic -p ActiveEnterTimestampMonotonic"
+            ).splitlines()
+        )
+        load_s = (
+            int(shown["ActiveEnterTimestampMonotonic"]) - int(shown["ExecMainStartTimestampMonotonic"])
+        ) / 1e6
+        overheads.append(answer["wall_s"] - load_s)
+        wait_for("deep", "inactive")
+    print(f"first request to a cold tier on {SUITE}: {min(overheads):.2f} s beside its load; all: {overheads}")
+
+
+def test_the_pinned_tier_comes_back_once_nobody_asks() -> None:
+    assert ask("deep")["code"] == "200"
+    assert states()["fast"] == "inactive"
+    wait_for("fast", seconds=IDLE_S + 30)
+    assert servers() == ["fast"]
+
+
+def test_a_stream_in_flight_is_finished_before_the_tier_gives_way() -> None:
+    wait_for("fast")
+    with ThreadPoolExecutor() as pool:
+        stream = pool.submit(
+            ssh,
+            "curl -sN -H \"Authorization: Bearer $(head -1 /etc/llama-tiers/keys/fast)\" http://127.0.0.1:8080/completion "
+            """-d '{"prompt": "Count:", "n_predict": 120, "stream": true, "ignore_eos": true}' | grep -c '^data:'""",
+        )
+        time.sleep(1.5)
+        answer = ask("deep")
+        chunks = int(stream.result().stdout)
+    assert chunks >= 120
+    assert answer["code"] == "200"
+
+
+def test_twenty_switches_and_twenty_first_requests_leave_nothing_behind() -> None:
+    for number in range(20):
+        assert ask("deep" if number % 2 else "fast")["code"] == "200"
+    wait_for("fast", seconds=IDLE_S + 60)
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda _: ask("deep"), range(20)))
+    assert [answer["code"] for answer in answers] == ["200"] * 20
+    assert servers() == ["deep"]
+    wait_for("fast", seconds=IDLE_S + 60)
+    assert servers() == ["fast"]
+    assert ssh_ok(ALL_RUNNING).strip() == ""
+    assert ssh_ok("systemctl list-jobs --no-legend").strip() in ("", "No jobs running.")
+
+
+def change_deep(line: str) -> None:
+    ssh_ok(f"mkdir -p {DROP_INS} && printf '[Service]\\n%s\\n' '{line}' > {DROP_INS}/fault.conf && systemctl daemon-reload")
+
+
+def deep_again() -> None:
+    ssh_ok(f"rm -rf {DROP_INS}; systemctl daemon-reload; systemctl start llama-tier-deep.socket")
+
+
+def test_a_load_that_fails_is_tried_once_and_the_fallback_answers_on_its_port() -> None:
+    change_deep('ExecStartPost=/bin/sh -c "echo not ready: a test refuses it; exit 1"')
+    wait_for("fast")
+    since = ssh_ok("date +%s").strip()
+    try:
+        with ThreadPoolExecutor(5) as pool:
+            assert {answer["code"] for answer in pool.map(lambda _: ask("deep"), range(5))} == {"000"}
+        loads = ssh_ok(f"journalctl -u llama-tier-deep --since @{since} -o cat | grep -c '^Starting llama-tier-deep.service'")
+        assert int(loads) == 1
+        wait_for("fast")
+        answer = ask("deep")
+        assert answer["code"] == "200"
+        assert servers() == ["fast", "small"]
+        code, document = verify()
+        assert code == 1
+        deep = next(tier for tier in document["hosts"][0]["tiers"] if tier["name"] == "deep")
+        assert len(deep["reasons"]) == 1
+        assert re.search(r"deep: degraded, small answers on port 8081 .*: not ready: a test refuses it", deep["reasons"][0])
+        result = site()
+        assert result.returncode == 2
+        assert "degraded" in result.stdout
+        assert int(ssh_ok(f"journalctl -u llama-tier-deep --since @{since} -o cat | grep -c '^Starting llama-tier-deep.s'")) == 1
+    finally:
+        deep_again()
+    assert ask("deep")["code"] == "200"
+    assert "deep" in servers()
+
+
+def test_the_port_is_its_own_again_when_the_time_of_the_fallback_is_over() -> None:
+    change_deep("ExecStartPost=/bin/false")
+    wait_for("fast")
+    try:
+        assert ask("deep")["code"] == "000"
+        ssh_ok(f"rm -rf {DROP_INS}; systemctl daemon-reload")
+        ssh_ok("timeout 40 sh -c 'until systemctl is-active -q llama-tier-deep.socket; do sleep 0.5; done'")
+        assert ask("deep")["code"] == "200"
+        assert "deep" in servers()
+    finally:
+        deep_again()
+
+
+@pytest.mark.parametrize("signal", ["KILL", "STOP"])
+def test_a_server_that_dies_or_hangs_gives_its_place_back(signal: str) -> None:
+    assert ask("deep")["code"] == "200"
+    pid = ssh_ok("systemctl show -P MainPID llama-tier-deep").strip()
+    ssh_ok(f"kill -{signal} {pid}")
+    wait_for("fast", seconds=90)
+    assert "deep" not in servers()
+    deep_again()
+
+
+def test_a_pinned_tier_that_is_killed_is_back_after_its_cooldown() -> None:
+    wait_for("fast")
+    ssh_ok("kill -9 $(systemctl show -P MainPID llama-tier-fast)")
+    wait_for("fast", "failed")
+    assert ask("fast")["code"] == "000"
+    wait_for("fast", seconds=COOLDOWN_S + 30)
+    assert ask("fast")["code"] == "200"
+
+
+def test_a_limit_of_memory_hits_the_tier_that_needs_more_alone() -> None:
+    before = ssh_ok("systemctl show -P MainPID llama-tier-fast")
+    change_deep("MemoryMax=60M")
+    try:
+        ssh("systemctl start llama-tier-small")
+        small = ssh_ok("systemctl show -P MainPID llama-tier-small")
+        assert ask("deep")["code"] == "000"
+        wait_for("fast")
+        assert ssh_ok("systemctl show -P MainPID llama-tier-small") == small
+        assert ssh_ok("systemctl show -P Result llama-tier-deep").strip() in ("oom-kill", "signal")
+    finally:
+        deep_again()
+    assert before
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_card_that_is_absent_at_the_start_is_waited_for(*, comes_back: bool) -> None:
+    ssh_ok(f"mkdir -p /etc/lab-gpus/faults && touch /etc/lab-gpus/faults/missing.{SMALL}")
+    try:
+        with ThreadPoolExecutor() as pool:
+            answer = pool.submit(ask, "deep")
+            time.sleep(8)
+            if comes_back:
+                ssh_ok(f"rm /etc/lab-gpus/faults/missing.{SMALL}")
+            assert answer.result()["code"] == ("200" if comes_back else "000")
+        if not comes_back:
+            assert re.search(rf"not ready: deep: {SMALL} is gone, found {BIG}: plan again", journal("deep"))
+            wait_for("fast")
+    finally:
+        ssh_ok(f"rm -f /etc/lab-gpus/faults/missing.{SMALL}")
+        deep_again()
+
+
+def test_after_a_reboot_the_pinned_tier_serves_and_the_others_wait_for_a_request() -> None:
+    boot = ssh_ok("systemctl show -P UserspaceTimestampMonotonic").strip()
+    ssh("systemctl reboot")
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        time.sleep(1)
+        told = ssh("systemctl show -P UserspaceTimestampMonotonic")
+        if told.returncode == 0 and told.stdout.strip() not in ("", boot):
+            break
+    wait_for("fast", seconds=90)
+    assert states() == {"fast": "active", "deep": "inactive", "small": "inactive"}
+    assert ask("deep")["code"] == "200"
+
+
+def test_a_tier_that_leaves_takes_its_units_and_its_key_along() -> None:
+    changed = variables()
+    changed["tiers"] = changed["tiers"][:2]
+    del changed["tiers"][1]["fallback"]
+    fast = ssh_ok("systemctl show -P MainPID llama-tier-fast")
+    result = playbook("site.yml", "-e", json.dumps(changed))
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert "small" in result.stdout
+    left = ssh("ls /etc/systemd/system /etc/llama-tiers/tiers /etc/llama-tiers/keys | grep -e small -e fallback").stdout
+    assert left == ""
+    assert ssh_ok("systemctl show -P MainPID llama-tier-fast") == fast
