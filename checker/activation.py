@@ -169,6 +169,8 @@ def _activate(names: Sequence[str], room_mib: Mapping[str, float], report: Repor
         systemd.start(tier.Front(name).cooldown)
     for spec in up:
         # What is predicted of a tier that goes on serving may have changed, and what is around it.
+        if spec.name in changed or spec.name in around:
+            _start_at_boot(spec)
         if not proven.is_remembered(spec):
             proven.remember(spec)
     for name in leftovers:
@@ -177,7 +179,8 @@ def _activate(names: Sequence[str], room_mib: Mapping[str, float], report: Repor
         systemd.daemon_reload()
     for unit in (_TARGET, _RESUME):
         systemd.enable(unit)
-    systemd.start(_TARGET)
+    if not systemd.is_active(_TARGET):
+        systemd.start(_TARGET)
     return Outcome(
         activated=order,
         retired=tuple(leftovers),
@@ -279,7 +282,7 @@ def _bring_back(pinned: Sequence[tier.TierSpec], report: Report) -> None:
 
 
 def _open(specs: Sequence[tier.TierSpec]) -> None:
-    """Have the port of each tier open, on its socket, and the tier itself started at boot if it is pinned.
+    """Have the port of each tier open, on its socket.
 
     Sockets that move close first: two may have exchanged their ports. A tier that failed and has a fallback keeps it.
     """
@@ -293,12 +296,16 @@ def _open(specs: Sequence[tier.TierSpec]) -> None:
             systemd.stop(front.cooldown, front.socket, front.proxy)
             closed.append(spec)
     for spec in closed:
-        systemd.enable(tier.Front(spec.name).socket)
         systemd.start(tier.Front(spec.name).socket)
-        if spec.pinned:
-            systemd.enable(spec.unit)
-        else:
-            systemd.disable(spec.unit)
+
+
+def _start_at_boot(spec: tier.TierSpec) -> None:
+    """Have the port of a tier opened at boot, and the tier itself started if it is pinned."""
+    systemd.enable(tier.Front(spec.name).socket)
+    if spec.pinned:
+        systemd.enable(spec.unit)
+    else:
+        systemd.disable(spec.unit)
 
 
 def _shut(name: str) -> None:
