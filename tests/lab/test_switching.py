@@ -70,10 +70,10 @@ def ask(tier: str, tokens: int = 1, key: str | None = None, seconds: int = 120) 
     return {**document, "wall_s": float(took), "code": code}
 
 
-def servers() -> list[str]:
-    """Return the tiers whose server process runs."""
+def rivals_up() -> list[str]:
+    """Return which of fast and deep have a server process."""
     found = ssh("pgrep -a llama-server | grep -o 'run/llama-tier-[a-z]*' | sort").stdout.split()
-    return [name.removeprefix("run/llama-tier-") for name in found]
+    return [name for name in ("deep", "fast") if f"run/llama-tier-{name}" in found]
 
 
 def journal(tier: str) -> str:
@@ -121,7 +121,7 @@ def test_a_request_to_a_cold_tier_is_answered_with_little_beside_its_load() -> N
         wait_for("fast")
         answer = ask("deep")
         assert answer["code"] == "200"
-        assert servers() == ["deep"]
+        assert rivals_up() == ["deep"]
         shown = dict(
             line.split("=")
             for line in ssh_ok(
@@ -140,7 +140,15 @@ def test_the_pinned_tier_comes_back_once_nobody_asks() -> None:
     assert ask("deep")["code"] == "200"
     assert states()["fast"] == "inactive"
     wait_for("fast", seconds=IDLE_S + 30)
-    assert servers() == ["fast"]
+    assert rivals_up() == ["fast"]
+
+
+def test_a_start_that_gives_way_to_a_rival_is_no_failure() -> None:
+    wait_for("fast")
+    ssh_ok("systemctl start --no-block llama-tier-deep && sleep 1.2 && systemctl start llama-tier-fast")
+    assert states()["deep"] == "inactive"
+    assert ask("deep")["code"] == "200"
+    wait_for("fast", seconds=IDLE_S + 30)
 
 
 def test_a_stream_in_flight_is_finished_before_the_tier_gives_way() -> None:
@@ -165,9 +173,9 @@ def test_twenty_switches_and_twenty_first_requests_leave_nothing_behind() -> Non
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(lambda _: ask("deep"), range(20)))
     assert [answer["code"] for answer in answers] == ["200"] * 20
-    assert servers() == ["deep"]
+    assert rivals_up() == ["deep"]
     wait_for("fast", seconds=IDLE_S + 60)
-    assert servers() == ["fast"]
+    assert rivals_up() == ["fast"]
     assert ssh_ok(ALL_RUNNING).strip() == ""
     assert ssh_ok("systemctl list-jobs --no-legend").strip() in ("", "No jobs running.")
 
@@ -192,7 +200,8 @@ def test_a_load_that_fails_is_tried_once_and_the_fallback_answers_on_its_port() 
         wait_for("fast")
         answer = ask("deep")
         assert answer["code"] == "200"
-        assert servers() == ["fast", "small"]
+        assert rivals_up() == ["fast"]
+        assert states()["small"] == "active"
         code, document = verify()
         assert code == 1
         deep = next(tier for tier in document["hosts"][0]["tiers"] if tier["name"] == "deep")
@@ -205,7 +214,7 @@ def test_a_load_that_fails_is_tried_once_and_the_fallback_answers_on_its_port() 
     finally:
         deep_again()
     assert ask("deep")["code"] == "200"
-    assert "deep" in servers()
+    assert "deep" in rivals_up()
 
 
 def test_the_port_is_its_own_again_when_the_time_of_the_fallback_is_over() -> None:
@@ -216,7 +225,7 @@ def test_the_port_is_its_own_again_when_the_time_of_the_fallback_is_over() -> No
         ssh_ok(f"rm -rf {DROP_INS}; systemctl daemon-reload")
         ssh_ok("timeout 40 sh -c 'until systemctl is-active -q llama-tier-deep.socket; do sleep 0.5; done'")
         assert ask("deep")["code"] == "200"
-        assert "deep" in servers()
+        assert "deep" in rivals_up()
     finally:
         deep_again()
 
@@ -227,7 +236,7 @@ def test_a_server_that_dies_or_hangs_gives_its_place_back(signal: str) -> None:
     pid = ssh_ok("systemctl show -P MainPID llama-tier-deep").strip()
     ssh_ok(f"kill -{signal} {pid}")
     wait_for("fast", seconds=90)
-    assert "deep" not in servers()
+    assert "deep" not in rivals_up()
     deep_again()
 
 
