@@ -9,7 +9,6 @@ import argparse
 import io
 import json
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -275,19 +274,12 @@ def _lock(options: argparse.Namespace) -> int:
 def _ready(options: argparse.Namespace) -> int:
     from checker import readiness
 
-    _end_well_when_stopped()
     return readiness.main(options.tier)
-
-
-def _end_well_when_stopped() -> None:
-    """Have systemd's SIGTERM end this process with 0: a start that gives way to a rival is no failure of the unit."""
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
 def _wait(options: argparse.Namespace) -> int:
     from checker import arrival
 
-    _end_well_when_stopped()
     return arrival.main(options.tier)
 
 

@@ -92,7 +92,7 @@ class LlamaServer:
     def busy_slots(self) -> int:
         """Count the requests that are being worked on."""
         url = f"{self._address}/slots"
-        slots = self._document(url, self._request("GET", "/slots"))
+        slots = self._document(url, self._request("GET", "/slots", timeout_s=_CONNECT_S))
         try:
             return sum(bool(slot["is_processing"]) for slot in slots)
         except (KeyError, TypeError) as error:
