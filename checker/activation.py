@@ -120,16 +120,14 @@ class Outcome:
     degraded: Mapping[str, str] = field(default_factory=dict)
 
 
-def activate(
-    names: Sequence[str], room_mib: Mapping[str, float], report: Report, *, retry: bool = False
-) -> Outcome:
+def activate(names: Sequence[str], room_mib: Mapping[str, float], report: Report, *, retry: bool = False) -> Outcome:
     """Bring every named tier up as its files say, and remove every other; ActivationError names the first that fails.
 
     `room_mib` is what tiers may hold of each card by the plan, by UUID; a card that is not in it is not reckoned with.
     Tiers are started one at a time, so that at most one of those that serve is down at any moment; only one that holds
     memory without which another cannot start has to go down before its turn, and the order is one in which the fewest
-    have to (`checker.turns`). One on demand is started to be proven, and pinned tiers that it stopped come back. After a
-    failure every tier that is not proven has the units and spec again with which it was proven, and what was stopped
+    have to (`checker.turns`). One on demand is started to be proven, and pinned tiers that it stopped come back. After
+    a failure every tier that is not proven has the units and spec again with which it was proven, and what was stopped
     serves again. A tier that was never proven and has a fallback is given up instead, and not tried again before
     something changes, or `retry`. A second call waits for the first to end.
     """
@@ -212,7 +210,9 @@ def _is_to_start(spec: tier.TierSpec, *, retry: bool) -> bool:
 
 def _is_replaced(spec: tier.TierSpec) -> bool:
     """Whether a tier has failed and its fallback answers on its port."""
-    return bool(spec.fallback) and not systemd.is_active(spec.unit) and systemd.is_active(tier.Front(spec.name).cooldown)
+    return (
+        bool(spec.fallback) and not systemd.is_active(spec.unit) and systemd.is_active(tier.Front(spec.name).cooldown)
+    )
 
 
 def _on_other_ports(specs: Sequence[tier.TierSpec]) -> set[str]:
@@ -222,7 +222,9 @@ def _on_other_ports(specs: Sequence[tier.TierSpec]) -> set[str]:
         spec.name
         for spec in specs
         if holders.get(spec.port, spec.name) != spec.name
-        or (proven.exists(spec.name) and not proven.is_as_proven(spec.name, proven.UNITS / tier.Front(spec.name).socket))
+        or (
+            proven.exists(spec.name) and not proven.is_as_proven(spec.name, proven.UNITS / tier.Front(spec.name).socket)
+        )
     }
 
 
@@ -311,7 +313,7 @@ def _take(turn: turns.Turn, report: Report) -> str | None:
 
 
 def _bring_back(pinned: Sequence[tier.TierSpec], report: Report) -> None:
-    """Start the pinned tiers that those on demand have stopped to be proven; ActivationError when one does not start."""
+    """Start the pinned tiers that those on demand have stopped to be proven; ActivationError when one does not."""
     for spec in pinned:
         if not systemd.is_active(spec.unit) and not _is_replaced(spec):
             reason = _start(spec, report)

@@ -114,7 +114,10 @@ def test_a_key_is_rotated_when_that_is_asked_for_and_its_fallback_follows(tmp_pa
 
 @pytest.mark.parametrize(
     ("rotate", "says"),
-    [(["fats"], "tiers_rotate_keys names fats, but the tiers are"), (["deep"], "whose keys are given: change them there")],
+    [
+        (["fats"], "tiers_rotate_keys names fats, but the tiers are"),
+        (["deep"], "whose keys are given: change them there"),
+    ],
 )
 def test_a_rotation_that_cannot_be_is_refused(tmp_path: Path, rotate: list[str], says: str) -> None:
     result = keys(tmp_path, keys={"deep": GIVEN}, rotate=rotate)

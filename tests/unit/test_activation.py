@@ -110,7 +110,7 @@ class Played:
         return str(json.loads(self.serving[name]["spec"])["model"]["name"])
 
     def open_ports(self) -> dict[str, int]:
-        """Return the port that is open for each tier; for `deep-fallback` it is that of deep while its fallback answers."""
+        """Return the port that is open for each tier; `deep-fallback` is for deep while its fallback answers."""
         return {unit.removeprefix("llama-tier-").removesuffix(".socket"): port for unit, port in self.ports.items()}
 
     def is_active(self, unit: str) -> bool:

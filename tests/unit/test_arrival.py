@@ -82,7 +82,9 @@ def test_a_driver_that_stays_away_is_told_in_its_own_words(host: Host, monkeypat
 
 
 def full(**used_mib: float) -> tuple[hardware.Gpu, ...]:
-    return tuple(replace(card, used_mib=int(used_mib.get(name, 0))) for name, card in zip(("big", "small"), CARDS))
+    return tuple(
+        replace(card, used_mib=int(used_mib.get(name, 0))) for name, card in zip(("big", "small"), CARDS, strict=True)
+    )
 
 
 def test_memory_that_becomes_free_is_waited_for(

@@ -132,7 +132,10 @@ FOOLED = [
     (one_card_unused, [f"holds nothing on {SMALL['uuid']}", "0.0 MiB of weights on " + SMALL["uuid"]]),
     (cards_swapped, [f"holds 93.0 MiB on {BIG['uuid']}", "the driver has moved memory off the card"]),
     (wrong_model, ["serves /var/lib/llama-tiers/models/cdcdcdcdcdcd/other.gguf instead of"]),
-    (stranger_behind_the_port, ["llama-server (pid 815, session-1.scope) listens on port 9: what answers there is not the tier"]),
+    (
+        stranger_behind_the_port,
+        ["llama-server (pid 815, session-1.scope) listens on port 9: what answers there is not the tier"],
+    ),
     (smaller_context, ["serves a context of 512 tokens, 1024 were promised"]),
     (smaller_context_than_it_tells, ["answers 400", "exceeds the available context size"]),
     (garbage, ["the completion is not language"]),

@@ -21,7 +21,9 @@ LLAMA = "llama-3.1-8b-instruct-abliterated-q6_k"
 BOUND = [BIG["uuid"]]
 
 
-def tiny(name: str, residency: str = "pinned", gpus: Any = "any", context: Any = 4096, **changes: Any) -> dict[str, Any]:
+def tiny(
+    name: str, residency: str = "pinned", gpus: Any = "any", context: Any = 4096, **changes: Any
+) -> dict[str, Any]:
     candidates = [{"model": "tiny", "placement": "auto"}]
     port = 8080 + sum(name.encode())
     whole = {"name": name, "port": port, "context": context, "gpus": gpus, "residency": residency}
@@ -117,7 +119,7 @@ def test_only_pinned_tiers_without_room_are_refused(second: str, refused: bool) 
     assert [each["switched"] for each in document["exclusions"]] == [not refused]
     assert [each["residency"] for each in document["tiers"]] == ["pinned", second]
     if refused:
-        with pytest.raises(InventoryError, match="one and two cannot be resident together: .* `residency: on_demand`"):
+        with pytest.raises(InventoryError, match=r"one and two cannot be resident together: .* `residency: on_demand`"):
             site(host(1.5), *tiers)
 
 
@@ -150,7 +152,9 @@ def test_the_most_memory_of_a_tier_is_what_is_planned_and_no_more_than_there_is(
 
 places = st.sampled_from(["any", BOUND, [SMALL["uuid"]]])
 residencies = st.sampled_from(["pinned", "on_demand", "on_demand"])
-drawn = st.lists(st.tuples(residencies, places, st.sampled_from([4096, {"min": 1024, "max": 8192}])), min_size=2, max_size=4)
+drawn = st.lists(
+    st.tuples(residencies, places, st.sampled_from([4096, {"min": 1024, "max": 8192}])), min_size=2, max_size=4
+)
 shares = st.floats(0.9, 3.5)
 
 

@@ -53,7 +53,7 @@ def test_a_session_outlives_a_server_that_was_started_anew(tmp_path: Path) -> No
     with fake_tier.serving(tmp_path) as first:
         client = LlamaServer.of(first.spec)
         client.health()
-    with pytest.raises(UnreachableError, match="nothing answers at unix:.*deep.sock"):
+    with pytest.raises(UnreachableError, match=r"nothing answers at unix:.*deep\.sock"):
         client.health()
     first.socket.unlink()
     with pytest.raises(UnreachableError):

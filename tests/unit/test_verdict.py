@@ -169,7 +169,11 @@ BROKEN = [
     (
         "port",
         replace(GOOD, front=FrontEvidence("active", stranger="nginx (pid 815, nginx.service)")),
-        ["nginx (pid 815, nginx.service) listens on port 9", "not the tier", "systemctl restart llama-tier-deep.socket"],
+        [
+            "nginx (pid 815, nginx.service) listens on port 9",
+            "not the tier",
+            "systemctl restart llama-tier-deep.socket",
+        ],
     ),
     (
         "port open",
