@@ -449,7 +449,7 @@ def _check_fallbacks(tiers: Sequence[TierEntry]) -> Iterable[str]:
         elif by_name[tier.fallback].fallback is not None:
             yield (
                 f"tier {tier.name}: fallback {tier.fallback!r} has a fallback of its own "
-                f"({by_name[tier.fallback].fallback}): one step is all there is; name that one, or leave one of them out"
+                f"({by_name[tier.fallback].fallback}): one step is all there is; name that one, or leave one out"
             )
 
 
