@@ -73,9 +73,12 @@ def _start(spec: tier.TierSpec, report: Report) -> str | None:
 
 def _roll_back(name: str, report: Report) -> str:
     """Put back what served before; return what serves now, as the end of a sentence."""
-    if not proven.put_back(name):
+    if not proven.exists(name):
         _shut(name)
         return f"nothing served as {name} before, so it is down"
+    # While its units are there: a fallback of the successor's may have the port.
+    _end(name)
+    proven.put_back(name)
     systemd.daemon_reload()
     before = tier.load(name)
     reason = _start(before, report)
@@ -117,16 +120,14 @@ class Outcome:
     degraded: Mapping[str, str] = field(default_factory=dict)
 
 
-def activate(
-    names: Sequence[str], room_mib: Mapping[str, float], report: Report, *, retry: bool = False
-) -> Outcome:
+def activate(names: Sequence[str], room_mib: Mapping[str, float], report: Report, *, retry: bool = False) -> Outcome:
     """Bring every named tier up as its files say, and remove every other; ActivationError names the first that fails.
 
     `room_mib` is what tiers may hold of each card by the plan, by UUID; a card that is not in it is not reckoned with.
     Tiers are started one at a time, so that at most one of those that serve is down at any moment; only one that holds
     memory without which another cannot start has to go down before its turn, and the order is one in which the fewest
-    have to (`checker.turns`). One on demand is started to be proven, and pinned tiers that it stopped come back. After a
-    failure every tier that is not proven has the units and spec again with which it was proven, and what was stopped
+    have to (`checker.turns`). One on demand is started to be proven, and pinned tiers that it stopped come back. After
+    a failure every tier that is not proven has the units and spec again with which it was proven, and what was stopped
     serves again. A tier that was never proven and has a fallback is given up instead, and not tried again before
     something changes, or `retry`. A second call waits for the first to end.
     """
@@ -144,7 +145,7 @@ def _activate(names: Sequence[str], room_mib: Mapping[str, float], report: Repor
     for name in leftovers:
         report(f"{name}: is in the inventory no longer, stopping")
         _shut(name)
-    around = [spec.name for spec in specs if proven.exists(spec.name) and not proven.is_remembered(spec)]
+    around = [spec.name for spec in specs if proven.exists(spec.name) and not proven.has_proven_units(spec.name)]
     if around or leftovers or any(systemd.needs_daemon_reload(spec.unit) for spec in specs):
         systemd.daemon_reload()
     given_up = {} if retry else {spec.name: reason for spec in specs if (reason := _given_up(spec))}
@@ -157,28 +158,33 @@ def _activate(names: Sequence[str], room_mib: Mapping[str, float], report: Repor
     staying = [held[name] for name in names if name in held and name not in changed]
     leaving = {name: held[name] for name in leftovers if name in held}
     room = turns.room(room_mib, list(held.values()), staying)
+    way_back = _WayBack(
+        unchanged=tuple(name for name in around if name not in changed),
+        pinned=tuple(spec.name for spec in specs if spec.pinned and spec.name in held),
+        ports=_on_other_ports(specs),
+        releases=_on_other_releases([spec for spec in specs if spec.name in changed]),
+    )
     try:
-        order = _start_in_turn(changes, leaving, room, given_up, report)
+        order = _start_in_turn(changes, leaving, room, given_up, way_back, report)
         _bring_back([spec for spec in specs if spec.pinned and spec.name not in given_up], report)
     except ActivationError:
-        _open([tier.load(name) for name in names if proven.exists(name)])
+        before = [tier.load(name) for name in (*names, *leftovers) if proven.exists(name)]
+        _open(before)
+        _at_boot(before)
         raise
     up = [spec for spec in specs if spec.name not in given_up]
     _open(up)
+    _at_boot(specs)
     for name in given_up:
         systemd.start(tier.Front(name).cooldown)
     for spec in up:
         # What is predicted of a tier that goes on serving may have changed, and what is around it.
-        if spec.name in changed or spec.name in around:
-            _start_at_boot(spec)
         if not proven.is_remembered(spec):
             proven.remember(spec)
     for name in leftovers:
         proven.remove(name)
     if leftovers:
         systemd.daemon_reload()
-    for unit in (_TARGET, _RESUME):
-        systemd.enable(unit)
     if not systemd.is_active(_TARGET):
         systemd.start(_TARGET)
     return Outcome(
@@ -197,10 +203,47 @@ def _given_up(spec: tier.TierSpec) -> str | None:
 def _is_to_start(spec: tier.TierSpec, *, retry: bool) -> bool:
     if proven.proven_digest(spec.name) != proven.digest(spec):
         return True
-    failed = systemd.is_active(tier.Front(spec.name).cooldown)
-    if failed and spec.fallback:
+    if _is_replaced(spec):
         return retry
-    return (spec.pinned and not systemd.is_active(spec.unit)) or failed
+    return (spec.pinned and not systemd.is_active(spec.unit)) or systemd.is_active(tier.Front(spec.name).cooldown)
+
+
+def _is_replaced(spec: tier.TierSpec) -> bool:
+    """Whether a tier has failed and its fallback answers on its port."""
+    return (
+        bool(spec.fallback) and not systemd.is_active(spec.unit) and systemd.is_active(tier.Front(spec.name).cooldown)
+    )
+
+
+def _on_other_ports(specs: Sequence[tier.TierSpec]) -> set[str]:
+    """Name the tiers that move to another port, and those that are new on a port that another one has."""
+    holders = {document.get("port"): name for name, document in proven.specs().items()}
+    return {
+        spec.name
+        for spec in specs
+        if holders.get(spec.port, spec.name) != spec.name
+        or (
+            proven.exists(spec.name) and not proven.is_as_proven(spec.name, proven.UNITS / tier.Front(spec.name).socket)
+        )
+    }
+
+
+def _on_other_releases(specs: Sequence[tier.TierSpec]) -> set[str]:
+    return {spec.name for spec in specs if proven.release(spec.name) not in (None, spec.engine.release)}
+
+
+@dataclass(frozen=True)
+class _WayBack:
+    """What goes back, besides the tiers that had their turn, when one of them fails.
+
+    `unchanged` tiers have only units that changed around their servers; `pinned` ones served before. Tiers on other
+    `ports` or `releases` stay there only together, for a host is on one release and a port has one holder.
+    """
+
+    unchanged: tuple[str, ...]
+    pinned: tuple[str, ...]
+    ports: Collection[str]
+    releases: Collection[str]
 
 
 def _start_in_turn(
@@ -208,20 +251,16 @@ def _start_in_turn(
     leaving: Mapping[str, turns.Hold],
     room_mib: Mapping[str, float],
     given_up: dict[str, str],
+    way_back: _WayBack,
     report: Report,
 ) -> tuple[str, ...]:
     """Start what has changed and return its names in the order of their turns.
 
     A tier is remembered as proven as soon as nobody can need its place for the way back: those whose turn is yet to
     come, and those that are `leaving` and have stopped, may have to serve again as before. Tiers that move to another
-    release are remembered together, after the last of them: a host is on one release or on the other. One that fails,
-    was never proven and has a fallback goes to those that are `given_up`.
+    release are remembered together, after the last of them; those that move to another port when it is open, which is
+    not here. One that fails, was never proven and has a fallback goes to those that are `given_up`.
     """
-    moving = {
-        change.name
-        for change in changes
-        if proven.release(change.name) not in (None, tier.load(change.name).engine.release)
-    }
     order = turns.order(changes, room_mib)
     by_name = {change.name: change for change in changes}
     started: list[turns.Change] = []
@@ -241,9 +280,9 @@ def _start_in_turn(
         unproven = [by_name[other.name] for other in order[index + (reason is None) :]]
         # Nobody comes back any more when the last turn has gone well.
         returning = [*leaving.values(), *(change.old for change in unproven if change.old)] if unproven else []
-        back = set(turns.going_back(started, returning, proven_holds, room_mib))
-        if moving & {change.name for change in unproven}:
-            back |= moving
+        back = {*turns.going_back(started, returning, proven_holds, room_mib), *way_back.ports}
+        if any(change.name in way_back.releases for change in unproven):
+            back |= set(way_back.releases)
         for change in started:
             if change.name not in back:
                 proven.remember(tier.load(change.name))
@@ -252,11 +291,12 @@ def _start_in_turn(
         if reason is not None:
             later = [change.name for change in unproven[1:]]
             again = [*leaving, *(name for name in later if name in stopped)]
-            now = _undo(turn.name, started, later, again, moving, report)
+            now = _undo(turn.name, started, [*later, *way_back.unchanged], again, way_back, report)
             raise ActivationError(f"tier {turn.name} did not become ready: {reason}; {now}")
     for change in started:
-        # Its last turns were given up, so that nobody needs its place.
-        proven.remember(tier.load(change.name))
+        # The last turns were given up, so that nobody needs its place.
+        if change.name not in way_back.ports:
+            proven.remember(tier.load(change.name))
     return tuple(turn.name for turn in order if turn.name not in given_up)
 
 
@@ -273,9 +313,9 @@ def _take(turn: turns.Turn, report: Report) -> str | None:
 
 
 def _bring_back(pinned: Sequence[tier.TierSpec], report: Report) -> None:
-    """Start the pinned tiers that those on demand have stopped to be proven; ActivationError when one does not start."""
+    """Start the pinned tiers that those on demand have stopped to be proven; ActivationError when one does not."""
     for spec in pinned:
-        if not systemd.is_active(spec.unit):
+        if not systemd.is_active(spec.unit) and not _is_replaced(spec):
             reason = _start(spec, report)
             if reason is not None:
                 raise ActivationError(f"tier {spec.name} did not come back: {reason}; it is down")
@@ -289,31 +329,38 @@ def _open(specs: Sequence[tier.TierSpec]) -> None:
     closed = []
     for spec in specs:
         front = tier.Front(spec.name)
-        if systemd.is_active(front.cooldown) and spec.fallback and not systemd.is_active(spec.unit):
+        if _is_replaced(spec):
             continue
         moved = not proven.is_as_proven(spec.name, proven.UNITS / front.socket)
         if moved or not systemd.is_active(front.socket):
             systemd.stop(front.cooldown, front.socket, front.proxy)
-            closed.append(spec)
-    for spec in closed:
-        systemd.start(tier.Front(spec.name).socket)
+            closed.append(front.socket)
+    for unit in closed:
+        systemd.start(unit)
 
 
-def _start_at_boot(spec: tier.TierSpec) -> None:
-    """Have the port of a tier opened at boot, and the tier itself started if it is pinned."""
-    systemd.enable(tier.Front(spec.name).socket)
-    if spec.pinned:
-        systemd.enable(spec.unit)
-    else:
-        systemd.disable(spec.unit)
+def _at_boot(specs: Sequence[tier.TierSpec]) -> None:
+    """Have all ports opened at boot, those of tiers that were given up too, and the pinned tiers started."""
+    sockets = [tier.Front(spec.name).socket for spec in specs]
+    systemd.enable(_TARGET, _RESUME, *sockets, *(spec.unit for spec in specs if spec.pinned))
+    on_demand = [spec.unit for spec in specs if not spec.pinned]
+    if on_demand:
+        systemd.disable(*on_demand)
 
 
 def _shut(name: str) -> None:
     """Close the port of a tier and stop it, for now and at boot."""
-    front = tier.Front(name)
-    units = [unit for unit in (*front.units, tier.unit_of(name)) if (proven.UNITS / unit).exists()]
+    units = [path.name for path in proven.unit_files(name)]
     if units:
         systemd.disable(*units)
+    _end(name)
+
+
+def _end(name: str) -> None:
+    """Close the port of a tier and stop it."""
+    units = [path.name for path in proven.unit_files(name)]
+    # The end of its cooldown starts the tier again, also when it is stopped: the second stop undoes that.
+    for _ in range(2 if units else 0):
         systemd.stop(*units)
 
 
@@ -322,13 +369,13 @@ def _undo(
     back: Sequence[turns.Change],
     later: Sequence[str],
     stopped: Sequence[str],
-    moving: Collection[str],
+    way_back: _WayBack,
     report: Report,
 ) -> str:
     """Have everything serve again as before; return what serves now, as the end of a sentence.
 
-    `back` were started and are in the way of what served before, or are `moving` to another release; `later` had no
-    turn yet, `stopped` made room.
+    `back` were started and are in the way of what served before, or move together with others; `later` had no turn,
+    `stopped` made room.
     """
     # One that systemd fails for is no reason to leave the others down.
     wrong: list[str] = []
@@ -342,7 +389,7 @@ def _undo(
 
     went = [change.name for change in back]
     each(systemd.stop, went)
-    for name in {failed, *later, *went} & set(moving):
+    for name in {failed, *later, *went} & set(way_back.releases):
         _point_current(proven.release(name))
     for name in (*later, *went):
         proven.put_back(name)
@@ -351,11 +398,19 @@ def _undo(
     except systemd.SystemdError as error:
         now = f"what served as {failed} before cannot be brought back ({error})"
     each(lambda _: systemd.daemon_reload(), [failed])
-    each(systemd.restart, [*stopped, *(change.name for change in back if change.old)])
-    had_place = ", ".join(name for name in went if name not in moving)
-    had_moved = ", ".join(name for name in went if name in moving)
-    if had_place:
-        now += f"; {had_place} had its place and went back too"
-    if had_moved:
-        now += f"; {had_moved} had moved to the same release and went back too"
+    again = [*stopped, *(change.name for change in back if change.old)]
+    each(systemd.restart, again)
+    # Such as stopped for a tier on demand to be started.
+    down = [name for name in way_back.pinned if name not in again and not systemd.is_active(tier.unit_of(name))]
+    each(systemd.restart, [name for name in down if name != failed])
+    releases = [name for name in went if name in way_back.releases]
+    ports = [name for name in went if name in way_back.ports and name not in releases]
+    places = [name for name in went if name not in (*releases, *ports)]
+    for names, why in (
+        (places, "had its place"),
+        (ports, "was to move to another port"),
+        (releases, "had moved to the same release"),
+    ):
+        if names:
+            now += f"; {', '.join(names)} {why} and went back too"
     return "".join([now, *wrong])

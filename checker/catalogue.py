@@ -192,7 +192,9 @@ class TierEntry(_Written):
     @classmethod
     def _has_units_of_its_own(cls, name: str) -> str:
         if name.endswith(RESERVED_ENDINGS):
-            raise ValueError(f"a tier's name does not end in {', '.join(RESERVED_ENDINGS)}: its own units are called so")
+            raise ValueError(
+                f"a tier's name does not end in {', '.join(RESERVED_ENDINGS)}: its own units are called so"
+            )
         return name
 
 
@@ -446,8 +448,8 @@ def _check_fallbacks(tiers: Sequence[TierEntry]) -> Iterable[str]:
             yield f"tier {tier.name}: fallback {tier.fallback!r} is no tier of the host; the others are: {others}"
         elif by_name[tier.fallback].fallback is not None:
             yield (
-                f"tier {tier.name}: fallback {tier.fallback!r} has a fallback of its own ({by_name[tier.fallback].fallback}): "
-                "one step is all there is; name that one, or leave one of them out"
+                f"tier {tier.name}: fallback {tier.fallback!r} has a fallback of its own "
+                f"({by_name[tier.fallback].fallback}): one step is all there is; name that one, or leave one out"
             )
 
 

@@ -206,7 +206,7 @@ class Plan:
     exclusions: tuple[Exclusion, ...]
 
     def rivals(self, name: str) -> tuple[str, ...]:
-        """Name the tiers that cannot be resident beside one, in the inventory's order; each stops when another starts."""
+        """Name the tiers that cannot be resident beside one, in the inventory's order; each stops when it starts."""
         beside = {other for exclusion in self.switched for other in exclusion.tiers if name in exclusion.tiers}
         return tuple(each.name for each in self.tiers if each.name in beside and each.name != name)
 
@@ -226,9 +226,9 @@ def make(gpus: Sequence[GpuEntry], tiers: Sequence[TierEntry], models: Mapping[s
     """Plan all tiers of a host; the entries have passed `catalogue.check_inventory`.
 
     Each tier is planned for the whole host. Where these placements cannot be resident together, the tiers are planned
-    once more one beside the other (`_squeezed`). When that is in vain, those that are pinned are planned so, and one that
-    is on demand beside them if it has room there, else for the whole host (`_switched`). A range of context is a matter
-    of what is left then, so that it makes no tiers exclude each other.
+    once more one beside the other (`_squeezed`). When that is in vain, those that are pinned are planned so, and one
+    that is on demand beside them if it has room there, else for the whole host (`_switched`). A range of context is a
+    matter of what is left then, so that it makes no tiers exclude each other.
     """
     planned = {entry.name: _tier(entry, gpus, models, host) for entry in tiers}
     fitting = [entry for entry in tiers if planned[entry.name].fits]
@@ -480,8 +480,8 @@ def _keep_switched(
         if not each.pinned and each.name in proven
         if (found := _as_proven(each, proven[each.name], models[each.chosen.model], host))
     }
-    found = _switched(tiers, gpus, models, host, by_name, again)
-    compared = tuple(_compared(each, before, possible=True) for each, before in zip(found, planned.tiers, strict=True))
+    placed = _switched(tiers, gpus, models, host, by_name, again)
+    compared = tuple(_compared(each, before, possible=True) for each, before in zip(placed, planned.tiers, strict=True))
     contexts = {each.name: each for each in compared}
     together, exclusions = _rivals(compared, host)
     _raise_contexts(contexts, together, host)
@@ -542,9 +542,7 @@ def _switched(
     return tuple(placed)
 
 
-def _rivals(
-    planned: Sequence[TierPlan], host: Host
-) -> tuple[tuple[tuple[str, ...], ...], tuple[Exclusion, ...]]:
+def _rivals(planned: Sequence[TierPlan], host: Host) -> tuple[tuple[tuple[str, ...], ...], tuple[Exclusion, ...]]:
     """Return the largest sets of tiers that are resident together as placed, and the pairs that are not.
 
     Of more than two that only together have no room, two are made rivals: the last ones on demand, or the last of them
@@ -635,8 +633,8 @@ def problems(planned: Plan) -> list[str]:
     """Return every reason why the tiers of a plan cannot all be served at once."""
     said = [refusal(each.name, candidate) for each in planned.tiers if not each.fits for candidate in each.candidates]
     return said + [
-        f"{' and '.join(exclusion.tiers)} cannot be resident together: {exclusion.reason}; pinned tiers are served all the "
-        "time: give one of them `residency: on_demand`, or a smaller candidate or context, or leave it out"
+        f"{' and '.join(exclusion.tiers)} cannot be resident together: {exclusion.reason}; pinned tiers are served all "
+        "the time: give one of them `residency: on_demand`, or a smaller candidate or context, or leave it out"
         for exclusion in planned.refused
     ]
 
@@ -836,7 +834,7 @@ def _spec(
 
 
 def _memory_max_mib(choice: Choice) -> int:
-    """Return the most host memory that a tier may hold: what the plan predicts, the server itself, its file in the cache.
+    """Return the most host memory that a tier may hold: what is predicted, the server itself, its file in the cache.
 
     No more than is for tiers: beyond that it is this tier that gives way, and not the host.
     """
@@ -877,8 +875,8 @@ def for_site(
     """Plan every tier of a host for site.yml; InventoryError lists all reasons why that cannot be done.
 
     Arguments are the inventory's words as Ansible hands them over; `profile` is the host profile, empty when there is
-    no host to ask. Pinned tiers of a host are served at once, so such that exclude each other are refused. `replan` makes
-    a new choice for every tier, where else a placement that is proven on the host is kept.
+    no host to ask. Pinned tiers of a host are served at once, so such that exclude each other are refused. `replan`
+    makes a new choice for every tier, where else a placement that is proven on the host is kept.
     """
     found = check_inventory(gpus, tiers, models, engines, engine, backend)
     ram_entry = parse_ram(ram or {}, found)

@@ -1,4 +1,4 @@
-"""Who listens on a TCP port of this host: process name and systemd unit, from /proc and, of its sockets, from systemd."""
+"""Who listens on a TCP port of this host: process and unit, from /proc, and from systemd what its own sockets are."""
 
 from __future__ import annotations
 

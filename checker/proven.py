@@ -70,16 +70,19 @@ def is_as_proven(name: str, path: Path) -> bool:
     return copy.exists() and copy.read_bytes() == path.read_bytes()
 
 
+def has_proven_units(name: str) -> bool:
+    """Whether all unit files of a tier, and no other, are those with which it was proven."""
+    files = unit_files(name)
+    kept = {path.name for path in (DIRECTORY / name).glob("units/*")}
+    return kept == {path.name for path in files} and all(is_as_proven(name, path) for path in files)
+
+
 def is_remembered(spec: tier.TierSpec) -> bool:
-    """Whether all files of a tier, and no other, are those with which it was proven."""
-    directory = DIRECTORY / spec.name
-    files = unit_files(spec.name)
-    kept = {path.name for path in directory.glob("units/*")}
+    """Whether a tier is proven, and all its files are those that are kept of it."""
     return (
         proven_digest(spec.name) == digest(spec)
-        and (directory / "spec.json").read_bytes() == spec_file(spec.name).read_bytes()
-        and kept == {path.name for path in files}
-        and all(is_as_proven(spec.name, path) for path in files)
+        and (DIRECTORY / spec.name / "spec.json").read_bytes() == spec_file(spec.name).read_bytes()
+        and has_proven_units(spec.name)
     )
 
 
@@ -95,17 +98,16 @@ def remember(spec: tier.TierSpec) -> None:
     (directory / "given-up.json").unlink(missing_ok=True)
 
 
-def put_back(name: str) -> bool:
-    """Lay out the units and the spec that were proven last; False when there are none."""
+def put_back(name: str) -> None:
+    """Lay out the units and the spec that were proven last, where there are any."""
     directory = DIRECTORY / name
     if not exists(name):
-        return False
+        return
     for path in unit_files(name):
         path.unlink()
     for path in (directory / "units").iterdir():
         shutil.copy2(path, UNITS)
     shutil.copy2(directory / "spec.json", spec_file(name))
-    return True
 
 
 def give_up(spec: tier.TierSpec, reason: str) -> None:
@@ -149,9 +151,10 @@ def leftovers(names: Sequence[str]) -> list[str]:
 
 
 def remove(name: str) -> None:
-    """Remove all files of a tier, its key among them."""
+    """Remove all files of a tier, its key among them; its spec last, by which the rest is found."""
     with contextlib.suppress(tier.TierSpecError):
         Path(tier.load(name).key_file).unlink(missing_ok=True)
-    for path in (spec_file(name), *unit_files(name)):
-        path.unlink(missing_ok=True)
+    for path in unit_files(name):
+        path.unlink()
     shutil.rmtree(DIRECTORY / name, ignore_errors=True)
+    spec_file(name).unlink(missing_ok=True)

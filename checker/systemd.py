@@ -164,9 +164,9 @@ def reset_failed(unit: str) -> None:
         _run("systemctl", "reset-failed", unit)
 
 
-def enable(unit: str) -> None:
-    """Have a unit started at boot."""
-    _run("systemctl", "enable", unit)
+def enable(*units: str) -> None:
+    """Have units started at boot."""
+    _run("systemctl", "enable", *units)
 
 
 def disable(*units: str) -> None:

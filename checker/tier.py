@@ -202,7 +202,7 @@ class TierSpec:
 
     @property
     def socket(self) -> str:
-        """Path of the unix socket on which the server itself listens; the tier's front passes its port's requests on."""
+        """Path of the unix socket on which the server itself listens; the tier's front passes requests on to it."""
         return socket_of(self.name)
 
     @property

@@ -101,7 +101,8 @@ def _front(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
     )
     yield Finding(
         Check("port open", front.socket_state == "active", "active", front.socket_state),
-        f"{spec.name}: {own.socket} is {front.socket_state}, so no client reaches the tier: systemctl start {own.socket}",
+        f"{spec.name}: {own.socket} is {front.socket_state}, so no client reaches the tier: "
+        f"systemctl start {own.socket}",
     )
 
 

@@ -30,8 +30,8 @@ def report(
 ) -> Report:
     """Measure and judge the tiers one after the other; `host` is the name that the inventory gives this host.
 
-    A tier on demand that is not loaded is judged by what was measured of the same command before, if that passes and
-    not everything is to be measured. Else it is loaded, unless `wake` is false; pinned tiers that it stopped come back.
+    A tier on demand that is not loaded is judged by what was measured of the same command before, if that passes and is
+    all that `depth` asks for. Else it is loaded, unless `wake` is false; pinned tiers that it stopped come back.
 
     `earlier` are evidence documents of this host, newest first; `accepted` the speeds that releases and placements have
     to reach, empty when slower ones are allowed; `quality` what was measured just now of the splits, by tier. A host
@@ -49,8 +49,9 @@ def report(
     # Pinned ones first, as they serve: to load one on demand may stop them.
     for spec in sorted(specs, key=lambda spec: not spec.pinned):
         if _sleeps(spec):
-            known = None if depth is Depth.WHOLE else _as_measured_before(spec, earlier)
-            if known and judged(spec, known).verdict.verdict == "pass":
+            known = _as_measured_before(spec, earlier)
+            enough = known and depth is not Depth.WHOLE and (known.thorough or depth is Depth.QUICK)
+            if known and enough and judged(spec, known).verdict.verdict == "pass":
                 found[spec.name] = judged(spec, known)
                 continue
             if wake:
@@ -98,7 +99,7 @@ def _load(spec: TierSpec) -> None:
 def _as_measured_before(spec: TierSpec, earlier: Sequence[Mapping[str, Any]]) -> Evidence | None:
     """Return what was measured last of a tier that runs just this command, as that of one that is not loaded now."""
     for document in earlier:
-        found = from_json({key: value for key, value in document.items() if key != "schema"})
+        found = from_json(document)
         if found is None or found.tier != spec.name or found.unit.active_state != "active":
             continue
         same = (found.argv, found.environment, found.model.sha256) == (spec.argv, spec.environment, spec.model.sha256)
@@ -136,7 +137,8 @@ def newly_accepted(found: Report, accepted: Mapping[str, Accepted]) -> dict[str,
     now_accepted = dict(accepted)
     for tier in found.tiers:
         speed = repeated_speed(tier.evidence)
-        if tier.verdict.verdict != "pass" or speed is None:
+        # What was measured before says nothing of the driver that is here now.
+        if tier.verdict.verdict != "pass" or speed is None or tier.evidence.asleep:
             continue
         own = fingerprint(tier.evidence, cards, driver)
         before = accepted.get(key(tier.evidence, cards))

@@ -83,6 +83,49 @@ def test_wrong_keys_are_refused_before_anything_is_written(tmp_path: Path, given
     assert list(tmp_path.iterdir()) == []
 
 
+@root_only
+def test_a_fallback_takes_the_keys_of_those_that_it_stands_in_for(tmp_path: Path) -> None:
+    """Clients of deep reach fast, with their own key, while deep is down."""
+    keys(tmp_path)
+    fast, deep = ((tmp_path / name).read_text() for name in ("fast", "deep"))
+    result = keys(tmp_path, fallbacks={"deep": "fast"})
+    assert result["written"] == ["fast"]
+    assert (tmp_path / "fast").read_text() == fast + deep, "its own one first, with which it is asked by us"
+    assert (tmp_path / "deep").read_text() == deep
+    assert keys(tmp_path, fallbacks={"deep": "fast"})["changed"] is False
+    assert keys(tmp_path, fallbacks={"deep": "fast"}, keys={"deep": GIVEN})["written"] == ["fast", "deep"]
+    assert (tmp_path / "fast").read_text() == fast + GIVEN + "\n"
+    assert keys(tmp_path)["written"] == ["fast"]
+    assert (tmp_path / "fast").read_text() == fast
+
+
+@root_only
+def test_a_key_is_rotated_when_that_is_asked_for_and_its_fallback_follows(tmp_path: Path) -> None:
+    keys(tmp_path, fallbacks={"deep": "fast"})
+    fast, deep = ((tmp_path / name).read_text().split() for name in ("fast", "deep"))
+    would = keys(tmp_path, check=True, fallbacks={"deep": "fast"}, rotate=["deep"])
+    assert (would["written"], (tmp_path / "deep").read_text().split()) == (["fast", "deep"], deep)
+    assert keys(tmp_path, fallbacks={"deep": "fast"}, rotate=["deep"])["written"] == ["fast", "deep"]
+    (new,) = (tmp_path / "deep").read_text().split()
+    assert [new] != deep
+    assert (tmp_path / "fast").read_text().split() == [fast[0], new]
+    assert keys(tmp_path, fallbacks={"deep": "fast"})["changed"] is False
+
+
+@pytest.mark.parametrize(
+    ("rotate", "says"),
+    [
+        (["fats"], "tiers_rotate_keys names fats, but the tiers are"),
+        (["deep"], "whose keys are given: change them there"),
+    ],
+)
+def test_a_rotation_that_cannot_be_is_refused(tmp_path: Path, rotate: list[str], says: str) -> None:
+    result = keys(tmp_path, keys={"deep": GIVEN}, rotate=rotate)
+    assert result["failed"] is True
+    assert says in result["msg"]
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("given", [{}, {"deep": GIVEN}])
 def test_check_mode_says_what_it_would_write_and_writes_nothing(tmp_path: Path, given: dict[str, str]) -> None:
     result = keys(tmp_path / "not-made-yet", check=True, keys=given)

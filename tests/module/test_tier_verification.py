@@ -28,8 +28,10 @@ class Host:
         self.found = example_report.report()
         self.asked: list[dict[str, Any]] = []
 
-    def report(self, specs: Any, host: str, earlier: Any, depth: Depth, accepted: Any, quality: Any) -> Report:
-        self.asked.append({"earlier": earlier, "depth": depth, "accepted": accepted})
+    def report(
+        self, specs: Any, host: str, earlier: Any, depth: Depth, accepted: Any, quality: Any, *, wake: bool
+    ) -> Report:
+        self.asked.append({"earlier": earlier, "depth": depth, "accepted": accepted, "wake": wake})
         return self.found
 
     def verify(self, *, check: bool = False, **changes: Any) -> dict[str, Any]:
@@ -78,6 +80,7 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Host:
 
 def test_what_was_verified_is_news_once_and_what_failed_is_none(host: Host) -> None:
     assert [host.verify()["changed"], host.verify()["changed"]] == [True, False]
+    assert [each["wake"] for each in host.asked] == [True, True]
     verified = (host.directory / "llama_tiers.fact").read_text()
     host.found = example_report.report(failed=True)
     failed = host.verify()
@@ -88,6 +91,7 @@ def test_what_was_verified_is_news_once_and_what_failed_is_none(host: Host) -> N
 def test_check_mode_is_quick_and_leaves_nothing(host: Host) -> None:
     assert host.verify(check=True, depth="whole", quality=True, metrics=str(host.directory / "x.prom"))["changed"]
     assert host.asked[0]["depth"] is Depth.QUICK
+    assert not host.asked[0]["wake"], "to load a tier stops others"
     assert list(host.directory.iterdir()) == []
 
 

@@ -14,6 +14,7 @@ from checker.evidence import (
     DeviceEvidence,
     EngineId,
     Evidence,
+    FrontEvidence,
     HostEvidence,
     Latency,
     Load,
@@ -96,12 +97,13 @@ def report(host: str = "tower", failed: bool = False, unreadable: bool = False) 
         host=HostEvidence(170.0, 0.0, 5.0),
         completion=Completion("Explain.", TEXT, 8, 200, 100.0, 61.2, 3.36),
         problems=(),
-        listener_pid=4711,
+        front=FrontEvidence("active"),
         load=Load(0.3, 2.1, 0.3, 0.4, 12.0, 241.4, ("6.1", "8.6")),
         thorough=thorough(),
         quality=Quality("2026-11-24T15:00:00Z", f"{BIG['uuid']} alone", 1024, 0.0, 1.0, 2e-6, 4e-5, 1.0),
         predicted=planned.predicted,
         argv=planned.argv,
+        measured_at="2026-11-24T15:00:00Z",
     )
     evidence = replace(evidence, residuals=residuals.of(evidence.devices, thorough().cards))
     if unreadable:
@@ -115,7 +117,7 @@ def report(host: str = "tower", failed: bool = False, unreadable: bool = False) 
             ),
             host=HostEvidence(None, None, None),
             completion=None,
-            listener_pid=None,
+            front=None,
             load=Load(None, None, None, None, None, None, ()),
             thorough=None,
             quality=None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import fake_tier
 import pytest
@@ -10,9 +11,11 @@ import pytest
 from checker import hardware, ports, systemd
 from checker.ports import Listener
 from checker.systemd import Line
+from checker.tier import Front
 from inventories import BIG, SMALL
 
 UNIT = "llama-tier-deep.service"
+FRONT = Front("deep")
 PID = 4711
 RUN = "0123456789abcdef0123456789abcdef"
 STRAY = {"name": "GeForce 7", "uuid": "GPU-stray"}
@@ -47,7 +50,7 @@ def lines(messages: list[str], pid: int = PID) -> list[Line]:
 
 @dataclass
 class Host:
-    """What systemd and NVML tell; an error in place of an answer is raised."""
+    """What systemd and NVML tell; an error in place of an answer is raised. `front` has units that are not inactive."""
 
     state: systemd.UnitState | systemd.SystemdError = field(
         default_factory=lambda: systemd.UnitState("active", "running", PID, RUN, "success", 1_000_000, 4_140_000)
@@ -55,7 +58,8 @@ class Host:
     journal: list[Line] | systemd.SystemdError = field(
         default_factory=lambda: lines([fake_tier.as_jsonl(message) for message in fake_tier.messages(fake_tier.LOG)])
     )
-    listeners: tuple[Listener, ...] = (Listener(PID, "llama-server", UNIT),)
+    front: dict[str, str] | systemd.SystemdError = field(default_factory=lambda: {FRONT.socket: "active"})
+    listeners: tuple[Listener, ...] = (Listener(1, "systemd", FRONT.socket), Listener(815, "proxy", FRONT.proxy))
     gpus: tuple[hardware.Gpu, ...] | hardware.HardwareError = (gpu(BIG, 1), gpu(SMALL, 2), gpu(STRAY, 3))
     held: dict[str, list[hardware.GpuProcess]] = field(
         default_factory=lambda: {
@@ -67,7 +71,7 @@ class Host:
     readings: dict[str, object] = field(default_factory=dict)
 
 
-def told(answer: object) -> object:
+def told(answer: Any) -> Any:
     if isinstance(answer, Exception):
         raise answer
     return answer
@@ -80,9 +84,21 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Host:
     def processes(uuid: str) -> tuple[hardware.GpuProcess, ...]:
         return tuple(played.held[uuid])
 
-    asked = {UNIT: lambda: played.state, (UNIT, RUN): lambda: played.journal}
-    monkeypatch.setattr(systemd, "unit_state", lambda unit: told(asked[unit]()))
-    monkeypatch.setattr(systemd, "printed", lambda *run: told(asked[run]()))
+    def unit_state(unit: str) -> Any:
+        if unit == UNIT:
+            return told(played.state)
+        assert unit in FRONT.units
+        active_state = told(played.front).get(unit, "inactive")
+        return systemd.UnitState(active_state, "", None, "", "success", 0, 0)
+
+    def printed(unit: str, run: str) -> Any:
+        assert (unit, run) == (UNIT, RUN)
+        return told(played.journal)
+
+    monkeypatch.setattr(systemd, "unit_state", unit_state)
+    monkeypatch.setattr(systemd, "is_active", lambda unit: unit_state(unit).active_state == "active")
+    monkeypatch.setattr(systemd, "printed", printed)
+    monkeypatch.setattr(systemd, "journal", lambda *run: [line.text for line in printed(*run)])
     monkeypatch.setattr(ports, "listeners", lambda port: played.listeners)
     monkeypatch.setattr(hardware, "read_gpus", lambda: told(played.gpus))
     monkeypatch.setattr(hardware, "processes", processes)

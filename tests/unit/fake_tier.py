@@ -1,4 +1,4 @@
-"""A tier split over two cards, and a server over real HTTP that plays its llama-server."""
+"""A tier split over two cards, and a server over real HTTP on a unix socket that plays its llama-server."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from socketserver import ThreadingUnixStreamServer
 from typing import Any
+
+import pytest
 
 from checker import tier
 from inventories import BIG, SMALL
@@ -47,13 +50,12 @@ def as_text(message: str) -> str:
     return f"0.00.343.496 I {message}"
 
 
-def spec(base_url: str = "http://127.0.0.1:9", key_file: str = "/nonexistent", **changes: Any) -> tier.TierSpec:
+def spec(key_file: str = "/nonexistent", **changes: Any) -> tier.TierSpec:
     """Return the spec of tier `deep`; `changes` replace whole fields."""
-    bind, port = base_url.removeprefix("http://").split(":")
     whole: dict[str, Any] = {
         "name": "deep",
-        "bind": bind,
-        "port": int(port),
+        "bind": "127.0.0.1",
+        "port": 9,
         "key_file": key_file,
         "model": tier.Model("tiny", "/var/lib/llama-tiers/models/abababababab/tiny.gguf", "ab" * 32),
         "engine": tier.Engine(COMMIT, "/opt/llama-tiers/releases/one"),
@@ -74,8 +76,8 @@ def spec(base_url: str = "http://127.0.0.1:9", key_file: str = "/nonexistent", *
 class Server:
     """What the server plays; every field may be changed while it runs."""
 
-    base_url: str = ""
-    key_file: str = ""
+    socket: Path
+    key_file: str
     loading_answers: int = 0
     health_status: int = 200
     props: dict[str, Any] = field(
@@ -98,15 +100,20 @@ class Server:
     context: int = 4096
     dies_at: int = 10**9
     works_s: float = 0.01
+    busy: list[bool] = field(default_factory=lambda: [False, False])
     told_share: float = 1.0
     on_prompt: Callable[[int], None] = lambda tokens: None
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
     @property
     def spec(self) -> tier.TierSpec:
-        return spec(self.base_url, self.key_file)
+        return spec(self.key_file)
 
-    def answer(self, path: str, body: dict[str, Any], key: str) -> tuple[int, dict[str, Any]]:
+    @property
+    def address(self) -> str:
+        return f"unix:{self.socket}"
+
+    def answer(self, path: str, body: dict[str, Any], key: str) -> tuple[int, Any]:
         self.asked.append((path, body))
         if path == "/health":
             if self.loading_answers > 0:
@@ -117,6 +124,8 @@ class Server:
             return 401, {"error": {"message": "Invalid API Key", "type": "authentication_error", "code": 401}}
         if path == "/props":
             return 200, self.props
+        if path == "/slots":
+            return 200, [{"id": place, "is_processing": busy} for place, busy in enumerate(self.busy)]
         if path == "/v1/models":
             return 200, {"data": [{"id": "of-models"}]}
         if path == "/tokenize" and body.get("add_special"):
@@ -152,10 +161,10 @@ class Server:
 
 @contextmanager
 def serving(directory: Path) -> Iterator[Server]:
-    """Serve on a free port of the loopback until the block ends."""
+    """Serve tier `deep` on its socket until the block ends; meanwhile the sockets of tiers lie in the directory."""
     key_file = directory / "key"
     key_file.write_text(KEY + "\n")
-    played = Server(key_file=str(key_file))
+    played = Server(directory / "deep.sock", str(key_file))
 
     class Handler(BaseHTTPRequestHandler):
         def _answer(self) -> None:
@@ -180,11 +189,16 @@ def serving(directory: Path) -> Iterator[Server]:
         def log_message(self, *arguments: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    played.base_url = f"http://127.0.0.1:{server.server_port}"
+    class Listening(ThreadingUnixStreamServer):
+        daemon_threads = True
+        request_queue_size = 64
+
+    server = Listening(str(played.socket), Handler)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
-        yield played
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tier, "socket_of", lambda name: str(directory / f"{name}.sock"))
+            yield played
     finally:
         server.shutdown()
         server.server_close()

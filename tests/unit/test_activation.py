@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from checker import activation, hardware, systemd, tier
+from checker import activation, hardware, proven, systemd, tier
 from checker.activation import ActivationError, Outcome
 from inventories import BIG, SMALL
 
@@ -24,22 +25,29 @@ ROOM = {BIG["uuid"]: 1000.0, SMALL["uuid"]: 1000.0}
 NOT_READY = "not ready: deep: holds nothing on GPU-3060"
 
 
+PORTS = {"fast": 8080, "deep": 8081, "new": 8082, "other": 8083, "middle": 8084}
+PINNED = "llama-tiers-pinned.service"
+TARGET = "llama-tiers.target"
+UP = ("active", "activating")
+
+
 @dataclass
 class Played:
     """systemd of a host: a unit runs with the files that were there when it started, and as systemd had read it.
 
-    A tier whose model or unit file holds the word `broken`, or whose port another one holds, does not become active;
-    nor does one for which a card of `ROOM` has not the memory beside the others.
+    A tier whose model or unit file holds the word `broken` does not become active; nor does one for which a card of
+    `ROOM` has not the memory beside the others. A socket opens its port unless another one has it. What units say of
+    each other counts: Conflicts=, BindsTo=, Wants=, OnFailure= and OnSuccess=, the last one after a stop by hand too.
     """
 
     root: Path
     serving: dict[str, dict[str, str]] = field(default_factory=dict)
+    ports: dict[str, int] = field(default_factory=dict)
     starts: list[str] = field(default_factory=list)
     stops: list[str] = field(default_factory=list)
     enabled: set[str] = field(default_factory=set)
     loaded: dict[str, str] = field(default_factory=dict)
     states: dict[str, str] = field(default_factory=dict)
-    failing_sub_state: str = "failed"
     asked: int = 0
     said: list[str] = field(default_factory=lambda: ["Started.", NOT_READY, "Stopped."])
 
@@ -47,7 +55,7 @@ class Played:
         """Make the host one on which nothing was ever served."""
         for path in [*self.root.glob("*/*"), *self.root.glob("*.key")]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for what in (self.serving, self.starts, self.stops, self.enabled, self.loaded, self.states):
+        for what in (self.serving, self.ports, self.starts, self.stops, self.enabled, self.loaded, self.states):
             what.clear()
         self.asked = 0
 
@@ -58,7 +66,7 @@ class Played:
     def files(self, name: str) -> dict[str, str]:
         """Return what lies on the host for a tier."""
         return {
-            "unit": (self.units / f"llama-tier-{name}.service").read_text(),
+            **{path.name: path.read_text() for path in self.units.iterdir() if of(path.name) == name},
             "spec": (self.root / "tiers" / f"{name}.json").read_text(),
             "key": (self.root / f"{name}.key").read_text(),
         }
@@ -71,21 +79,29 @@ class Played:
         key: str = "one",
         port: int | None = None,
         mib: dict[str, float] | None = None,
+        **changes: Any,
     ) -> None:
-        """Lay out a tier's files; `mib` is what it needs of cards by UUID, little of two unless it is given."""
-        port = port or {"fast": 8080, "new": 8082, "other": 8083, "middle": 8084}.get(name, 8081)
+        """Lay out a tier's files; `mib` is what it needs of cards by UUID, little of two unless it is given.
+
+        `changes` are residency, rivals and fallback.
+        """
         needs = mib or {BIG["uuid"]: 184.86, SMALL["uuid"]: 50.30}
         spec = fake_tier.spec(
-            f"http://127.0.0.1:{port}",
+            str(self.root / f"{name}.key"),
             name=name,
-            key_file=str(self.root / f"{name}.key"),
+            port=port or PORTS.get(name, 8081),
             model=tier.Model(model, "/m", "ab" * 32),
-            argv=("llama-server", "--alias", model, "--port", str(port), "--of-cards", str(needs)),
+            argv=("llama-server", "--alias", model, "--of-cards", str(needs)),
             devices=tuple(
                 tier.Device(f"CUDA{index}", uuid, "card", 1, need) for index, (uuid, need) in enumerate(needs.items())
             ),
+            **changes,
         )
-        (self.units / spec.unit).write_text(f"[Service]\n# {unit}\n")
+        for path in self.units.iterdir():
+            if of(path.name) == name:
+                path.unlink()
+        for file, text in unit_files(spec, unit).items():
+            (self.units / file).write_text(text)
         (self.root / "tiers" / f"{name}.json").write_text(json.dumps(spec.to_json()))
         (self.root / f"{name}.key").write_text(key)
 
@@ -93,31 +109,72 @@ class Played:
         """Return the model that a tier serves now."""
         return str(json.loads(self.serving[name]["spec"])["model"]["name"])
 
+    def open_ports(self) -> dict[str, int]:
+        """Return the port that is open for each tier; `deep-fallback` is for deep while its fallback answers."""
+        return {unit.removeprefix("llama-tier-").removesuffix(".socket"): port for unit, port in self.ports.items()}
+
+    def is_active(self, unit: str) -> bool:
+        return self.states.get(unit) == "active"
+
     def unit_state(self, unit: str) -> systemd.UnitState:
         self.asked += 1
         assert self.asked < 200, "waits for ever"
         state = self.states.get(unit, "inactive")
         if state == "activating":
-            self.states[unit] = "active"
+            self.states[unit] = "active" if of(unit) in self.serving else "failed"
+            for other in self.told(unit, "OnFailure") if self.states[unit] == "failed" else ():
+                self.start(other)
         if state == "failed":
-            state = "activating" if self.failing_sub_state == "auto-restart" else "failed"
-            return systemd.UnitState(state, self.failing_sub_state, None, "run", "exit-code", 1, 0)
+            return systemd.UnitState("failed", "failed", None, "run", "exit-code", 1, 0)
         return systemd.UnitState(state, "running", 4711, "run", "success", 1, 2)
 
     def restart(self, unit: str) -> None:
-        name = unit.removeprefix("llama-tier-").removesuffix(".service")
-        self.starts.append(name)
-        self.serving.pop(name, None)
-        self.loaded.setdefault(unit, (self.units / unit).read_text())
-        files = self.files(name) | {"unit": self.loaded[unit]}
-        spec = json.loads(files["spec"])
-        taken = {json.loads(other["spec"])["port"] for other in self.serving.values()}
-        broken = BROKEN in files["unit"] or spec["model"]["name"] == BROKEN
-        if broken or spec["port"] in taken or not self.has_room(spec):
-            self.states[unit] = "failed"
+        self.starts.append(of(unit))
+        if of(unit) in self.serving:
+            self.end(unit)
+        self.start(unit)
+
+    def start(self, unit: str) -> None:
+        if self.states.get(unit) in UP:
+            return
+        if (self.units / unit).exists():
+            self.loaded.setdefault(unit, (self.units / unit).read_text())
+        others = [other for other in self.loaded if unit in self.told(other, "Conflicts")]
+        self.stop(*self.told(unit, "Conflicts"), *others)
+        if self.states.get(unit) in UP:
+            return  # by what has just stopped
+        if unit == PINNED:
+            self.start_pinned()
+        elif unit.endswith(".socket"):
+            self.open(unit)
+        elif unit == tier.unit_of(of(unit)):
+            self.launch(of(unit))
         else:
-            self.states[unit] = "activating"
+            self.states[unit] = "active"
+        for wanted in self.told(unit, "Wants"):
+            self.start(wanted)
+
+    def open(self, unit: str) -> None:
+        (port,) = self.told(unit, "ListenStream")
+        self.states[unit] = "failed" if int(port) in self.ports.values() else "active"
+        if self.states[unit] == "failed":
+            raise systemd.SystemdError(f"systemctl start {unit} failed (exit 1): Address already in use")
+        self.ports[unit] = int(port)
+
+    def launch(self, name: str) -> None:
+        """Begin to load a tier, which ends when systemd is asked for its state."""
+        unit = tier.unit_of(name)
+        files = self.files(name) | {unit: self.loaded[unit]}
+        spec = json.loads(files["spec"])
+        self.states[unit] = "activating"
+        if BROKEN not in files[unit] and spec["model"]["name"] != BROKEN and self.has_room(spec):
             self.serving[name] = files
+
+    def start_pinned(self) -> None:
+        """Play the unit that brings pinned tiers back, which needs the target."""
+        for path in sorted((self.root / "tiers").iterdir()) if self.is_active(TARGET) else ():
+            if json.loads(path.read_text())["residency"] == tier.PINNED:
+                self.start(tier.unit_of(path.stem))
 
     def has_room(self, spec: dict[str, Any]) -> bool:
         held = dict.fromkeys(ROOM, 0.0)
@@ -126,15 +183,35 @@ class Played:
                 held[device["uuid"]] += device["weights_mib"] or 0
         return all(held[card] <= mib for card, mib in ROOM.items())
 
-    def stop(self, unit: str) -> None:
-        if unit.removeprefix("llama-tier-").removesuffix(".service") in self.serving:
-            self.stops.append(unit.removeprefix("llama-tier-").removesuffix(".service"))
-        self.states[unit] = "inactive"
-        self.serving.pop(unit.removeprefix("llama-tier-").removesuffix(".service"), None)
+    def told(self, unit: str, what: str) -> list[str]:
+        found = re.search(f"^{what}=(.*)$", self.loaded.get(unit, ""), re.MULTILINE)
+        return found.group(1).split() if found else []
 
-    def disable_now(self, unit: str) -> None:
-        self.stop(unit)
-        self.enabled.discard(unit)
+    def stop(self, *units: str) -> None:
+        self.stops += [of(unit) for unit in units if unit == tier.unit_of(of(unit)) and of(unit) in self.serving]
+        ended = [unit for unit in units if self.states.get(unit) in UP]
+        for unit in ended:
+            self.end(unit)
+        for unit in ended:
+            for other in self.told(unit, "OnSuccess"):
+                with contextlib.suppress(systemd.SystemdError):
+                    self.start(other)
+
+    def end(self, unit: str) -> None:
+        self.states[unit] = "inactive"
+        self.ports.pop(unit, None)
+        if unit == tier.unit_of(of(unit)):
+            self.serving.pop(of(unit), None)
+        self.stop(*(other for other in self.loaded if unit in self.told(other, "BindsTo")))
+
+    def enable(self, *units: str) -> None:
+        self.enabled |= set(units)
+        self.daemon_reload()
+
+    def disable(self, *units: str) -> None:
+        assert all((self.units / unit).exists() for unit in units), "systemctl disable fails without the file"
+        self.enabled -= set(units)
+        self.daemon_reload()
 
     def daemon_reload(self) -> None:
         self.loaded = {path.name: path.read_text() for path in self.units.iterdir()}
@@ -146,38 +223,71 @@ class Played:
         return self.said
 
 
+def of(unit: str) -> str:
+    """Return the tier that a unit is of."""
+    return re.sub(r"^llama-tier-|(-proxy|-cooldown|-fallback)?\.(service|socket)$", "", unit)
+
+
+def unit_files(spec: tier.TierSpec, words: str) -> dict[str, str]:
+    """Return the units of a tier as the templates of role tiers have them, with what they say of each other."""
+    front = tier.Front(spec.name)
+    pinned = f" {PINNED}" if not spec.pinned and spec.rivals else ""
+    again = f" {spec.unit}" if spec.pinned else ""
+    rivals = " ".join(map(tier.unit_of, spec.rivals))
+    listen = f"[Socket]\nListenStream={spec.port}\n"
+    files = {
+        spec.unit: f"[Unit]\nConflicts={rivals}\nOnFailure={front.cooldown}{pinned}\n[Service]\n# {words}\n",
+        front.socket: listen,
+        front.proxy: f"[Unit]\nBindsTo={spec.unit}\n",
+        front.cooldown: f"[Unit]\nConflicts={front.socket}\nOnSuccess={front.socket}{again}\n",
+    }
+    if spec.fallback:
+        files[front.cooldown] += f"Wants={front.stand_in_socket}\n"
+        bound = f"[Unit]\nBindsTo={front.cooldown}\nConflicts={front.socket}\n"
+        files |= {front.stand_in_socket: bound + listen, front.stand_in: f"[Unit]\nBindsTo={front.stand_in_socket}\n"}
+    return files
+
+
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Played:
-    played = Played(tmp_path)
-    played.units.mkdir()
+    host = Played(tmp_path)
+    host.units.mkdir()
     (tmp_path / "tiers").mkdir()
     load = tier.load
     monkeypatch.setattr(tier, "DIRECTORY", tmp_path / "tiers")
     monkeypatch.setattr(tier, "load", lambda name: load(name, tmp_path / "tiers"))
-    monkeypatch.setattr(activation, "_UNITS", played.units)
-    monkeypatch.setattr(activation, "_PROVEN", tmp_path / "proven")
+    monkeypatch.setattr(proven, "UNITS", host.units)
+    monkeypatch.setattr(proven, "DIRECTORY", tmp_path / "proven")
     monkeypatch.setattr(activation, "_LOCK", tmp_path / "run/lock")
     monkeypatch.setattr(activation, "_CURRENT", tmp_path / "current")
     monkeypatch.setattr(activation, "_POLL_S", 0)
-    for name in ("unit_state", "restart", "stop", "disable_now", "daemon_reload", "needs_daemon_reload", "journal"):
-        monkeypatch.setattr(systemd, name, getattr(played, name))
+    for name in (
+        *("unit_state", "is_active", "restart", "start", "stop", "enable", "disable"),
+        *("daemon_reload", "needs_daemon_reload", "journal"),
+    ):
+        monkeypatch.setattr(systemd, name, getattr(host, name))
     monkeypatch.setattr(systemd, "reset_failed", lambda unit: None)
-    monkeypatch.setattr(systemd, "enable", played.enabled.add)
     monkeypatch.setattr(hardware, "processes", lambda uuid: (hardware.GpuProcess(4711, 100.0),))
-    return played
+    return host
 
 
-def activate(*names: str) -> Outcome:
-    return activation.activate(names, ROOM, lambda line: None)
+def activate(*names: str, retry: bool = False) -> Outcome:
+    return activation.activate(names, ROOM, lambda line: None, retry=retry)
 
 
-def proven(host: Played, *names: str) -> None:
+def prove(host: Played, *names: str) -> None:
     """Bring tiers up, so that what follows is a later run."""
     for name in names:
         host.write(name)
     activate(*names)
     host.starts.clear()
     host.stops.clear()
+
+
+def enabled(*names: str) -> set[str]:
+    """Return what is started at boot where these tiers are pinned and there are no others."""
+    units = [unit for name in names for unit in (tier.unit_of(name), tier.Front(name).socket)]
+    return {TARGET, "llama-tiers-resume.service", *units}
 
 
 def refused(*names: str) -> str:
@@ -192,18 +302,20 @@ def test_what_is_new_is_started_in_the_given_order(host: Played) -> None:
     assert activate("fast", "deep") == Outcome(activated=("fast", "deep"), retired=())
     assert host.starts == ["fast", "deep"]
     assert {name: host.files(name) for name in ("fast", "deep")} == host.serving
-    assert host.enabled == {"llama-tier-fast.service", "llama-tier-deep.service"}
+    assert host.open_ports() == {"fast": 8080, "deep": 8081}
+    assert host.enabled == enabled("fast", "deep")
+    assert host.is_active(TARGET)
 
 
 def test_a_second_run_leaves_everything_alone(host: Played) -> None:
-    proven(host, "fast", "deep")
+    prove(host, "fast", "deep")
     assert activate("fast", "deep") == Outcome(activated=(), retired=())
     assert host.starts == []
 
 
 @pytest.mark.parametrize("changed", ["unit", "model", "key"])
 def test_a_change_restarts_its_tier_alone_and_is_served(host: Played, changed: str) -> None:
-    proven(host, "fast", "deep")
+    prove(host, "fast", "deep")
     host.write("deep", **{changed: "two"})
     assert activate("fast", "deep") == Outcome(activated=("deep",), retired=())
     assert host.starts == ["deep"]
@@ -212,25 +324,25 @@ def test_a_change_restarts_its_tier_alone_and_is_served(host: Played, changed: s
 
 
 def test_what_is_proven_can_be_read_by_the_plan(host: Played) -> None:
-    assert activation.proven() == {}
-    proven(host, "fast", "deep")
+    assert proven.specs() == {}
+    prove(host, "fast", "deep")
     documents = {name: json.loads(host.files(name)["spec"]) for name in ("fast", "deep")}
     host.write("deep", model="two")
-    assert activation.proven() == documents
+    assert proven.specs() == documents
     for spoilt in (b"{", b"\xff"):
         (host.root / "proven/deep/spec.json").write_bytes(spoilt)
-        assert activation.proven() == {"fast": documents["fast"]}
+        assert proven.specs() == {"fast": documents["fast"]}
 
 
 def test_a_proven_tier_that_is_down_is_started(host: Played) -> None:
-    proven(host, "fast", "deep")
+    prove(host, "fast", "deep")
     host.stop("llama-tier-deep.service")
     assert activate("fast", "deep").activated == ("deep",)
     assert "deep" in host.serving
 
 
 def test_a_run_that_was_cut_off_is_finished_by_the_next(host: Played) -> None:
-    proven(host, "fast")
+    prove(host, "fast")
     host.write("fast", model="two")
     host.restart("llama-tier-fast.service")
     host.states["llama-tier-fast.service"] = "active"
@@ -238,7 +350,7 @@ def test_a_run_that_was_cut_off_is_finished_by_the_next(host: Played) -> None:
 
 
 def test_a_failed_successor_gives_way_to_what_served_before(host: Played) -> None:
-    proven(host, "fast", "deep")
+    prove(host, "fast", "deep")
     before = host.files("deep")
     host.write("deep", model=BROKEN, unit="two")
     said = refused("fast", "deep")
@@ -250,14 +362,14 @@ def test_a_failed_successor_gives_way_to_what_served_before(host: Played) -> Non
 
 
 def test_a_unit_file_that_breaks_its_tier_is_read_anew_after_the_way_back(host: Played) -> None:
-    proven(host, "deep")
+    prove(host, "deep")
     host.write("deep", unit=BROKEN)
     assert "what served before is active again" in refused("deep")
-    assert BROKEN not in host.serving["deep"]["unit"]
+    assert BROKEN not in host.serving["deep"]["llama-tier-deep.service"]
 
 
 def test_a_failure_leaves_the_tiers_after_it_as_they_serve(host: Played) -> None:
-    proven(host, "fast", "deep")
+    prove(host, "fast", "deep")
     host.write("fast", model=BROKEN)
     host.write("deep", model="two")
     assert "tier fast" in refused("fast", "deep")
@@ -334,7 +446,7 @@ def test_a_release_that_is_gone_does_not_become_current_again(host: Played) -> N
 
 
 def test_a_better_prediction_is_no_reason_to_restart(host: Played) -> None:
-    proven(host, "deep")
+    prove(host, "deep")
     path = host.root / "tiers/deep.json"
     document = json.loads(path.read_text())
     document["devices"][0]["weights_mib"] += 1
@@ -346,14 +458,14 @@ def test_a_better_prediction_is_no_reason_to_restart(host: Played) -> None:
 
 @pytest.mark.parametrize("change", [{"argv": ["x"]}, {"environment": {"CUDA_VISIBLE_DEVICES": "GPU-2"}}])
 def test_what_the_server_depends_on_restarts_it(host: Played, change: dict[str, Any]) -> None:
-    proven(host, "deep")
+    prove(host, "deep")
     path = host.root / "tiers/deep.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     assert activate("deep").activated == ("deep",)
 
 
 def test_a_failure_leaves_no_unproven_file_for_the_next_boot(host: Played) -> None:
-    proven(host, "fast", "deep")
+    prove(host, "fast", "deep")
     deep = host.files("deep")
     host.write("fast", model=BROKEN)
     host.write("deep", model="two", unit="two")
@@ -362,24 +474,47 @@ def test_a_failure_leaves_no_unproven_file_for_the_next_boot(host: Played) -> No
     assert host.starts == ["fast", "fast"], "deep was not touched"
 
 
-def test_two_tiers_can_swap_their_ports(host: Played) -> None:
-    proven(host, "fast", "deep")
+def test_two_tiers_can_swap_their_ports_and_no_server_restarts(host: Played) -> None:
+    prove(host, "fast", "deep")
     host.write("fast", port=8081)
     host.write("deep", port=8080)
-    assert activate("fast", "deep").activated == ("fast", "deep")
-    assert {name: json.loads(files["spec"])["port"] for name, files in host.serving.items()} == {
-        "fast": 8081,
-        "deep": 8080,
-    }
+    assert activate("fast", "deep") == Outcome(activated=(), retired=(), moved=("fast", "deep"))
+    assert host.open_ports() == {"fast": 8081, "deep": 8080}
+    assert (host.starts, host.stops) == ([], [])
+    assert activate("fast", "deep") == Outcome(activated=(), retired=())
 
 
-def test_a_tier_that_gave_up_its_port_serves_again_when_the_other_fails(host: Played) -> None:
-    proven(host, "fast", "deep")
-    before = dict(host.serving)
-    host.write("fast", port=8081, model=BROKEN)
+def test_ports_move_with_servers_that_change(host: Played) -> None:
+    prove(host, "fast", "deep")
+    host.write("fast", port=8081, model="two")
     host.write("deep", port=8080)
-    refused("fast", "deep")
+    assert activate("fast", "deep") == Outcome(activated=("fast",), retired=(), moved=("deep",))
+    assert host.open_ports() == {"fast": 8081, "deep": 8080}
+    assert activate("fast", "deep") == Outcome(activated=(), retired=())
+
+
+@pytest.mark.parametrize("breaks", ["fast", "deep", "other"])
+def test_no_port_moves_when_a_server_fails(host: Played, breaks: str) -> None:
+    before = serve(host, fast=on(100), deep=on(100), other=on(100))
+    host.write("fast", mib=on(100), port=8081, model=BROKEN if breaks == "fast" else "two")
+    host.write("deep", mib=on(100), port=8080, model=BROKEN if breaks == "deep" else "one")
+    host.write("other", mib=on(100), model=BROKEN if breaks == "other" else "one")
+    said = refused("fast", "deep", "other")
+    assert said.startswith(f"tier {breaks} did not become ready")
     assert host.serving == before
+    assert {name: host.files(name) for name in before} == before
+    assert host.open_ports() == {"fast": 8080, "deep": 8081, "other": 8083}
+    assert activate("fast", "deep", "other") == Outcome(activated=(), retired=())
+
+
+def test_a_new_tier_gives_back_a_port_that_another_one_left_when_a_third_fails(host: Played) -> None:
+    before = serve(host, fast=on(100), deep=on(100))
+    host.write("new", mib=on(100), port=8080)
+    host.write("fast", mib=on(100), port=8090)
+    host.write("deep", mib=on(100), model=BROKEN)
+    refused("new", "fast", "deep")
+    assert host.serving == before
+    assert host.open_ports() == {"fast": 8080, "deep": 8081}
 
 
 def on(big: float = 0, small: float = 0) -> dict[str, float]:
@@ -438,15 +573,6 @@ def test_a_swap_that_fails_is_undone_on_both_sides(host: Played, fails: str) -> 
     assert activate("fast", "deep") == Outcome(activated=(), retired=())
 
 
-def test_a_swap_of_ports_that_fails_is_undone_on_both_sides(host: Played) -> None:
-    proven(host, "fast", "deep")
-    before = dict(host.serving)
-    host.write("fast", port=8081)
-    host.write("deep", port=8080, model=BROKEN)
-    assert "fast had its place and went back too" in refused("fast", "deep")
-    assert host.serving == before
-
-
 def test_what_is_proven_and_in_nobodys_way_stays_when_another_fails(host: Played) -> None:
     serve(host, fast=on(big=800), deep=on(small=800), other=on(100))
     host.write("other", mib=on(150), model="two")
@@ -481,7 +607,7 @@ def test_a_new_tier_in_the_place_of_one_that_left_goes_when_another_fails(host: 
 
 
 def test_what_did_not_serve_is_not_started_by_a_failure_of_another(host: Played) -> None:
-    proven(host, "fast", "deep", "other")
+    prove(host, "fast", "deep", "other")
     host.stop("llama-tier-other.service")
     host.write("fast", model=BROKEN)
     refused("fast", "deep")
@@ -528,7 +654,7 @@ def changes(draw: st.DrawFn) -> dict[str, list[Any]]:
     return drawn
 
 
-@settings(max_examples=200, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, suppress_health_check=list(HealthCheck), report_multiple_bugs=False)
 @given(changes())
 def test_whatever_changes_what_served_serves(host: Played, drawn: dict[str, list[Any]]) -> None:
     host.forget()
@@ -543,7 +669,9 @@ def test_whatever_changes_what_served_serves(host: Played, drawn: dict[str, list
 
     if all(model != BROKEN for *_, model in drawn.values()):
         activate(*drawn)
-        assert host.serving == after
+        assert {name: host.files(name) for name in drawn} == after
+        assert {name: host.model(name) for name in host.serving} == {name: model for name, (*_, model) in drawn.items()}
+        assert host.open_ports() == {name: port for name, (*_, port, _) in drawn.items()}
         assert activate(*drawn) == Outcome(activated=(), retired=())
         return
     said = refused(*drawn)
@@ -553,13 +681,14 @@ def test_whatever_changes_what_served_serves(host: Played, drawn: dict[str, list
     for name, files in host.serving.items():
         assert files in (served.get(name), after[name])
         assert files == host.files(name)
+    assert host.open_ports() == {name: json.loads(files["spec"])["port"] for name, files in host.serving.items()}
 
 
 def test_a_new_tier_in_what_a_swap_left_is_proven_when_all_went_well(host: Played) -> None:
     """Nobody comes back any more, so that nobody can need its place."""
     serve(host, fast=on(500), deep=on(100))
     host.write("fast", port=8081, mib=on(300))
-    host.write("deep", port=8080, mib=on(100))
+    host.write("deep", port=8080, mib=on(100), model="two")
     host.write("new", mib=on(500))
     assert sorted(activate("fast", "deep", "new").activated) == ["deep", "fast", "new"]
     assert activate("fast", "deep", "new") == Outcome(activated=(), retired=())
@@ -569,15 +698,15 @@ def failing(monkeypatch: pytest.MonkeyPatch, what: str, count: int) -> None:
     """Have systemd fail at one call of a kind."""
     do, calls = getattr(systemd, what), iter(range(1, 99))
 
-    def once(unit: str) -> None:
+    def once(*units: str) -> None:
         if next(calls) == count:
-            raise systemd.SystemdError(f"systemctl {what} {unit} failed (exit 1): no answer")
-        do(unit)
+            raise systemd.SystemdError(f"systemctl {what} {' '.join(units)} failed (exit 1): no answer")
+        do(*units)
 
     monkeypatch.setattr(systemd, what, once)
 
 
-@pytest.mark.parametrize(("what", "count"), [("stop", 1), ("enable", 1), ("enable", 2), ("restart", 2)])
+@pytest.mark.parametrize(("what", "count"), [("stop", 1), ("restart", 2)])
 def test_what_served_serves_again_when_systemd_fails_in_a_turn(
     host: Played, monkeypatch: pytest.MonkeyPatch, what: str, count: int
 ) -> None:
@@ -608,7 +737,7 @@ def test_one_that_systemd_fails_for_on_the_way_back_leaves_no_other_down(
 
 
 def test_a_renamed_tier_serves_under_its_old_name_when_the_new_one_fails(host: Played) -> None:
-    proven(host, "deep")
+    prove(host, "deep")
     before = dict(host.serving)
     host.write("deeper", model=BROKEN)
     assert "nothing served as deeper before" in refused("deeper")
@@ -618,11 +747,29 @@ def test_a_renamed_tier_serves_under_its_old_name_when_the_new_one_fails(host: P
     assert list(host.serving) == ["deeper"]
 
 
-def test_what_an_interrupted_removal_left_is_removed(host: Played) -> None:
-    proven(host, "fast", "deep")
-    (host.units / "llama-tier-deep.service").unlink()
-    assert activate("fast").retired == ("deep",)
-    assert not list(host.root.glob("*/*deep*"))
+def test_a_removal_that_was_cut_off_is_finished_by_the_next(host: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever file was the last one that was removed."""
+    prove(host, "fast", "deep")
+    whole = host.root / "whole"
+    shutil.copytree(host.root, whole)
+    unlink, rmtree = Path.unlink, shutil.rmtree
+    for left in range(20):
+        for part in ("units", "tiers", "proven"):
+            shutil.copytree(whole / part, host.root / part, dirs_exist_ok=True)
+        shutil.copy2(whole / "deep.key", host.root)
+        budget = iter(range(left))
+
+        def counted(do: Callable[..., Any], *given: Any, left: Iterator[int] = budget, **options: Any) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            do(*given, **options)
+
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(Path, "unlink", lambda path, **options: counted(unlink, path, **options))
+            patch.setattr(shutil, "rmtree", lambda path, **options: counted(rmtree, path, **options))
+            proven.remove("deep")
+        activate("fast")
+        assert not [path for path in host.root.glob("**/*deep*") if whole not in path.parents], left
 
 
 def test_a_first_start_that_fails_has_nothing_to_go_back_to(host: Played) -> None:
@@ -631,13 +778,14 @@ def test_a_first_start_that_fails_has_nothing_to_go_back_to(host: Played) -> Non
         f"tier deep did not become ready: {NOT_READY}; nothing served as deep before, so it is down"
     )
     assert host.serving == {}
-    assert host.states["llama-tier-deep.service"] == "inactive", "nothing may crash in a loop"
+    assert [unit for unit, state in host.states.items() if state in UP] == [], "nothing may crash in a loop"
+    assert host.enabled == enabled()
     host.write("deep")
     assert activate("deep").activated == ("deep",)
 
 
 def test_a_predecessor_that_does_not_start_either_is_told(host: Played, monkeypatch: pytest.MonkeyPatch) -> None:
-    proven(host, "deep")
+    prove(host, "deep")
     host.write("deep", model=BROKEN)
     monkeypatch.setattr(host, "loaded", {"llama-tier-deep.service": BROKEN})
     monkeypatch.setattr(systemd, "daemon_reload", lambda: None)
@@ -646,15 +794,8 @@ def test_a_predecessor_that_does_not_start_either_is_told(host: Played, monkeypa
     assert host.serving == {}
 
 
-def test_a_unit_that_systemd_would_start_again_and_again_is_stopped(host: Played) -> None:
-    host.failing_sub_state = "auto-restart"
-    host.write("deep", model=BROKEN)
-    assert NOT_READY in refused("deep")
-    assert host.states["llama-tier-deep.service"] == "inactive"
-
-
 def test_a_unit_that_systemd_refuses_gives_way_too(host: Played, monkeypatch: pytest.MonkeyPatch) -> None:
-    proven(host, "deep")
+    prove(host, "deep")
     before = host.files("deep")
     host.write("deep", unit=BROKEN)
 
@@ -677,7 +818,7 @@ def test_a_journal_that_cannot_be_read_does_not_stop_the_way_back(
         raise systemd.SystemdError("journalctl --sync failed (exit 1): no")
 
     monkeypatch.setattr(systemd, "journal", unreadable)
-    proven(host, "deep")
+    prove(host, "deep")
     host.write("deep", model=BROKEN)
     assert "journalctl --sync failed (exit 1): no; what served before is active again" in refused("deep")
     assert host.model("deep") == "one"
@@ -706,29 +847,30 @@ def test_the_reason_is_the_most_telling_part_of_the_journal(host: Played, said: 
 
 
 def test_a_tier_that_is_not_named_is_removed(host: Played) -> None:
-    proven(host, "fast", "deep")
+    prove(host, "fast", "deep")
     fast = host.serving["fast"]
     assert activate("fast") == Outcome(activated=(), retired=("deep",))
     assert host.serving == {"fast": fast}
-    assert host.enabled == {"llama-tier-fast.service"}
-    assert not list(host.root.glob("*/*deep*")), "unit, spec and what was proven are gone"
-    assert list(host.loaded) == ["llama-tier-fast.service"], "systemd has forgotten the unit"
+    assert host.enabled == enabled("fast")
+    assert host.open_ports() == {"fast": 8080}
+    assert not list(host.root.glob("**/*deep*")), "units, spec, key and what was proven are gone"
+    assert {of(unit) for unit in host.loaded} == {"fast"}, "systemd has forgotten the units"
     assert activate("fast") == Outcome(activated=(), retired=())
 
 
 def test_a_tier_that_comes_back_is_proven_anew(host: Played) -> None:
-    proven(host, "fast", "deep")
+    prove(host, "fast", "deep")
     activate("fast")
     host.write("deep", model=BROKEN)
     assert "nothing served as deep before" in refused("fast", "deep")
 
 
 def test_units_of_others_are_not_touched(host: Played) -> None:
-    proven(host, "fast")
+    prove(host, "fast")
     (host.units / "nginx.service").write_text("[Service]\n")
     (host.units / "llama-tiers.target").write_text("[Unit]\n")
     assert activate("fast").retired == ()
-    assert len(list(host.units.iterdir())) == 3
+    assert {"nginx.service", "llama-tiers.target"} < {path.name for path in host.units.iterdir()}
 
 
 def progress(*names: str) -> Sequence[str]:
@@ -772,3 +914,169 @@ def test_progress_needs_neither_nvml_nor_a_known_header(host: Played, monkeypatc
 def test_a_tier_without_a_spec_is_told(host: Played) -> None:
     with pytest.raises(tier.TierSpecError, match="no tier 'deep' on this host"):
         activate("deep")
+
+
+RIVALS: dict[str, dict[str, Any]] = {
+    "fast": {"rivals": ("deep",), "mib": on(big=800)},
+    "deep": {"rivals": ("fast",), "mib": on(big=900), "residency": tier.ON_DEMAND},
+}
+
+
+def switched(host: Played, **changes: dict[str, Any]) -> None:
+    """Bring up a pinned tier and one on demand that has no room beside it; `changes` are of their files."""
+    for name, files in RIVALS.items():
+        host.write(name, **files, **changes.get(name, {}))
+    activate(*RIVALS)
+    host.starts.clear()
+    host.stops.clear()
+
+
+def test_a_tier_on_demand_is_proven_and_gives_its_place_back(host: Played) -> None:
+    for name, files in RIVALS.items():
+        host.write(name, **files)
+    assert activate("deep", "fast") == Outcome(activated=("fast", "deep"), retired=())
+    assert host.starts == ["fast", "deep", "fast"], "each is loaded, and the pinned one serves in the end"
+    assert list(host.serving) == ["fast"]
+    assert host.open_ports() == {"fast": 8080, "deep": 8081}
+    assert host.enabled == enabled("fast") | {tier.Front("deep").socket}
+    assert activate("deep", "fast") == Outcome(activated=(), retired=())
+    assert host.starts == ["fast", "deep", "fast"]
+
+
+def test_a_change_of_a_tier_on_demand_is_proven_and_gives_its_place_back(host: Played) -> None:
+    switched(host)
+    host.write("deep", **RIVALS["deep"], model="two")
+    assert activate(*RIVALS).activated == ("deep",)
+    assert host.starts == ["deep", "fast"]
+    assert list(host.serving) == ["fast"]
+
+
+def test_a_pinned_tier_that_gave_way_to_a_client_takes_its_place_back(host: Played) -> None:
+    switched(host)
+    host.start("llama-tier-deep.service")
+    host.unit_state("llama-tier-deep.service")
+    assert list(host.serving) == ["deep"]
+    assert activate(*RIVALS).activated == ("fast",)
+    assert list(host.serving) == ["fast"]
+
+
+def test_a_tier_on_demand_that_fails_leaves_the_pinned_one_serving(host: Played) -> None:
+    switched(host)
+    before = dict(host.serving)
+    host.write("deep", **RIVALS["deep"], model=BROKEN)
+    assert "tier deep did not become ready" in refused(*RIVALS)
+    assert host.serving == before
+    assert host.open_ports() == {"fast": 8080, "deep": 8081}
+    assert activate(*RIVALS) == Outcome(activated=(), retired=())
+
+
+def test_residency_decides_what_is_started_at_boot(host: Played) -> None:
+    prove(host, "fast", "deep")
+    host.write("deep", residency=tier.ON_DEMAND)
+    assert activate("fast", "deep") == Outcome((), (), moved=("deep",))
+    assert host.enabled == enabled("fast") | {tier.Front("deep").socket}
+    host.write("deep")
+    activate("fast", "deep")
+    assert host.enabled == enabled("fast", "deep")
+    assert host.starts == []
+
+
+def test_how_a_tier_stands_to_others_is_no_reason_to_restart_it(host: Played) -> None:
+    prove(host, "fast", "deep")
+    host.write("fast", rivals=("other",))
+    assert activate("fast", "deep") == Outcome(activated=(), retired=(), moved=("fast",))
+    assert (host.starts, host.stops) == ([], [])
+    assert host.loaded["llama-tier-fast.service"] == host.files("fast")["llama-tier-fast.service"], "systemd knows it"
+    assert activate("fast", "deep") == Outcome(activated=(), retired=())
+
+
+def test_a_new_tier_that_fails_is_given_up_for_its_fallback(host: Played) -> None:
+    prove(host, "fast")
+    host.write("deep", model=BROKEN, fallback="fast")
+    given_up = Outcome(activated=(), retired=(), degraded={"deep": NOT_READY})
+    assert activate("fast", "deep") == given_up
+    assert host.open_ports() == {"fast": 8080, "deep-fallback": 8081}
+    assert list(host.serving) == ["fast"]
+    assert tier.Front("deep").socket in host.enabled, "the next boot tries again"
+    tried = list(host.starts)
+    assert activate("fast", "deep") == given_up
+    assert host.starts == tried == ["deep"], "nothing has changed, so it is not tried again"
+
+    assert activate("fast", "deep", retry=True) == given_up
+    assert host.starts == ["deep", "deep"]
+
+    host.write("deep", model="two", fallback="fast")
+    assert activate("fast", "deep") == Outcome(activated=("deep",), retired=())
+    assert host.open_ports() == {"fast": 8080, "deep": 8081}
+    assert sorted(host.serving) == ["deep", "fast"]
+    assert not host.is_active(tier.Front("deep").cooldown)
+    assert activate("fast", "deep") == Outcome(activated=(), retired=())
+
+
+def test_a_fallback_whose_time_is_over_stands_in_again(host: Played) -> None:
+    """Its cooldown has ended, and opened the port of a tier that nobody has asked for yet."""
+    prove(host, "fast")
+    host.write("deep", model=BROKEN, fallback="fast", residency=tier.ON_DEMAND)
+    activate("fast", "deep")
+    host.stop(tier.Front("deep").cooldown)
+    assert host.open_ports() == {"fast": 8080, "deep": 8081}
+    assert activate("fast", "deep").degraded == {"deep": NOT_READY}
+    assert host.open_ports() == {"fast": 8080, "deep-fallback": 8081}
+
+
+def test_a_proven_tier_with_a_fallback_goes_back_and_is_not_given_up(host: Played) -> None:
+    prove(host, "fast")
+    host.write("deep", fallback="fast")
+    activate("fast", "deep")
+    before = dict(host.serving)
+    host.write("deep", model=BROKEN, fallback="fast")
+    assert "what served before is active again" in refused("fast", "deep")
+    assert host.serving == before
+    assert host.open_ports() == {"fast": 8080, "deep": 8081}
+
+
+@pytest.mark.parametrize("residency", [tier.PINNED, tier.ON_DEMAND])
+def test_a_tier_that_failed_while_it_served_is_left_to_its_fallback(host: Played, residency: str) -> None:
+    host.write("fast")
+    host.write("deep", fallback="fast", residency=residency)
+    activate("fast", "deep")
+    host.end("llama-tier-deep.service")
+    host.states["llama-tier-deep.service"] = "failed"
+    host.start(tier.Front("deep").cooldown)
+    host.starts.clear()
+    assert host.open_ports() == {"fast": 8080, "deep-fallback": 8081}
+    assert activate("fast", "deep") == Outcome(activated=(), retired=())
+    assert host.starts == []
+    assert host.open_ports() == {"fast": 8080, "deep-fallback": 8081}
+    assert activate("fast", "deep", retry=True).activated == ("deep",)
+    assert host.open_ports() == {"fast": 8080, "deep": 8081}
+
+
+def test_a_tier_without_a_fallback_whose_port_is_closed_is_tried_again(host: Played) -> None:
+    switched(host)
+    host.states["llama-tier-deep.service"] = "failed"
+    host.start(tier.Front("deep").cooldown)
+    assert host.open_ports() == {"fast": 8080}
+    assert activate(*RIVALS).activated == ("deep",)
+    assert host.open_ports() == {"fast": 8080, "deep": 8081}
+    assert list(host.serving) == ["fast"]
+
+
+def test_the_way_back_has_all_units_again_and_the_port(host: Played) -> None:
+    prove(host, "deep")
+    before = host.files("deep")
+    host.write("deep", model=BROKEN, port=9000, fallback="fast", residency=tier.ON_DEMAND, rivals=("fast",))
+    assert host.files("deep").keys() > before.keys()
+    assert "what served before is active again" in refused("deep")
+    assert host.files("deep") == before
+    assert host.serving == {"deep": before}
+    assert host.open_ports() == {"deep": 8081}
+    assert host.enabled == enabled("deep")
+
+
+def test_a_tier_that_left_has_its_port_again_when_another_fails(host: Played) -> None:
+    prove(host, "deep")
+    host.write("deeper", model=BROKEN)
+    refused("deeper")
+    assert host.open_ports() == {"deep": 8081}
+    assert host.enabled == enabled("deep")

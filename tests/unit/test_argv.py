@@ -64,8 +64,7 @@ def values(words: Sequence[str]) -> dict[str, list[str]]:
 COMMON = {
     "--model": ["/m/tiny.gguf"],
     "--alias": ["tiny"],
-    "--host": ["127.0.0.2"],
-    "--port": ["8081"],
+    "--host": ["/run/llama-tier-deep/api.sock"],
     "--api-key-file": ["/k/deep"],
     "--device": ["CUDA0,CUDA1"],
     "--n-gpu-layers": ["5"],

@@ -83,6 +83,11 @@ PLACEMENT = (*CANDIDATE, "placement")
         ((*DEEP, "gpus"), ["RTX 9090"], ["tier deep", "'RTX 9090'", BIG["uuid"]]),
         ((*DEEP, "gpus"), [BIG["name"], BIG["uuid"]], ["tier deep", "twice", BIG["uuid"]]),
         ((*DEEP, "name"), "fast", ["name 'fast' stands there twice"]),
+        ((*DEEP, "name"), "deep-proxy", ["name 'deep-proxy'", "does not end in -proxy, -cooldown, -fallback"]),
+        ((*DEEP, "name"), "deep-cooldown", ["name 'deep-cooldown'", "its own units are called so"]),
+        ((*DEEP, "residency"), "sometimes", ["tier deep: residency 'sometimes' is wrong", "pinned", "on_demand"]),
+        ((*DEEP, "fallback"), "deep", ["tier deep: fallback names the tier itself", "other tiers are: fast"]),
+        ((*DEEP, "fallback"), "slow", ["tier deep: fallback 'slow' is no tier of the host", "the others are: fast"]),
         ((*DEEP, "name"), "../etc", ["name '../etc'", "at most 21, such as deep-2"]),
         (("gpus", 1, "uuid"), "1", ["gpu NVIDIA GeForce GTX 1060 3GB", "uuid '1'", "nvidia-smi -L"]),
         (("gpus", 1, "uuid"), BIG["uuid"], [BIG["uuid"], "twice"]),
@@ -161,3 +166,27 @@ def test_two_cards_of_one_name_must_be_named_by_uuid() -> None:
     given["tiers"][0]["gpus"] = [BIG["uuid"]]
     given["tiers"][1]["gpus"] = [BIG["uuid"], SMALL["uuid"]]
     assert check_inventory(**given) == []
+
+
+@pytest.mark.parametrize("residency", ["pinned", "on_demand"])
+def test_a_tier_has_a_residency_and_may_have_a_fallback(residency: str) -> None:
+    given = inventory()
+    given["tiers"][1] |= {"residency": residency, "fallback": "fast", "name": "proxy"}
+    assert check_inventory(**given) == []
+    (first, second) = parse_inventory(given["gpus"], given["tiers"], given["models"])[1]
+    assert (first.residency, first.fallback) == ("pinned", None)
+    assert (second.residency, second.fallback) == (residency, "fast")
+
+
+@pytest.mark.parametrize("third", ["fast", "deep"])
+def test_a_fallback_is_one_step(third: str) -> None:
+    given = inventory()
+    fast, deep = given["tiers"]
+    deep["fallback"] = "fast"
+    given["tiers"].append(fast | {"name": "third", "port": 8082, "fallback": third})
+    problems = check_inventory(**given)
+    if third == "fast":
+        assert problems == [], "one tier may stand in for several"
+    else:
+        (problem,) = problems
+        assert problem.startswith("tier third: fallback 'deep' has a fallback of its own (fast): one step is all")

@@ -25,7 +25,7 @@ def server(tmp_path: Path) -> Iterator[fake_tier.Server]:
 def run(server: fake_tier.Server, slots: int = 1, problems: list[str] | None = None) -> exercise.Exercised:
     grown = iter(range(1000))
     return exercise.exercise(
-        lambda: LlamaServer(server.base_url, server.key_file),
+        lambda: LlamaServer.of(server.spec),
         server.context,
         slots,
         "Why?",

@@ -21,7 +21,7 @@ def played(tmp_path: Path) -> Iterator[fake_tier.Server]:
 
 
 def client(played: fake_tier.Server) -> LlamaServer:
-    return LlamaServer(played.base_url, played.key_file)
+    return LlamaServer.of(played.spec)
 
 
 def test_props_are_read_with_the_key(played: fake_tier.Server) -> None:
@@ -56,15 +56,15 @@ def test_a_wrong_key_names_its_file(played: fake_tier.Server, tmp_path: Path) ->
     wrong = tmp_path / "wrong"
     wrong.write_text("wrong-key\n")
     with pytest.raises(llama_server.UnauthorizedError, match=f"refuses the key of {wrong}.*restart the tier"):
-        LlamaServer(played.base_url, str(wrong)).props()
+        LlamaServer(played.address, str(wrong)).props()
 
 
 def test_a_key_that_cannot_be_read_or_is_empty_says_so(played: fake_tier.Server, tmp_path: Path) -> None:
     with pytest.raises(llama_server.UnauthorizedError, match=r"cannot be read.*No such file"):
-        LlamaServer(played.base_url, str(tmp_path / "absent")).props()
+        LlamaServer(played.address, str(tmp_path / "absent")).props()
     (tmp_path / "empty").write_text("\n")
     with pytest.raises(llama_server.UnauthorizedError, match="is empty"):
-        LlamaServer(played.base_url, str(tmp_path / "empty")).props()
+        LlamaServer(played.address, str(tmp_path / "empty")).props()
 
 
 def test_an_error_and_a_stranger_are_broken(played: fake_tier.Server) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,21 @@ from typing import Any
 import fake_tier
 import pytest
 from example_report import report
-from fake_host import PID, RUN, STRAY, UNIT, Host, gpu, lines, play
+from fake_host import FRONT, PID, RUN, STRAY, UNIT, Host, gpu, lines, play
 
 from checker import hardware, systemd
-from checker.evidence import DeviceEvidence, EngineId, Evidence, HostEvidence, ModelId, Served, UnitEvidence
-from checker.measure import PROMPT, QUICK_TOKENS, Depth, measure
+from checker.evidence import (
+    DeviceEvidence,
+    EngineId,
+    Evidence,
+    FrontEvidence,
+    HostEvidence,
+    ModelId,
+    Served,
+    UnitEvidence,
+)
+from checker.measure import PROMPT, QUICK_TOKENS, Depth, front, measure
+from checker.ports import Listener
 from checker.tier import TierSpec
 from checker.verdict import judge
 from inventories import BIG, SMALL
@@ -44,7 +55,7 @@ def test_a_good_tier_is_measured_whole(host: Host, server: fake_tier.Server) -> 
     spec = server.spec
     evidence = quick(spec)
 
-    assert (evidence.tier, evidence.base_url) == ("deep", server.base_url)
+    assert (evidence.tier, evidence.base_url) == ("deep", "http://127.0.0.1:9")
     assert evidence.model == ModelId("tiny", "ab" * 32)
     assert evidence.engine == EngineId(fake_tier.COMMIT, "/opt/llama-tiers/releases/one")
     assert evidence.placement == spec.placement
@@ -72,7 +83,9 @@ def test_a_good_tier_is_measured_whole(host: Host, server: fake_tier.Server) -> 
         (BIG["uuid"], 0.0, 16.07, 16.07),
         (SMALL["uuid"], 0.0, 4.7, 4.7),
     ]
-    assert (evidence.listener_pid, evidence.argv, evidence.thorough) == (PID, spec.argv, None)
+    assert (evidence.front, evidence.argv, evidence.thorough) == (FrontEvidence("active"), spec.argv, None)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", evidence.measured_at)
+    assert not evidence.asleep
     assert server.asked[-1][1]["n_predict"] == QUICK_TOKENS
     assert judge(spec, evidence).verdict == "pass"
 
@@ -148,18 +161,19 @@ def test_without_systemd_the_server_is_asked_all_the_same(host: Host, server: fa
 
 
 def test_a_server_that_is_down_is_a_problem(host: Host, server: fake_tier.Server) -> None:
-    evidence = quick(fake_tier.spec(key_file=server.key_file))
+    server.socket.unlink()
+    evidence = quick(server.spec)
     assert (evidence.served, evidence.completion) == (None, None)
     assert [device.process_mib for device in evidence.devices] == [262.5, 93.0]
     (problem,) = evidence.problems
-    assert problem.startswith("nothing answers at http://127.0.0.1:9")
+    assert problem.startswith(f"nothing answers at {server.address}")
 
 
 def test_a_server_that_still_loads_is_asked_nothing_more(host: Host, server: fake_tier.Server) -> None:
     server.loading_answers = 9
     evidence = quick(server.spec)
     assert (evidence.served, evidence.completion) == (None, None)
-    assert evidence.problems == (f"{server.base_url}/health still loads its model (503)",)
+    assert evidence.problems == (f"{server.address}/health still loads its model (503)",)
     assert server.asked == [("/health", {})]
 
 
@@ -309,3 +323,27 @@ def test_memory_that_the_driver_does_not_tell_is_not_nothing(host: Host, server:
     assert [device.process_mib for device in evidence.devices] == [None, None]
     (problem,) = evidence.problems
     assert f"{BIG['uuid']}: the driver does not tell how much memory process {PID} holds there" in problem
+
+
+def test_what_is_before_a_tier_is_evidence(host: Host) -> None:
+    spec = fake_tier.spec()
+    assert front(spec) == FrontEvidence("active")
+    host.front = {}
+    assert front(spec) == FrontEvidence("inactive")
+    host.listeners += (Listener(77, "nginx", "nginx.service"), Listener(78, "python3", ""))
+    found = front(spec)
+    assert found is not None
+    assert found.stranger == "nginx (pid 77, nginx.service), python3 (pid 78, no unit)"
+    host.front = systemd.SystemdError("no bus")
+    assert front(spec) is None
+
+
+def test_a_fallback_in_front_is_evidence_with_the_reason(host: Host) -> None:
+    host.state = systemd.UnitState("failed", "failed", None, RUN, "exit-code", 1, 0)
+    host.journal = lines(["not ready: deep: out of memory"])
+    host.front = {FRONT.stand_in_socket: "active"}
+    host.listeners = (Listener(1, "systemd", FRONT.stand_in_socket), Listener(9, "proxy", FRONT.stand_in))
+    spec = fake_tier.spec(fallback="fast")
+    assert front(spec) == FrontEvidence("active", None, "fast", "not ready: deep: out of memory")
+    host.front = {FRONT.socket: "active"}
+    assert front(spec) == FrontEvidence("active"), "it answers on its own again"

@@ -16,6 +16,7 @@ from checker.hardware import GpuProcess
 from checker.measure import Depth, measure
 from checker.ports import Listener
 from checker.tier import Predicted, TierSpec
+from checker.unix_http import UnixAdapter
 from checker.verdict import judge
 from inventories import BIG, SMALL
 
@@ -44,8 +45,10 @@ def planned(server: fake_tier.Server) -> TierSpec:
 def naive(server: fake_tier.Server) -> bool:
     """Ask what a health check asks: is it up, and does it answer?"""
     key = {"Authorization": f"Bearer {fake_tier.KEY}"}
-    up = requests.get(f"{server.base_url}/health", timeout=5)
-    answer = requests.post(f"{server.base_url}/completion", json={"prompt": "Why?"}, headers=key, timeout=5)
+    session = requests.Session()
+    session.mount("http://deep", UnixAdapter(str(server.socket)))
+    up = session.get("http://deep/health", timeout=5)
+    answer = session.post("http://deep/completion", json={"prompt": "Why?"}, headers=key, timeout=5)
     return up.status_code == answer.status_code == 200 and bool(answer.json()["content"])
 
 
@@ -129,7 +132,10 @@ FOOLED = [
     (one_card_unused, [f"holds nothing on {SMALL['uuid']}", "0.0 MiB of weights on " + SMALL["uuid"]]),
     (cards_swapped, [f"holds 93.0 MiB on {BIG['uuid']}", "the driver has moved memory off the card"]),
     (wrong_model, ["serves /var/lib/llama-tiers/models/cdcdcdcdcdcd/other.gguf instead of"]),
-    (stranger_behind_the_port, ["process 815 listens on port", f"the unit's own is {PID}"]),
+    (
+        stranger_behind_the_port,
+        ["llama-server (pid 815, session-1.scope) listens on port 9: what answers there is not the tier"],
+    ),
     (smaller_context, ["serves a context of 512 tokens, 1024 were promised"]),
     (smaller_context_than_it_tells, ["answers 400", "exceeds the available context size"]),
     (garbage, ["the completion is not language"]),

@@ -47,7 +47,7 @@ def test_a_split_tier_names_its_cards_in_order_and_weighs_their_layers() -> None
     assert flags["--device"] == "CUDA0,CUDA1"
     assert flags["--n-gpu-layers"] == "5"
     assert flags["--fit"] == "off"
-    assert flags["--host"] == "127.0.0.1"
+    assert flags["--host"] == deep.socket
 
 
 def test_device_order_is_the_tiers_not_the_inventorys() -> None:

@@ -84,12 +84,12 @@ def test_a_process_that_ends_while_it_loads_is_told(server: fake_tier.Server) ->
     assert server.asked.count(("/health", {})) > 1
 
 
-def test_a_process_that_ends_before_it_listens_is_told(server: fake_tier.Server, tmp_path: Path) -> None:
-    write(tmp_path, fake_tier.spec(key_file=server.key_file))
+def test_a_process_that_ends_before_it_listens_is_told(server: fake_tier.Server) -> None:
+    server.socket.unlink()
     assert readiness.ready("deep", short_lived()) == GONE
 
 
-def test_a_stranger_on_the_port_does_not_make_a_dead_server_ready(server: fake_tier.Server) -> None:
+def test_an_answer_of_another_process_does_not_make_a_dead_server_ready(server: fake_tier.Server) -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     assert readiness.ready("deep", process.pid) == GONE

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from checker import systemd
+from checker import ports, systemd
+from checker.ports import Listener
 from checker.systemd import Line
 
 
@@ -46,3 +47,56 @@ def test_a_journal_that_cannot_be_read_says_what_it_said(tmp_path: Path, monkeyp
     journalctl(tmp_path, monkeypatch, "echo No journal files were opened >&2; exit 1")
     with pytest.raises(systemd.SystemdError, match=r"exit 1\): No journal files were opened"):
         systemd.printed("deep.service", "abc")
+
+
+LISTED = """\
+/run/dbus/system_bus_socket dbus.socket               dbus.service
+127.0.0.1:18081             other.socket              other.service
+127.0.0.1:8081              llama-tier-deep.socket    llama-tier-deep-proxy.service
+[::1]:8080                  llama-tier-fast.socket    llama-tier-fast-proxy.service
+"""
+
+
+def systemctl(directory: Path, monkeypatch: pytest.MonkeyPatch, printed: str) -> None:
+    (directory / "told").write_text(printed)
+    program = directory / "systemctl"
+    program.write_text(f"#!/bin/sh\ncat {directory}/told\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{directory}:/usr/bin:/bin")
+
+
+@pytest.mark.parametrize(
+    ("port", "unit"), [(8081, "llama-tier-deep.socket"), (8080, "llama-tier-fast.socket"), (81, ""), (18080, "")]
+)
+def test_the_socket_unit_of_a_port_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int, unit: str
+) -> None:
+    systemctl(tmp_path, monkeypatch, LISTED)
+    assert systemd.socket_unit(port) == unit
+    systemctl(tmp_path, monkeypatch, "")
+    assert systemd.socket_unit(port) == ""
+
+
+def process(proc: Path, pid: int, cgroup: str, comm: str, inode: int) -> None:
+    (proc / f"{pid}/fd").mkdir(parents=True)
+    (proc / f"{pid}/fd/3").symlink_to(f"socket:[{inode}]")
+    (proc / f"{pid}/cgroup").write_text(f"0::/{cgroup}\n")
+    (proc / f"{pid}/comm").write_text(f"{comm}\n")
+
+
+def test_who_listens_for_systemd_is_its_socket_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    systemctl(tmp_path, monkeypatch, LISTED)
+    proc = tmp_path / "proc"
+    process(proc, 1, "init.scope", "systemd", 55)
+    process(proc, 70, "system.slice/llama-tier-deep-proxy.service", "systemd-socket-", 55)
+    process(proc, 71, "system.slice/nginx.service", "nginx", 56)
+    (proc / "net").mkdir()
+    line = "0: 0100007F:{:04X} 00000000:0000 {} 00000000:00000000 00:00000000 00000000 0 0 {}"
+    table = [line.format(8081, "0A", 55), line.format(8082, "0A", 56), line.format(8081, "01", 56)]
+    (proc / "net/tcp").write_text("\n".join(["header", *table]) + "\n")
+    assert sorted(ports.listeners(8081, proc), key=lambda each: each.pid) == [
+        Listener(1, "systemd", "llama-tier-deep.socket"),
+        Listener(70, "systemd-socket-", "llama-tier-deep-proxy.service"),
+    ]
+    assert ports.listeners(8082, proc) == (Listener(71, "nginx", "nginx.service"),)
+    assert ports.listeners(8083, proc) == ()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +60,10 @@ SPECS = st.builds(
     criteria=st.builds(tier.Criteria, min_generation_tokens_per_second=st.floats(0, 1e6), max_load_s=st.floats(0, 1e6)),
     argv=st.lists(WORDS, min_size=1, max_size=5).map(tuple),
     environment=st.dictionaries(WORDS, WORDS, max_size=3),
+    residency=st.sampled_from([tier.PINNED, tier.ON_DEMAND]),
+    rivals=st.lists(WORDS, max_size=3).map(tuple),
+    fallback=st.none() | WORDS,
+    memory_max_mib=st.none() | COUNTS,
 )
 
 
@@ -77,14 +80,15 @@ def test_a_spec_survives_its_file_and_fits_its_schema(any_spec: tier.TierSpec) -
 
 
 def test_url_and_unit_follow_from_the_spec() -> None:
-    assert spec("http://127.0.0.2:8081").base_url == "http://127.0.0.2:8081"
-    assert replace(spec(), bind="::1", port=8081).base_url == "http://[::1]:8081"
+    assert spec(bind="127.0.0.2", port=8081).base_url == "http://127.0.0.2:8081"
+    assert spec(bind="::1", port=8081).base_url == "http://[::1]:8081"
     assert spec(name="fast").unit == "llama-tier-fast.service"
+    assert spec(name="fast").socket == "/run/llama-tier-fast/api.sock"
 
 
 @pytest.mark.parametrize(("bind", "host"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]")])
 def test_a_tier_that_listens_on_every_address_is_reached_over_the_loopback(bind: str, host: str) -> None:
-    assert replace(spec(), bind=bind, port=8081).base_url == f"http://{host}:8081"
+    assert spec(bind=bind, port=8081).base_url == f"http://{host}:8081"
 
 
 def test_the_specs_of_a_host_are_loaded_by_name(tmp_path: Path) -> None:
@@ -139,6 +143,27 @@ def test_a_missing_part_is_named(part: str) -> None:
     del document[part]
     with pytest.raises(tier.TierSpecError, match=f"does not fit schema 'llama-tiers/tier/1': .*{part}"):
         tier.from_json(document)
+
+
+def test_a_spec_of_before_tiers_switched_is_of_one_that_is_pinned_and_alone() -> None:
+    document = spec().to_json()
+    for part in ("residency", "rivals", "fallback", "memory_max_mib"):
+        del document[part]
+    assert tier.from_json(document) == spec()
+    assert spec().pinned
+    assert not spec(residency=tier.ON_DEMAND).pinned
+
+
+def test_the_units_of_a_front_end_in_what_no_tier_may_be_called() -> None:
+    """So that no unit of one tier is taken for the server of another."""
+    front = tier.Front("deep")
+    assert len(set(front.units)) == 5
+    for unit in front.units:
+        stem, _, kind = unit.removeprefix("llama-tier-").rpartition(".")
+        assert kind == "socket" or stem.endswith(tier.RESERVED_ENDINGS)
+        assert front.holds_port(unit)
+    assert not front.holds_port(tier.unit_of("deep"))
+    assert not front.holds_port(tier.Front("fast").socket)
 
 
 def test_an_unknown_part_is_named() -> None:

@@ -16,17 +16,13 @@ from checker.turns import Change, Hold, Turn
 CARDS = ("a", "b", "c")
 
 
-def change(name: str, old: dict[str, float] | None, new: dict[str, float], ports: tuple[int, int] = (0, 0)) -> Change:
-    """Return a change; unless ports are given it keeps one of its own."""
-    before, after = ports if any(ports) else (sum(name.encode()),) * 2
-    return Change(name, None if old is None else Hold(before, old), Hold(after, new))
+def change(name: str, old: dict[str, float] | None, new: dict[str, float]) -> Change:
+    return Change(name, None if old is None else Hold(old), Hold(new))
 
 
 def fits(holds: Iterable[Hold], room: Mapping[str, float]) -> bool:
     holds = list(holds)
-    ports = [hold.port for hold in holds]
-    mib = {card: sum(hold.mib.get(card, 0) for hold in holds) for card in room}
-    return len(set(ports)) == len(ports) and all(mib[card] <= room[card] for card in room)
+    return all(_sum(card, holds) <= room[card] for card in room)
 
 
 def resident(changes: Sequence[Change], started: Iterable[str], stopped: Iterable[str]) -> list[Hold]:
@@ -67,16 +63,6 @@ def test_a_ring_of_three_stops_one() -> None:
     assert turns.order(ring, dict.fromkeys(CARDS, 300)) == (Turn("a", ("b",)), Turn("c", ()), Turn("b", ()))
 
 
-def test_a_port_is_given_up_by_its_holder_alone() -> None:
-    swapped = [change("fast", {}, {}, (8080, 8081)), change("deep", {}, {}, (8081, 8080)), change("other", {}, {})]
-    assert turns.order(swapped, {}) == (Turn("other", ()), Turn("fast", ("deep",)), Turn("deep", ()))
-
-
-def test_a_port_that_moves_on_is_free_when_its_new_holder_starts() -> None:
-    chain = [change("fast", {}, {}, (8080, 8081)), change("deep", {}, {}, (8081, 8082))]
-    assert turns.order(chain, {}) == (Turn("deep", ()), Turn("fast", ()))
-
-
 def test_a_card_that_nobody_knows_stops_nobody() -> None:
     swapped = [change("fast", {"a": 200}, {"b": 200}), change("deep", {"b": 200}, {"a": 200})]
     assert turns.order(swapped, {}) == (Turn("fast", ()), Turn("deep", ()))
@@ -94,7 +80,7 @@ def test_for_a_tier_without_room_only_those_stop_who_hold_some_of_what_it_lacks(
 
 
 def test_what_serves_now_is_room_that_there_is() -> None:
-    held = [Hold(1, {"a": 200}), Hold(2, {"a": 150, "b": 10})]
+    held = [Hold({"a": 200}), Hold({"a": 150, "b": 10})]
     assert turns.room({"a": 300, "b": 300}, held, held[1:]) == {"a": 200, "b": 290}
 
 
@@ -104,13 +90,18 @@ def test_what_a_tier_holds_is_what_its_spec_predicts() -> None:
         tier.Device("CUDA1", "b", "B", 1, 50.0),
         tier.Device("CUDA2", "a", "A", 1, None),
     )
-    assert turns.hold(fake_tier.spec(devices=devices)) == Hold(9, {"a": 127.0, "b": 50.0})
+    assert turns.hold(fake_tier.spec(devices=devices)) == Hold({"a": 127.0, "b": 50.0})
+
+
+def test_a_tier_on_demand_is_held_against_nobody() -> None:
+    """It is planned beside the others, or stops its rivals itself when it starts."""
+    assert turns.hold(fake_tier.spec(residency=tier.ON_DEMAND)) == Hold({})
 
 
 @pytest.mark.parametrize("room_on_b", [300, 500])
 def test_who_has_started_goes_back_when_it_is_in_the_way_of_who_returns(room_on_b: float) -> None:
     fast = change("fast", {"a": 200}, {"b": 200})
-    returning = [Hold(1, {"b": 200})]
+    returning = [Hold({"b": 200})]
     back = turns.going_back([fast], returning, [], {"a": 300, "b": room_on_b})
     assert back == (("fast",) if room_on_b == 300 else ())
 
@@ -118,27 +109,18 @@ def test_who_has_started_goes_back_when_it_is_in_the_way_of_who_returns(room_on_
 def test_who_goes_back_may_push_another_back() -> None:
     """fast has gone where deep was, and new where fast was."""
     started = [change("new", None, {"a": 200}), change("fast", {"a": 200}, {"b": 200}), change("other", None, {"c": 9})]
-    back = turns.going_back(started, [Hold(1, {"b": 200})], [], dict.fromkeys(CARDS, 300))
+    back = turns.going_back(started, [Hold({"b": 200})], [], dict.fromkeys(CARDS, 300))
     assert set(back) == {"new", "fast"}
 
 
-holds = st.dictionaries(st.sampled_from(CARDS), st.integers(0, 300), max_size=3)
+holds = st.dictionaries(st.sampled_from(CARDS), st.integers(0, 300), max_size=3).map(Hold)
 
 
 @st.composite
 def cases(draw: st.DrawFn, most: int = 4) -> tuple[list[Change], dict[str, float]]:
-    """Draw changes, ports that may be passed on among them, and room for all old and for all new ones."""
+    """Draw changes, and room for all old and for all new ones."""
     names = [f"t{index}" for index in range(draw(st.integers(1, most)))]
-    ports = list(range(len(names)))
-    after = draw(st.one_of(st.just(ports), st.permutations(ports), st.permutations([*ports, 8, 9])))
-    changes = [
-        Change(
-            name,
-            draw(st.one_of(st.none(), holds.map(lambda mib, port=place: Hold(port, mib)))),
-            Hold(after[place], draw(holds)),
-        )
-        for place, name in enumerate(names)
-    ]
+    changes = [Change(name, draw(st.one_of(st.none(), holds)), draw(holds)) for name in names]
     olds, news = [each.old for each in changes if each.old], [each.new for each in changes]
     spare = draw(st.sampled_from([0, 10, 100, 400]))
     room = {card: spare + max(_sum(card, olds), _sum(card, news)) for card in CARDS}
@@ -150,7 +132,7 @@ def _sum(card: str, held: Iterable[Hold]) -> float:
 
 
 @given(cases())
-def test_everyone_starts_once_with_room_and_a_port(case: tuple[list[Change], dict[str, float]]) -> None:
+def test_everyone_starts_once_with_room(case: tuple[list[Change], dict[str, float]]) -> None:
     changes, room = case
     started: list[str] = []
     stopped: set[str] = set()
@@ -215,13 +197,6 @@ def test_what_served_can_serve_again_whoever_fails(
         waiting = [each for each in waiting if each.name in back]
     gone_back = [each.old for each in waiting if each.old]
     assert fits([*settled, *gone_back, *returning], room)
-
-
-def test_a_ring_of_ports_that_has_turned_goes_back_for_nobody() -> None:
-    """Each new one has the port of another's old one: that is no reason for it to go back."""
-    ring = [change(name, {}, {}, ports) for name, ports in (("a", (1, 2)), ("b", (2, 3)), ("c", (3, 1)))]
-    assert turns.going_back(ring, [], [], {}) == ()
-    assert turns.going_back(ring, [Hold(4, {})], [], {}) == ()
 
 
 @given(cases(), st.data())

@@ -10,7 +10,7 @@ from example_report import PLANNED, card, report, speed
 from fake_tier import COMMIT
 
 from checker import tier
-from checker.evidence import DeviceEvidence, Evidence, Load, Served, Speed
+from checker.evidence import DeviceEvidence, Evidence, FrontEvidence, Load, Served, Speed
 from checker.language import garbage
 from checker.memory_verdict import memory_faults
 from checker.verdict import judge, model_faults, page_cache
@@ -22,6 +22,7 @@ CHECKS = [
     "unit active",
     "reachable",
     "port",
+    "port open",
     "model file",
     "model name",
     "context",
@@ -165,7 +166,20 @@ BROKEN = [
         thorough(full=lying(speed(4056, 380.0, 55.0), 0.9)),
         ["full context", "counts 11.84 s", "took 10.66 s"],
     ),
-    ("port", replace(GOOD, listener_pid=815), ["process 815 listens on port 9", "the unit's own is 4711"]),
+    (
+        "port",
+        replace(GOOD, front=FrontEvidence("active", stranger="nginx (pid 815, nginx.service)")),
+        [
+            "nginx (pid 815, nginx.service) listens on port 9",
+            "not the tier",
+            "systemctl restart llama-tier-deep.socket",
+        ],
+    ),
+    (
+        "port open",
+        replace(GOOD, front=FrontEvidence("inactive")),
+        ["llama-tier-deep.socket is inactive", "no client reaches the tier: systemctl start llama-tier-deep.socket"],
+    ),
     (
         f"memory as planned on {BIG['uuid']}",
         peak(600.0),
@@ -215,7 +229,7 @@ def test_every_check_is_broken_once() -> None:
 
 def test_a_tier_that_does_not_tell_what_it_serves_is_not_reachable() -> None:
     verdict = judge(SPEC, replace(GOOD, served=None))
-    about_served = CHECKS[3:7]
+    about_served = CHECKS[CHECKS.index("model file") : CHECKS.index("weights on RPC0")]
     assert [(check.name, check.passed) for check in verdict.checks] == [
         (name, name != "reachable") for name in CHECKS if name not in about_served
     ]
@@ -261,6 +275,25 @@ def test_a_tier_that_is_down_says_only_that_after_what_could_not_be_measured() -
     assert reasons[0] == "deep: NVML could not be opened"
     assert [reason for reason in reasons[1:] if "llama-tier-deep.service is failed" not in reason] == []
     assert len(reasons) == 2
+
+
+def test_a_tier_whose_fallback_answers_says_only_that_and_why() -> None:
+    front = FrontEvidence("active", fallback="fast", reason="not ready: out of memory")
+    for down in (report(unreadable=True).tiers[0].evidence, unit(active_state="activating")):
+        found = judge(SPEC, replace(down, front=front))
+        assert found.checks[0].name == "not degraded"
+        assert not found.checks[0].passed
+        (reason,) = found.reasons
+        assert reason.startswith("deep: degraded, fast answers on port 9 in its place: not ready: out of memory; mend")
+        assert "`systemctl start llama-tier-deep.socket`" in reason
+        assert "llama_tiers_retry=true" in reason
+
+
+def test_a_tier_that_is_not_loaded_says_from_when_its_evidence_is() -> None:
+    found = judge(SPEC, replace(GOOD, asleep=True))
+    assert found.verdict == "pass"
+    assert found.notes[0] == "deep: not loaded now, measured 2026-11-24T15:00:00Z"
+    assert "not loaded" not in str(judge(SPEC, GOOD).notes)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from example_report import CARDS, PLANNED, report, speed
 
-from checker import hardware, tier, verification
+from checker import hardware, systemd, tier, verification
 from checker.accepted import Accepted, read, to_json
-from checker.evidence import Evidence, Report
+from checker.evidence import Evidence, FrontEvidence, Report
 from checker.measure import Depth
 from inventories import SMALL
 
@@ -224,3 +224,185 @@ def test_a_failure_that_was_carried_over_is_measured_again(monkeypatch: pytest.M
     assert asked == [Depth.AUTO, Depth.WHOLE]
     assert not verification.report([DEEP], "tower", [], Depth.AUTO, {}, {}).passed, "it was measured just now"
     assert asked[2:] == [Depth.AUTO]
+
+
+LAZY = replace(DEEP, residency=tier.ON_DEMAND, rivals=("fast",))
+FRONT = FrontEvidence("active", stranger=None)
+
+
+class Switching:
+    """A host of tier `deep`, which is on demand, and tier `fast`, which is pinned, and room for one of them."""
+
+    def __init__(self) -> None:
+        self.states = {"fast": "active", "deep": "inactive"}
+        self.starts: list[str] = []
+        self.measured: list[tuple[str, Depth]] = []
+        self.loads = True
+
+    @staticmethod
+    def tier(unit: str) -> str:
+        return unit.removeprefix("llama-tier-").removesuffix(".service")
+
+    def unit_state(self, unit: str) -> systemd.UnitState:
+        return systemd.UnitState(self.states[self.tier(unit)], "", None, "", "", 0, 0)
+
+    def is_active(self, unit: str) -> bool:
+        return self.states[self.tier(unit)] == "active"
+
+    def start(self, unit: str, timeout_s: float) -> None:
+        name = self.tier(unit)
+        assert timeout_s > LAZY.criteria.max_load_s
+        self.starts.append(name)
+        if not self.loads:
+            raise systemd.SystemdError(f"systemctl start {unit} failed (exit 1)")
+        self.states |= dict.fromkeys(self.states, "inactive") | {name: "active"}
+
+    def measure(self, planned: tier.TierSpec, earlier: object, depth: Depth, quality: object) -> Evidence:
+        self.measured.append((planned.name, depth))
+        evidence = replace(report().tiers[0].evidence, tier=planned.name, front=FRONT)
+        return replace(evidence, unit=replace(evidence.unit, active_state=self.states[planned.name]))
+
+
+@pytest.fixture
+def switching(monkeypatch: pytest.MonkeyPatch) -> Switching:
+    played = Switching()
+    monkeypatch.setattr(verification, "measure", played.measure)
+    monkeypatch.setattr(verification, "front", lambda spec: FRONT)
+    for name in ("unit_state", "is_active", "start"):
+        monkeypatch.setattr(systemd, name, getattr(played, name))
+    return played
+
+
+def verified(
+    *specs: tier.TierSpec, earlier: Report | None = None, depth: Depth = Depth.AUTO, wake: bool = True
+) -> Report:
+    documents = [json.loads(json.dumps(each.evidence.to_json())) for each in earlier.tiers] if earlier else []
+    return verification.report(specs, "tower", documents, depth, {}, {}, wake=wake)
+
+
+def test_a_tier_that_sleeps_is_judged_by_what_was_measured_of_the_same_command(switching: Switching) -> None:
+    first = verified(LAZY, FAST)
+    switching.starts.clear()
+    switching.measured.clear()
+    again = verified(LAZY, FAST, earlier=first)
+    assert again.passed
+    assert (switching.starts, switching.measured) == ([], [("fast", Depth.AUTO)])
+    told = again.tiers[0]
+    assert told.evidence.asleep
+    assert told.evidence.measured_at == first.tiers[0].evidence.measured_at
+    assert told.verdict.notes[0].startswith("deep: not loaded now, measured 2026-11-24T15:00:00Z")
+    third = verified(LAZY, FAST, earlier=again)
+    assert third.tiers[0] == told, "as often as nobody asks for it"
+    assert switching.starts == []
+
+
+def test_what_is_before_a_tier_that_sleeps_is_looked_at_now(
+    switching: Switching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = verified(LAZY)
+    switching.states["deep"] = "inactive"
+    switching.measured.clear()
+    monkeypatch.setattr(verification, "front", lambda spec: FrontEvidence("inactive"))
+    verified(LAZY, earlier=first)
+    assert switching.measured == [("deep", Depth.AUTO)], "a port that is closed does not pass"
+
+
+OTHER_COMMANDS: list[dict[str, Any]] = [
+    {"argv": ("llama-server", "--no-mmap")},
+    {"environment": {"CUDA_VISIBLE_DEVICES": "GPU-2"}},
+    {"model": replace(LAZY.model, sha256="cd" * 32)},
+]
+
+
+@pytest.mark.parametrize("changes", OTHER_COMMANDS, ids=["argv", "environment", "model"])
+def test_a_tier_that_sleeps_is_loaded_when_its_command_is_another(
+    switching: Switching, changes: dict[str, Any]
+) -> None:
+    first = verified(LAZY, FAST)
+    switching.starts.clear()
+    found = verified(replace(LAZY, **changes), FAST, earlier=first)
+    assert switching.starts == ["deep", "fast"]
+    assert not found.tiers[0].evidence.asleep
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda evidence: replace(evidence, problems=("the journal does not tell",)),
+        lambda evidence: replace(evidence, unit=replace(evidence.unit, active_state="inactive")),
+        lambda evidence: replace(evidence, completion=replace(evidence.completion, text="@@@@")),
+        lambda evidence: replace(evidence, tier="other"),
+        lambda evidence: replace(evidence, thorough=None),
+    ],
+    ids=["problems", "was down", "failed", "other tier", "not whole"],
+)
+def test_a_tier_that_sleeps_is_loaded_when_what_was_measured_is_not_enough(
+    switching: Switching, spoil: Callable[[Evidence], Evidence]
+) -> None:
+    first = verified(LAZY)
+    switching.states["deep"] = "inactive"
+    switching.starts.clear()
+    spoilt = replace(first, tiers=(replace(first.tiers[0], evidence=spoil(first.tiers[0].evidence)),))
+    assert verified(LAZY, earlier=spoilt).passed
+    assert switching.starts == ["deep"]
+
+
+def test_a_whole_measurement_loads_what_sleeps_and_pinned_tiers_come_back(switching: Switching) -> None:
+    first = verified(LAZY, FAST)
+    switching.starts.clear()
+    switching.measured.clear()
+    again = verified(LAZY, FAST, earlier=first, depth=Depth.WHOLE)
+    assert [name for name, _ in switching.measured] == ["fast", "deep"], "as it serves, before deep stops it"
+    assert [told.name for told in again.tiers] == ["deep", "fast"]
+    assert again.passed
+    assert switching.starts == ["deep", "fast"]
+    assert switching.states == {"fast": "active", "deep": "inactive"}
+
+
+def test_check_mode_loads_nothing(switching: Switching) -> None:
+    found = verified(LAZY, FAST, wake=False)
+    assert switching.starts == []
+    assert [told.verdict.verdict for told in found.tiers] == ["fail", "pass"]
+    switching.states["fast"] = "inactive"
+    assert not verified(FAST, wake=False).passed
+    assert switching.starts == []
+
+
+def test_a_pinned_tier_that_was_down_is_not_started_by_a_verification(switching: Switching) -> None:
+    switching.states["fast"] = "failed"
+    assert not verified(FAST).passed
+    assert switching.starts == []
+
+
+def test_a_tier_on_demand_that_failed_is_not_tried_again(switching: Switching) -> None:
+    switching.states["deep"] = "failed"
+    assert not verified(LAZY, FAST).passed
+    assert switching.starts == []
+
+
+def test_a_tier_that_cannot_be_loaded_fails_by_what_is_measured_of_it(switching: Switching) -> None:
+    switching.loads = False
+    found = verified(LAZY, FAST)
+    assert [told.verdict.verdict for told in found.tiers] == ["fail", "pass"]
+    assert switching.starts == ["deep"]
+
+
+def test_without_systemd_nothing_is_loaded(switching: Switching, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(unit: str) -> systemd.UnitState:
+        raise systemd.SystemdError("systemctl is not on this host")
+
+    monkeypatch.setattr(systemd, "unit_state", absent)
+    assert not verified(LAZY).passed
+    assert switching.starts == []
+
+
+def test_a_speed_of_before_is_not_accepted_for_the_driver_of_now(
+    switching: Switching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = verified(LAZY, depth=Depth.WHOLE)
+    accepted = verification.newly_accepted(first, {})
+    switching.states["deep"] = "inactive"
+    monkeypatch.setattr(hardware, "read_driver", told(hardware.Driver("590.1", "13.1")))
+    later = verified(LAZY, earlier=first)
+    assert later.tiers[0].evidence.asleep
+    assert verification.newly_accepted(later, accepted) == accepted

@@ -73,7 +73,9 @@ def main() -> None:
         module.fail_json(msg=f"tiers_api_keys names {', '.join(unknown)}, but the tiers are {module.params['tiers']}")
     strange = sorted(set(module.params["rotate"]) - set(module.params["tiers"]))
     if strange:
-        module.fail_json(msg=f"tiers_rotate_keys names {', '.join(strange)}, but the tiers are {module.params['tiers']}")
+        module.fail_json(
+            msg=f"tiers_rotate_keys names {', '.join(strange)}, but the tiers are {module.params['tiers']}"
+        )
     given = sorted(set(module.params["rotate"]) & set(keys))
     if given:
         module.fail_json(msg=f"tiers_rotate_keys names {', '.join(given)}, whose keys are given: change them there")

@@ -1,0 +1,135 @@
+"""Draining: a tier goes when it has served long enough and nobody waits for it, and holds nobody up for ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fake_tier
+import pytest
+
+from checker import drain, tier
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_tier.Server]:
+    """Serve tier `deep`, whose spec is on a host that is up."""
+    load = tier.load
+    monkeypatch.setattr(tier, "load", lambda name: load(name, tmp_path))
+    monkeypatch.setattr(drain, "_POLL_S", 0.01)
+    monkeypatch.setattr(drain, "_BUS", tmp_path / "absent")
+    monkeypatch.setenv("MAINPID", "4711")
+    with fake_tier.serving(tmp_path) as played:
+        (tmp_path / "deep.json").write_text(json.dumps(played.spec.to_json()))
+        yield played
+
+
+def looks(server: fake_tier.Server) -> int:
+    return server.asked.count(("/slots", {}))
+
+
+class Told(list[bool]):
+    """Slots of which each look tells anew."""
+
+    def __init__(self, tell: Callable[[], list[bool]]) -> None:
+        super().__init__()
+        self.tell = tell
+
+    def __iter__(self) -> Iterator[bool]:
+        return iter(self.tell())
+
+
+def crash() -> list[bool]:
+    raise ConnectionAbortedError
+
+
+def test_an_idle_tier_goes_at_once(server: fake_tier.Server) -> None:
+    assert drain.drain(server.spec, 0, 60) is None
+    assert looks(server) == 2, "between two requests of a client a slot is idle for a moment"
+
+
+def test_a_busy_tier_goes_when_its_last_slot_is_idle(server: fake_tier.Server) -> None:
+    server.busy = [False, True]
+    threading.Timer(0.2, server.busy.__setitem__, (1, False)).start()
+    began = time.monotonic()
+    assert drain.drain(server.spec, 0, 60) is None
+    assert 0.2 <= time.monotonic() - began < 10
+
+
+def test_a_moment_between_two_requests_is_no_idleness(server: fake_tier.Server) -> None:
+    server.busy = Told(lambda: [looks(server) % 2 == 0])
+    assert drain.drain(server.spec, 0, 0.2) == "deep: still busy after 0.2 s, what it works on is cut off"
+    assert looks(server) > 4
+
+
+def test_a_tier_serves_for_its_residency_although_it_is_idle(server: fake_tier.Server) -> None:
+    os.utime(server.socket, (0, time.time() - 9.7))
+    began = time.monotonic()
+    assert drain.drain(server.spec, 10, 60) is None
+    assert time.monotonic() - began >= 0.2
+    os.utime(server.socket, (0, time.time() - 11))
+    asked = looks(server)
+    assert drain.drain(server.spec, 10, 60) is None
+    assert looks(server) - asked == 2
+
+
+def test_the_longest_wait_goes_before_residency(server: fake_tier.Server) -> None:
+    began = time.monotonic()
+    assert "after 0.1 s" in str(drain.drain(server.spec, 100, 0.1))
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("gone", ["socket", "key", "crash"])
+def test_who_does_not_answer_is_not_waited_for(server: fake_tier.Server, gone: str) -> None:
+    server.busy = [True]
+    if gone == "socket":
+        server.socket.unlink()
+    elif gone == "key":
+        Path(server.key_file).unlink()
+    else:
+        server.busy = Told(crash)
+    began = time.monotonic()
+    assert drain.drain(server.spec, 100, 60) is None
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("says", "waits"), [("running", True), ("degraded", True), ("starting", True), ("stopping", False), ("", False)]
+)
+def test_a_host_that_goes_down_waits_for_nobody(
+    server: fake_tier.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str, waits: bool
+) -> None:
+    (tmp_path / "bus").touch()
+    (tmp_path / "systemctl").write_text(f"#!/bin/sh\necho {says}\n")
+    (tmp_path / "systemctl").chmod(0o755)
+    monkeypatch.setattr(drain, "_BUS", tmp_path / "bus")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    server.busy = [True]
+    assert (drain.drain(server.spec, 0, 0.3) is not None) == waits
+    assert (looks(server) > 0) == waits
+
+
+def test_a_proxy_that_has_ended_by_itself_has_nobody_to_wait_for(
+    server: fake_tier.Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.busy = [True]
+    monkeypatch.setenv("MAINPID", "")
+    assert drain.main("deep", 100, 60) == 0
+    monkeypatch.delenv("MAINPID")
+    assert drain.main("deep", 100, 60) == 0
+    assert server.asked == []
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_proxy_stops_in_any_case_and_the_journal_says_what_is_cut_off(
+    server: fake_tier.Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.busy = [True]
+    assert drain.main("deep", 0, 0.05) == 0
+    assert capsys.readouterr().err == "deep: still busy after 0.05 s, what it works on is cut off\n"
+    assert drain.main("fast", 0, 0.05) == 0
+    assert "no tier 'fast' on this host" in capsys.readouterr().err

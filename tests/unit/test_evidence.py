@@ -1,0 +1,42 @@
+"""Evidence: what is written can be read again, and what another version wrote is as good as nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from example_report import report
+from hypothesis import given
+from hypothesis import strategies as st
+
+from checker.evidence import Evidence, FrontEvidence, from_json
+
+FRONT = FrontEvidence("inactive", "nginx (pid 7, nginx.service)", "fast", "not ready: out of memory")
+
+
+@pytest.mark.parametrize("changes", [{}, {"failed": True}, {"unreadable": True}], ids=["pass", "fail", "unreadable"])
+def test_the_evidence_of_a_report_can_be_read_again(changes: dict[str, Any]) -> None:
+    evidence = replace(
+        report(**changes).tiers[0].evidence, front=FRONT, asleep=True, environment={"CUDA_VISIBLE_DEVICES": "GPU-1"}
+    )
+    assert from_json(json.loads(json.dumps(evidence.to_json()))) == evidence
+
+
+@given(st.from_type(Evidence))
+def test_whatever_was_found_is_the_same_after_it_was_read(evidence: Evidence) -> None:
+    # As text, for what is not a number does not equal itself.
+    written = json.dumps(evidence.to_json())
+    again = from_json(json.loads(written))
+    assert again is not None
+    assert json.dumps(again.to_json()) == written
+
+
+@pytest.mark.parametrize("part", ["front", "measured_at", "unit", "argv"])
+def test_evidence_of_another_version_is_none(part: str) -> None:
+    document = report().tiers[0].evidence.to_json()
+    del document[part]
+    assert from_json(document) is None
+    assert from_json(None) is None
+    assert from_json([]) is None
