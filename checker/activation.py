@@ -155,6 +155,10 @@ def _activate(names: Sequence[str], room_mib: Mapping[str, float], report: Repor
         if spec.name not in given_up and _is_to_start(spec, retry=retry)
     ]
     changed = {change.name for change in changes}
+    for spec in specs:
+        # What one on demand holds in its old place nobody reckons with, and it has to start anew in any case.
+        if not spec.pinned and spec.name in changed and systemd.is_active(spec.unit):
+            systemd.stop(spec.unit)
     staying = [held[name] for name in names if name in held and name not in changed]
     leaving = {name: held[name] for name in leftovers if name in held}
     room = turns.room(room_mib, list(held.values()), staying)

@@ -11,7 +11,7 @@ from checker import hardware, speed_verdict, systemd
 from checker.accepted import Accepted, Gate, fingerprint, key, repeated_speed
 from checker.evidence import Evidence, Quality, Report, TierReport, from_json
 from checker.measure import Depth, front, measure, now
-from checker.tier import TierSpec
+from checker.tier import TierSpec, unit_of
 from checker.verdict import judge
 
 # As long as rivals may take to give way (roles/tiers/defaults/main.yml), and to start beside the load itself.
@@ -46,6 +46,7 @@ def report(
         return judged(spec, measure(spec, earlier, depth, quality.get(spec.name)))
 
     found: dict[str, TierReport] = {}
+    serving = [spec for spec in specs if spec.pinned and _is_active(spec)]
     # Pinned ones first, as they serve: to load one on demand may stop them.
     for spec in sorted(specs, key=lambda spec: not spec.pinned):
         if _sleeps(spec):
@@ -62,8 +63,8 @@ def report(
             # What an earlier measurement of this run found need not be so any more.
             found[spec.name] = measured(spec, Depth.WHOLE)
     if wake:
-        for spec in specs:
-            if spec.pinned and found[spec.name].evidence.unit.active_state == "active" and not _is_active(spec):
+        for spec in serving:
+            if not _is_active(spec):
                 _load(spec)
     return Report(
         host=host,
@@ -83,9 +84,11 @@ def _is_active(spec: TierSpec) -> bool:
 
 
 def _sleeps(spec: TierSpec) -> bool:
-    """Whether a tier on demand is not loaded, and not because it failed."""
+    """Whether a tier is not loaded because nobody asks for it, or because a rival is asked for, and not for a failure."""
     try:
-        return not spec.pinned and systemd.unit_state(spec.unit).active_state == "inactive"
+        if systemd.unit_state(spec.unit).active_state != "inactive":
+            return False
+        return not spec.pinned or any(systemd.is_active(unit_of(rival)) for rival in spec.rivals)
     except systemd.SystemdError:
         return False
 
