@@ -371,6 +371,11 @@ def thorough_from_json(document: Any) -> Thorough | None:
     return cast("Thorough | None", _read(Thorough, document))
 
 
+def devices_from_json(document: Any) -> tuple[DeviceEvidence, ...] | None:
+    """Read that part of an evidence document; None where it is absent or written by another version."""
+    return cast("tuple[DeviceEvidence, ...] | None", _read(tuple[DeviceEvidence, ...], document))
+
+
 def quality_from_json(document: Any) -> Quality | None:
     """Read that part of an evidence document; None where it is absent or written by another version."""
     return cast("Quality | None", _read(Quality, document))

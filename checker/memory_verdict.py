@@ -142,8 +142,10 @@ def _against_the_plan(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
                 f"{mib(held)} = {_parts(here, held)}",
             ),
             f"{said}: more than {_RECALIBRATE_MIB:g} MiB apart, so the plan's margin means nothing; "
-            "give the card that much more margin_mib in the inventory, then run site.yml again",
-            note=f"{said}: more than {_GOOD_MIB:g} MiB apart; recalibrate" if far > _GOOD_MIB else "",
+            "run site.yml again with -e llama_tiers_replan=true, which plans with what was measured",
+            note=f"{said}: more than {_GOOD_MIB:g} MiB apart; the next plan reckons with what was measured"
+            if far > _GOOD_MIB
+            else "",
         )
 
 

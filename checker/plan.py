@@ -223,7 +223,7 @@ def make(gpus: Sequence[GpuEntry], tiers: Sequence[TierEntry], models: Mapping[s
     if all_at_once is None:
         together, exclusions = _together(fitting, planned, beside, host)
     planned |= {each.name: each for each in all_at_once or ()}
-    _raise_contexts(planned, together, host)
+    _raise_contexts(planned, together, host, lambda group: not _over(group, host))
     return Plan(host.cards, tuple(planned.values()), together, exclusions)
 
 
@@ -410,51 +410,97 @@ def keep(
 
     As many placements are kept as there is room for, and the other tiers planned beside them. When that gives no plan
     with which all tiers are resident, the plan stays what it was.
+
+    A placement that fits by the priors is not given up for what was measured of the cards' overhead, nor one that fits
+    by what was measured for the priors: else the first verification could move tiers that it found well. What is kept
+    may thus take some of a card's margin, but never more than the card has.
     """
-    if not all(each.fits for each in planned.tiers):
-        return planned
-    as_proven = {
-        each.name: again
+    views = [planned]
+    if any(card.overhead for card in host.cards):
+        by_priors = replace(host, cards=tuple(replace(card, overhead=None) for card in host.cards))
+        views.append(make(gpus, tiers, models, by_priors))
+    leniently = replace(host, cards=tuple(_with_least_overhead(card) for card in host.cards))
+    judged = {
+        each.name: found
         for each in planned.tiers
-        if each.name in proven and (again := _as_proven(each, proven[each.name], models[each.chosen.model], host))
+        if each.name in proven and (found := _as_proven(each.name, views, proven[each.name], models, leniently))
     }
+    as_proven = {name: _on_host(each, host) for name, each in judged.items()}
     for size in range(len(as_proven), 0, -1):
         for names in itertools.combinations(as_proven, size):
             rest = [(entry, each) for entry, each in zip(tiers, planned.tiers, strict=True) if each.name not in names]
             entries, before = [entry for entry, _ in rest], [each for _, each in rest]
             held_by = [as_proven[name] for name in names]
-            found = None if _over(held_by, host) else _squeezed(entries, gpus, models, host, before, held_by)
-            if found:
-                by_name = {each.name: each for each in found}
-                _raise_contexts(by_name, [tuple(by_name)], host)
-                possible = not planned.exclusions
-                compared = tuple(_compared(by_name[each.name], each, possible=possible) for each in planned.tiers)
+            if _over([judged[name] for name in names], leniently) or _beyond_cards(held_by):
+                continue
+            if not all(each.fits for each in before):
+                continue
+            every = _squeezed(entries, gpus, models, host, before, held_by)
+            if every:
+                by_name = {each.name: each for each in every}
+                _raise_contexts(by_name, [tuple(by_name)], host, lambda _: True)
+                compared = tuple(_compared(by_name[each.name], each, planned) for each in planned.tiers)
                 return Plan(host.cards, compared, (tuple(each.name for each in compared),), ())
     return planned
 
 
-def _as_proven(planned: TierPlan, proven: tier.TierSpec, model: ModelEntry, host: Host) -> TierPlan | None:
-    """Return a tier's plan with its proven placement; None when another model is to be served, or it cannot be kept."""
-    chosen = planned.chosen
-    same_model = proven.model.name == chosen.model and proven.model.file.endswith(model_path(model, ""))
-    if not same_model or model.header is None:
-        return None
-    choice = kept.choice(proven, model.header, planned.cards, host.ram, chosen.demand)
-    return _with(planned, replace(chosen, result=choice, kept=True)) if choice else None
+def _with_least_overhead(card: Card) -> Card:
+    prior = placement.prior_overhead(card)
+    return replace(card, overhead=min(prior, card.overhead or prior, key=lambda overhead: overhead.mib))
 
 
-def _compared(planned: TierPlan, found: TierPlan, *, possible: bool) -> TierPlan:
-    """Complete what a plan says of a kept placement by what the new choice was, if that was `possible`.
+def _as_proven(
+    name: str, views: Sequence[Plan], proven: tier.TierSpec, models: Mapping[str, ModelEntry], host: Host
+) -> TierPlan | None:
+    """Return a tier's plan with its proven placement, by the first of some plans that serves the same model.
+
+    None when another model is to be served, or the placement cannot be kept on this host.
+    """
+    for planned in (each for view in views for each in view.tiers if each.name == name and each.fits):
+        chosen, model = planned.chosen, models[planned.chosen.model]
+        if proven.model.name == chosen.model and proven.model.file.endswith(model_path(model, "")):
+            here = _on_host(planned, host)
+            choice = kept.choice(proven, chosen.header, here.cards, host.ram, chosen.demand)
+            if choice:
+                return _with(here, replace(chosen, result=choice, kept=True))
+    return None
+
+
+def _on_host(planned: TierPlan, host: Host) -> TierPlan:
+    """Put a tier's placement to the arithmetic of a host with the same cards, of which other things are known."""
+    cards = {card.uuid: card for card in host.cards}
+    choice = planned.chosen.choice
+    order = [cards[card.uuid] for card in choice.cards]
+    again = placement.evaluate(planned.chosen.header, choice.placement, order, host.ram)
+    own = tuple(cards[card.uuid] for card in planned.cards)
+    return replace(_with(planned, replace(planned.chosen, result=again)), cards=own)
+
+
+def _beyond_cards(planned: Sequence[TierPlan]) -> bool:
+    """Whether tiers are expected to hold more of a card than there is of it."""
+    return any(sum(mib for _, mib in parts) > (card.total_mib or 0) for card, parts in _held(planned).items())
+
+
+def _compared(now: TierPlan, anew: TierPlan, planned: Plan) -> TierPlan:
+    """Complete what is said of a kept placement by what the new choice was, if all tiers could have theirs.
 
     What a new choice would be too is not called kept.
     """
-    now, anew = planned.chosen.choice, found.chosen.choice
-    if not planned.chosen.kept:
-        return planned
-    if (now.placement, now.cards) == (anew.placement, anew.cards):
-        return _with(planned, replace(planned.chosen, kept=False))
-    gains = kept.better(now, anew, planned.chosen.demand) if possible else None
-    return _with(planned, replace(planned.chosen, anew=gains))
+    ours, other = now.chosen, anew.chosen
+    if not ours.kept:
+        return now
+    same = (ours.model, ours.choice.placement, ours.choice.cards) == (
+        other.model,
+        other.choice.placement,
+        other.choice.cards,
+    )
+    if anew.fits and same:
+        return _with(now, replace(ours, kept=False))
+    if planned.exclusions or not all(each.fits for each in planned.tiers):
+        return now
+    if ours.model != other.model:
+        return _with(now, replace(ours, anew=f"{other.model}, {placement.split_words(other.choice)}"))
+    return _with(now, replace(ours, anew=kept.better(ours.choice, other.choice, ours.demand)))
 
 
 def _with(planned: TierPlan, chosen: CandidatePlan) -> TierPlan:
@@ -485,17 +531,23 @@ def _together(
     return tuple(largest), tuple(exclusions)
 
 
-def _raise_contexts(planned: dict[str, TierPlan], together: Sequence[Sequence[str]], host: Host) -> None:
+def _raise_contexts(
+    planned: dict[str, TierPlan],
+    together: Sequence[Sequence[str]],
+    host: Host,
+    are_resident: Callable[[Sequence[TierPlan]], bool],
+) -> None:
     """Give tiers, in their order, the context of their range that those that are resident beside them leave room for.
 
-    A set of tiers that is resident with other placements than these only gives its context no say here.
+    A set of tiers that is resident with other placements than these only gives its context no say here: `are_resident`
+    tells whether some of its tiers are with these.
     """
     for name, each in planned.items():
         least = each.chosen
         if not each.fits or least.kept or least.demand.most_context == least.demand.context:
             continue
         sets = [[planned[other] for other in names] for names in together if name in names]
-        others = [[other for other in group if other is not each] for group in sets if not _over(group, host)]
+        others = [[other for other in group if other is not each] for group in sets if are_resident(group)]
         left, whole = _left(host, others)
         smaller = {card: part for part, card in whole.items()}
         own = Host(tuple(smaller[card] for card in each.cards), left.ram)
@@ -720,7 +772,8 @@ class SitePlan(NamedTuple):
 
     One spec and one readable line for each tier, one sentence for each candidate that was passed over, the remarks on
     the chosen ones, and the names of the tiers that keep a proven placement instead of another that would be chosen
-    now. `room_mib` is what tiers may hold of each card whose memory is known, by UUID.
+    now. `room_mib` is what tiers may hold of each card whose memory is known, by UUID. `figures` says of each card on
+    which tiers lie what is taken of it besides them, and whether that is measured or a prior.
     """
 
     specs: tuple[tier.TierSpec, ...]
@@ -729,6 +782,7 @@ class SitePlan(NamedTuple):
     remarks: tuple[str, ...]
     kept: tuple[str, ...]
     room_mib: dict[str, int]
+    figures: tuple[str, ...]
 
 
 def for_site(
@@ -757,15 +811,19 @@ def for_site(
     parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
     host = join_host(parsed_gpus, ram_entry, profile or {})
     planned = make(parsed_gpus, parsed_tiers, parsed_models, host)
+    proven = kept.of_profile(profile or {})
     if not replan:
-        planned = keep(planned, kept.of_profile(profile or {}), parsed_gpus, parsed_tiers, parsed_models, host)
+        planned = keep(planned, proven, parsed_gpus, parsed_tiers, parsed_models, host)
     found = problems(planned)
     if found:
         raise InventoryError(found)
-    specs = tuple(
+    made = (
         _spec(entry, each.chosen, parsed_models[each.chosen.model], engines[engine], backend, places)
         for entry, each in zip(parsed_tiers, planned.tiers, strict=True)
     )
+    specs = tuple(kept.steady(spec, proven.get(spec.name)) for spec in made)
+    over = _over(planned.tiers, host)
+    beyond = f"what was measured leaves less than the margin, and what serves is kept all the same: {over}"
     return SitePlan(
         specs=specs,
         passed_over=tuple(
@@ -774,9 +832,17 @@ def for_site(
         summary=tuple(
             describe(spec) + _kept_words(each.chosen) for spec, each in zip(specs, planned.tiers, strict=True)
         ),
-        remarks=tuple(f"{each.name}: {remark}" for each in planned.tiers for remark in each.chosen.remarks),
+        remarks=(
+            *(f"{each.name}: {remark}" for each in planned.tiers for remark in each.chosen.remarks),
+            *([beyond] if over else []),
+        ),
         kept=tuple(each.name for each in planned.tiers if each.chosen.kept),
         room_mib={card.uuid: card.room_mib for card in host.cards if card.uuid and card.total_mib is not None},
+        figures=tuple(
+            f"{placement.short_name(card.name)}: {card.taken_mib:,} MiB taken ({card.taken_by}), CUDA itself "
+            f"{placement.overhead(card).mib:,.0f} MiB for each tier ({placement.overhead_source(card)})"
+            for card in _held(planned.tiers)
+        ),
     )
 
 

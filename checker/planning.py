@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from checker import calibration, cards, plan
+from checker import calibration, cards, plan, residuals
 from checker.catalogue import (
     CAPABILITY_PATTERN,
     LEAST_CONTEXT,
@@ -59,9 +59,10 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Subject:
-    """One host to plan for: the inventory's variables, what was read of its hardware, and what was measured on it.
+    """One host to plan for: the inventory's variables, what was read of its hardware, and how fast its tiers ran.
 
-    `remarks` say why measurements that might be there were not read.
+    The profile has also what was measured of the cards' overhead (`residuals.overheads`). `remarks` say why what may be
+    there was not read.
     """
 
     name: str
@@ -146,27 +147,27 @@ def read_inventory(root: Path, inventory: Path, limit: str | None) -> list[Subje
     found = []
     for name in names:
         words = variables.get(name, {})
-        measured, remarks = _measured(root, name, words)
-        found.append(Subject(name, words, {}, measured, remarks))
+        found.append(_measured(root, Subject(name, words, {})))
     return found
 
 
-def _measured(
-    root: Path, host: str, variables: Mapping[str, Any]
-) -> tuple[tuple[calibration.Run, ...], tuple[str, ...]]:
-    """Read what verification has kept of a host on this controller; return the runs, and remarks."""
+def _measured(root: Path, subject: Subject) -> Subject:
+    """Add what verification has kept of a host on this controller, or a remark why that cannot be read."""
+    host, variables = subject.name, subject.variables
     directory = str(variables.get("verification_documents_directory", root))
     if "{{" in directory:
         why = f"verification_documents_directory {directory!r} is a template, which only a play resolves"
-        return (), (f"{why}: speeds are expected without what was measured",)
+        return replace(subject, remarks=(f"{why}: speeds and memory are expected without what was measured",))
     path = root / directory / "evidence" / f"{host}.json"
     try:
-        return calibration.runs(json.loads(path.read_text(encoding="utf-8"))), ()
+        report = json.loads(path.read_text(encoding="utf-8"))
+        return replace(subject, profile={"overheads": residuals.overheads([report])}, measured=calibration.runs(report))
     except FileNotFoundError:
-        return (), ()
+        return subject
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        return (), (f"{path} tells nothing of speeds: {reason}; `checker verify` writes it anew",)
+        why = f"{path} tells nothing of speeds and memory: {reason}; `checker verify` writes it anew"
+        return replace(subject, remarks=(why,))
 
 
 def _members(document: Mapping[str, Any], group: str) -> set[str]:
@@ -208,7 +209,7 @@ def subjects(root: Path, inventory: str | None, limit: str | None, hardware: str
         raise PlanningError(f"{hardware} is one host's hardware, the inventory has {names}: name one with --limit")
     read = read_hardware(Path(hardware).expanduser())
     variables = {**hosts[0].variables, "gpus": read.variables["gpus"]}
-    return [replace(hosts[0], variables=variables, profile=read.profile)]
+    return [replace(hosts[0], variables=variables, profile={**hosts[0].profile, **read.profile})]
 
 
 def read_header(source: str) -> Header:

@@ -51,6 +51,10 @@ specs: {description: One tier spec document (schema llama-tiers/tier/1) for each
 models: {description: Names of the models that the tiers serve, type: list, returned: success}
 passed_over: {description: One sentence for each candidate that does not fit, type: list, returned: success}
 remarks: {description: What whoever reads the plan should know of its figures, type: list, returned: success}
+figures:
+  description: Of each card on which tiers lie, what is taken besides them, and whether it is measured or a prior
+  type: list
+  returned: success
 summary: {description: One readable line for each tier, type: list, returned: success}
 room_mib:
   description: MiB that tiers may hold of each card whose memory is known, by UUID
@@ -114,6 +118,7 @@ def main() -> None:
         remarks=list(planned.remarks),
         kept=list(planned.kept),
         room_mib=planned.room_mib,
+        figures=list(planned.figures),
     )
 
 

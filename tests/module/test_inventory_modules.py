@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -186,11 +187,23 @@ def test_gpu_facts_finds_what_is_there_of_a_file(tmp_path: Path) -> None:
     assert len({disk["filesystem"] for disk in profile["disks"]}) == 1
 
 
-def test_what_our_own_tiers_hold_of_a_card_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def gpu_facts() -> ModuleType:
     specification = importlib.util.spec_from_file_location("gpu_facts", MODULES["gpu_facts"])
     assert specification and specification.loader
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
+    return module
+
+
+def test_reports_are_read_newest_first_and_damaged_ones_passed_over(tmp_path: Path) -> None:
+    for name, text in {"2026-11-24T1.json": '"old"', "2026-11-25T1.json": "{", "2026-11-26T1.json": '"new"'}.items():
+        (tmp_path / name).write_text(text)
+    assert gpu_facts().read_reports(tmp_path) == ["new", "old"]
+    assert gpu_facts().read_reports(tmp_path / "absent") == []
+
+
+def test_what_our_own_tiers_hold_of_a_card_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = gpu_facts()
     groups = {7: "0::/system.slice/llama-tier-deep.service\n", 8: "0::/user.slice/session-1.scope\n"}
     for pid, group in groups.items():
         (tmp_path / str(pid)).mkdir()

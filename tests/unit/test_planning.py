@@ -566,10 +566,34 @@ def test_what_verification_measured_sharpens_what_a_plan_expects(
     assert "speed by: measured on this host: 1 run, 2026-11-24" in out
 
 
+def test_what_verification_measured_of_cuda_itself_is_planned_with_and_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def devices(*arguments: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = tier(json.loads(run(capsys, *arguments, "--format", "json")[1]), "deep")[
+            "devices"
+        ]
+        return found
+
+    before = devices(*evidenced(tmp_path, None))
+    report = example_report.report().to_json()
+    for index, device in enumerate(report["tiers"][0]["evidence"]["devices"]):
+        device |= {"name": f"CUDA{index}", "uuid": next(d["uuid"] for d in before if d["gpu"] == device["gpu"])}
+    for card, device in zip(report["tiers"][0]["evidence"]["thorough"]["cards"], before[::-1], strict=True):
+        card |= {"uuid": device["uuid"], "peak_mib": 400.0}
+    arguments = evidenced(tmp_path, json.dumps(report))
+    after = {device["gpu"]: device for device in devices(*arguments)}
+    assert [after[name]["overhead_mib"] for name in (BIG, SMALL)] == [154, 312]
+    said = "measured on this host with deep, 2026-11-24, driver 580.126.09"
+    assert {device["overhead_by"] for device in after.values()} == {said}
+    assert all("estimate" in device["overhead_by"] for device in before)
+    assert f"CUDA itself 312 MiB: {said}" in run(capsys, *arguments)[1]
+
+
 @pytest.mark.parametrize(
     ("text", "directory", "said"),
     [
-        ("{", None, "evidence/one.json tells nothing of speeds: "),
+        ("{", None, "evidence/one.json tells nothing of speeds and memory: "),
         ("{}", None, "it is no report of schema 'llama-tiers/report/1'; `checker verify` writes it anew"),
         (None, "{{ somewhere }}", "verification_documents_directory '{{ somewhere }}' is a template"),
     ],
