@@ -223,6 +223,7 @@ class Thorough:
 
     `warm_completion` is the first completion asked again. `full` is the speed with a prompt that fills the context
     in full micro-batches, `cards` what the cards did meanwhile. None is "was not answered"; the problems say why.
+    `unread` are sentences, one for each reason why a card could not be read to the end: its peak is not known.
     """
 
     measured_at: str
@@ -231,6 +232,7 @@ class Thorough:
     full: Speed | None
     stability: Stability | None
     cards: tuple[CardLoad, ...]
+    unread: tuple[str, ...]
 
 
 @dataclass(frozen=True)

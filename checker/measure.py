@@ -247,8 +247,6 @@ def _thorough(spec: TierSpec, served: Served, question: str, pid: int, problems:
         exercised = exercise.exercise(
             server, served.ctx_size, spec.placement.parallel, question, SEED, held, problems.append
         )
-    if watch.problem:
-        problems.append(watch.problem)
     return Thorough(
         measured_at=measured_at,
         warm_completion=warm,
@@ -256,6 +254,7 @@ def _thorough(spec: TierSpec, served: Served, question: str, pid: int, problems:
         full=exercised.full,
         stability=exercised.stability,
         cards=watch.seen(pid),
+        unread=watch.unread,
     )
 
 

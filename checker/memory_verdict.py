@@ -24,6 +24,7 @@ def findings(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
     yield from _host_weights(spec, evidence)
     yield from _held(spec, evidence)
     yield from _against_the_plan(spec, evidence)
+    yield from _peak_is_known(spec, evidence)
 
 
 def _right_cards(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
@@ -147,6 +148,17 @@ def _against_the_plan(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
             if far > _GOOD_MIB
             else "",
         )
+
+
+def _peak_is_known(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
+    if evidence.thorough is None:
+        return
+    unread = "; ".join(evidence.thorough.unread)
+    yield Finding(
+        Check("cards read under load", not unread, "to the end", unread or "to the end"),
+        f"{spec.name}: while it worked, a card could not be read to the end, so the most that it holds there is not "
+        f"known: {unread}",
+    )
 
 
 def _terms(residual: Residual) -> str:

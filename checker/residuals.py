@@ -84,11 +84,11 @@ def _beside_buffers(evidence: Mapping[str, Any]) -> dict[str, float]:
 
     Its buffers are those that were planned, or those that the engine logged where these are less: so a next plan of the
     same placement expects no less than was held. Nothing is told of a tier that was measured quickly, of which less was
-    asked; of row and tensor split, whose buffers the engine logs otherwise; and of cards behind an RPC server, whose
-    memory is the server's.
+    asked; where a card could not be read to the end; of row and tensor split, whose buffers the engine logs otherwise;
+    and of cards behind an RPC server, whose memory is the server's.
     """
     devices, thorough = devices_from_json(evidence["devices"]), thorough_from_json(evidence.get("thorough"))
-    if not devices or thorough is None or thorough.full is None:
+    if not devices or thorough is None or thorough.full is None or thorough.unread:
         return {}
     if evidence["placement"]["split_mode"] not in ("none", "layer"):
         return {}

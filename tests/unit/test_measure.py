@@ -284,9 +284,12 @@ def test_no_card_can_be_read_while_a_tier_is_kept_busy(
     server.works_s = 0.001
     monkeypatch.setattr(hardware, "read_state", lost)
     found = measure(server.spec, [], Depth.WHOLE, None)
-    assert found.problems == (str(NO_NVML),)
+    assert found.problems == ()
     assert found.thorough is not None
+    assert found.thorough.unread == (str(NO_NVML),)
     assert [card.peak_mib for card in found.thorough.cards] == [None, None]
+    again = measure(server.spec, [found.to_json()], Depth.QUICK, None)
+    assert again.thorough == found.thorough, "it is carried over with what it could not read"
 
 
 def test_quality_is_that_of_just_now_or_of_the_same_command(host: Host, server: fake_tier.Server) -> None:

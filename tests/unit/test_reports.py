@@ -14,6 +14,7 @@ import pytest
 from example_report import report
 
 from checker import reports
+from inventories import SMALL
 
 
 def document(*hosts: dict[str, Any]) -> dict[str, Any]:
@@ -66,6 +67,15 @@ def test_a_failed_tier_says_why() -> None:
     assert "FAIL" in table
     said = " ".join(table.split())
     assert all(reason in said for reason in report(failed=True).tiers[0].verdict.reasons)
+
+
+def test_a_card_that_could_not_be_read_under_load_is_in_every_document() -> None:
+    lost = document({"unread": True})
+    for form in ("table", "markdown", "junit"):
+        said = " ".join(reports.render(lost, form).split())
+        assert "while it worked, a card could not be read to the end" in said
+        assert f"{SMALL['uuid']}: the GPU is lost" in said
+    assert reports.render(lost, "json").count("the GPU is lost") >= 2
 
 
 def test_what_could_not_be_read_is_a_dash() -> None:

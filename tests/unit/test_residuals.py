@@ -115,6 +115,12 @@ def test_what_was_not_measured_whole_tells_nothing(changes: dict[str, Any]) -> N
     assert told(measured(**changes)) == {}
 
 
+def test_a_card_that_could_not_be_read_to_the_end_tells_nothing() -> None:
+    document = measured()
+    document["tiers"][0]["evidence"]["thorough"]["unread"] = ["GPU-x: the GPU is lost"]
+    assert told(document) == {}
+
+
 def test_a_card_behind_an_rpc_server_tells_nothing() -> None:
     assert told(report().to_json()) == {}
 
