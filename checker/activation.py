@@ -276,14 +276,13 @@ def _start_in_turn(
     """Start what has changed and return its names in the order of their turns.
 
     A tier is remembered as proven as soon as nobody can need its place for the way back: those whose turn is yet to
-    come, and those that are `leaving` and have stopped, may have to serve again as before. Tiers that move to another
-    release are remembered together, after the last of them: a host is on one release or on the other.
+    come, and those that are `leaving` and have stopped, may have to serve again as before. Tiers that move to the same
+    release are remembered together, after the last of them: all of them are on it or none is.
     """
-    moving = {
-        change.name
-        for change in changes
-        if _proven_release(change.name) not in (None, tier.load(change.name).engine.release)
-    }
+    to = {change.name: tier.load(change.name).engine.release for change in changes}
+    moving = {name: release for name, release in to.items() if _proven_release(name) not in (None, release)}
+    # A release that a tier is proven with already is not what fails, and one of a tier's own engine is not the current.
+    fresh = {str(_CURRENT.resolve())} - {_proven_release(path.name) for path in _PROVEN.glob("*")}
     order = turns.order(changes, room_mib)
     by_name = {change.name: change for change in changes}
     started: list[turns.Change] = []
@@ -298,8 +297,8 @@ def _start_in_turn(
         # Nobody comes back any more when the last turn has gone well.
         returning = [*leaving.values(), *(change.old for change in unproven if change.old)] if unproven else []
         back = set(turns.going_back(started, returning, proven_holds, room_mib))
-        if moving & {change.name for change in unproven}:
-            back |= moving
+        waited_for = {moving[change.name] for change in unproven if change.name in moving}
+        back |= {name for name, release in moving.items() if release in waited_for}
         for change in started:
             if change.name not in back:
                 _remember(change.name, _inputs(change.name))
@@ -308,7 +307,7 @@ def _start_in_turn(
         if reason is not None:
             later = [change.name for change in unproven[1:]]
             again = [*leaving, *(name for name in later if name in stopped)]
-            now = _undo(turn.name, started, later, again, moving, report)
+            now = _undo(turn.name, started, later, again, moving, fresh, report)
             raise ActivationError(f"tier {turn.name} did not become ready: {reason}; {now}")
     return tuple(turn.name for turn in order)
 
@@ -331,13 +330,14 @@ def _undo(
     back: Sequence[turns.Change],
     later: Sequence[str],
     stopped: Sequence[str],
-    moving: Collection[str],
+    moving: Mapping[str, str],
+    fresh: Collection[str],
     report: Report,
 ) -> str:
     """Have everything serve again as before; return what serves now, as the end of a sentence.
 
-    `back` were started and are in the way of what served before, or are `moving` to another release; `later` had no
-    turn yet, `stopped` made room.
+    `back` were started and are in the way of what served before, or are `moving` to another release, by name; `later`
+    had no turn yet, `stopped` made room. With a tier that moved to a `fresh` release `current` goes back too.
     """
     # One that systemd fails for is no reason to leave the others down.
     wrong: list[str] = []
@@ -352,7 +352,8 @@ def _undo(
     went = [change.name for change in back]
     each(systemd.stop, went)
     for name in {failed, *later, *went} & set(moving):
-        _point_current(_proven_release(name))
+        if moving[name] in fresh:
+            _point_current(_proven_release(name))
     for name in (*later, *went):
         _put_back(name)
     try:

@@ -47,9 +47,9 @@ _UNPROVEN_MODES = ("row", "tensor")
 
 @dataclass(frozen=True)
 class Places:
-    """Where things lie on the host; absolute paths."""
+    """Where things lie on the host; absolute paths. `releases` are by engine."""
 
-    release: str
+    releases: Mapping[str, str]
     models: str
     keys: str
 
@@ -164,12 +164,13 @@ class CandidatePlan:
 class TierPlan:
     """One tier: `candidates` in order of preference up to the first that fits, which is the chosen one.
 
-    `cards` are those that the tier may use.
+    `cards` are those that the tier may use, `engine` is what the inventory names for it, None for the host's.
     """
 
     name: str
     candidates: tuple[CandidatePlan, ...]
     cards: tuple[Card, ...]
+    engine: str | None = None
 
     @property
     def chosen(self) -> CandidatePlan:
@@ -257,7 +258,7 @@ def _tier(
         tried.append(CandidatePlan(candidate.model, wanted, result, header, tolerance))
         if tried[-1].fits:
             break
-    return TierPlan(entry.name, tuple(tried), own.cards)
+    return TierPlan(entry.name, tuple(tried), own.cards, entry.engine)
 
 
 def demand(entry: TierEntry, candidate: Candidate) -> Demand:
@@ -598,6 +599,7 @@ def to_json(planned: Plan, host: str, remarks: Sequence[str] = ()) -> dict[str, 
 def _tier_json(planned: TierPlan) -> dict[str, Any]:
     return {
         "name": planned.name,
+        "engine": planned.engine,
         **_candidate_json(planned.name, planned.chosen),
         "unused_gpus": [card.name for card in planned.cards if card not in planned.chosen.choice.cards],
         "candidates": [_tried_json(candidate) for candidate in planned.candidates],
@@ -727,6 +729,7 @@ def _spec(
     chosen: CandidatePlan,
     model: ModelEntry,
     engine: Mapping[str, Any],
+    release: str,
     backend: str,
     places: Places,
 ) -> tier.TierSpec:
@@ -741,7 +744,7 @@ def _spec(
         port=entry.port,
         key_file=key_file,
         model=tier.Model(name=chosen.model, file=model_file, sha256=model.sha256 or ""),
-        engine=tier.Engine(commit=engine["commit"], release=places.release),
+        engine=tier.Engine(commit=engine["commit"], release=release),
         placement=choice.placement,
         devices=named,
         host_weights_mib=choice.estimate.host.weights_mib,
@@ -755,7 +758,7 @@ def _spec(
             choice.placement,
             named,
             EngineFlags.model_validate(engine["flags"]),
-            binary=f"{places.release}/bin/llama-server",
+            binary=f"{release}/bin/llama-server",
             model_file=model_file,
             key_file=key_file,
         ),
@@ -817,8 +820,24 @@ def for_site(
     found = problems(planned)
     if found:
         raise InventoryError(found)
+    engine_of = {entry.name: entry.engine or engine for entry in parsed_tiers}
+    found = [
+        f"tier {name}: engine {own} has no release on the host yet; site.yml builds it"
+        for name, own in engine_of.items()
+        if own not in places.releases
+    ]
+    if found:
+        raise InventoryError(found)
     made = (
-        _spec(entry, each.chosen, parsed_models[each.chosen.model], engines[engine], backend, places)
+        _spec(
+            entry,
+            each.chosen,
+            parsed_models[each.chosen.model],
+            engines[engine_of[entry.name]],
+            places.releases[engine_of[entry.name]],
+            backend,
+            places,
+        )
         for entry, each in zip(parsed_tiers, planned.tiers, strict=True)
     )
     specs = tuple(kept.steady(spec, proven.get(spec.name)) for spec in made)

@@ -15,9 +15,9 @@ options:
   tiers: {description: The tiers of the host, type: list, elements: dict, required: true}
   models: {description: Catalogue of models, type: dict, required: true}
   engines: {description: Engine table, type: dict, required: true}
-  engine: {description: Name of the engine, type: str, required: true}
+  engine: {description: Name of the engine of every tier that names none, type: str, required: true}
   backend: {description: Back end of the release, type: str, required: true}
-  release: {description: Folder of the release on the host, type: str, required: true}
+  releases: {description: 'Folder of the release on the host, by engine', type: dict, required: true}
   models_directory: {description: Folder of the models on the host, type: str, required: true}
   keys_directory: {description: Folder of the tiers' API keys on the host, type: str, required: true}
   profile: {description: What gpu_facts read on the host; empty when there is no host to ask, type: dict, default: {}}
@@ -40,7 +40,7 @@ EXAMPLES = r"""
     engines: "{{ engines }}"
     engine: "0c1e57098"
     backend: cuda
-    release: /opt/llama-tiers/current
+    releases: {0c1e57098: /opt/llama-tiers/current}
     models_directory: /var/lib/llama-tiers/models
     keys_directory: /etc/llama-tiers/keys
   delegate_to: localhost
@@ -79,7 +79,7 @@ def main() -> None:
             "engines": {"type": "dict", "required": True},
             "engine": {"type": "str", "required": True},
             "backend": {"type": "str", "required": True},
-            "release": {"type": "str", "required": True},
+            "releases": {"type": "dict", "required": True},
             "models_directory": {"type": "str", "required": True},
             "keys_directory": {"type": "str", "required": True, "no_log": False},
             "profile": {"type": "dict", "default": {}},
@@ -102,7 +102,7 @@ def main() -> None:
             args["engines"],
             args["engine"],
             args["backend"],
-            plan.Places(release=args["release"], models=args["models_directory"], keys=args["keys_directory"]),
+            plan.Places(releases=args["releases"], models=args["models_directory"], keys=args["keys_directory"]),
             args["profile"],
             args["ram"],
             replan=args["replan"],

@@ -21,7 +21,8 @@ from checker import plan, planning, reports, tier  # noqa: E402
 from checker.evidence import EVIDENCE_SCHEMA, REPORT_SCHEMA  # noqa: E402
 from inventories import BIG, SMALL, inventory  # noqa: E402
 
-PLACES = plan.Places(release="/opt/llama-tiers/releases/r", models="/m", keys="/k")
+RELEASES = {"new": "/opt/llama-tiers/releases/r", "old": "/opt/llama-tiers/releases/o"}
+PLACES = plan.Places(releases=RELEASES, models="/m", keys="/k")
 ENDPOINTS = [BIG | {"rpc_endpoint": "127.0.0.1:50052"}, SMALL | {"rpc_endpoint": "127.0.0.1:50053"}]
 
 Document = dict[str, Any]

@@ -16,14 +16,32 @@ from checker import hardware
 from inventories import BIG, SMALL, inventory
 
 MODELS_DIRECTORY = "/var/lib/llama-tiers/models"
+BUILD = {
+    "build_directory": "/var/cache/llama-tiers/build",
+    "releases_directory": "/opt/llama-tiers/releases",
+    "build_free_mib": 1280,
+}
 TINY = f"{MODELS_DIRECTORY}/abababababab/tiny.gguf"
 
 
 def test_a_right_inventory_says_what_has_to_lie_on_the_host() -> None:
-    result = run("inventory_check", models_directory=MODELS_DIRECTORY, **inventory())
+    given = inventory()
+    given["tiers"][1]["engine"] = "old"
+    result = run("inventory_check", models_directory=MODELS_DIRECTORY, **BUILD, **given)
 
     assert result["changed"] is False
-    assert result["needs"] == [{"what": "model tiny", "path": TINY, "mib": 10, "done": TINY}]
+    assert result["needs"] == [
+        *(
+            {
+                "what": f"build of llama.cpp {engine}",
+                "path": "/var/cache/llama-tiers/build",
+                "mib": 1280,
+                "done": f"/opt/llama-tiers/releases/{engine}-cuda*/bin/llama-server",
+            }
+            for engine in ("new", "old")
+        ),
+        {"what": "model tiny", "path": TINY, "mib": 10, "done": TINY},
+    ]
 
 
 def test_all_problems_of_an_inventory_are_said_at_once() -> None:
@@ -31,7 +49,7 @@ def test_all_problems_of_an_inventory_are_said_at_once() -> None:
     wrong["tiers"][0]["candidates"][0]["model"] = "huge"
     wrong["tiers"][1]["port"] = 8080
 
-    result = run("inventory_check", models_directory=MODELS_DIRECTORY, **wrong)
+    result = run("inventory_check", models_directory=MODELS_DIRECTORY, **BUILD, **wrong)
 
     assert result["failed"] is True
     assert len(result["problems"]) == 3
@@ -44,12 +62,18 @@ def plan(profile: dict[str, Any] | None = None, replan: bool = False, **changes:
     return run(
         "tier_plan",
         profile=profile or {},
-        release="/opt/llama-tiers/current",
+        releases={"new": "/opt/llama-tiers/current"},
         models_directory=MODELS_DIRECTORY,
         keys_directory="/etc/llama-tiers/keys",
         replan=replan,
         **inventory(**changes),
     )
+
+
+def test_a_tier_whose_engine_has_no_release_is_refused() -> None:
+    tiers = inventory()["tiers"]
+    tiers[1]["engine"] = "old"
+    assert plan(tiers=tiers)["msg"] == "tier deep: engine old has no release on the host yet; site.yml builds it"
 
 
 def test_a_plan_has_a_spec_and_a_line_for_each_tier() -> None:

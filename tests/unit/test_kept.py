@@ -19,7 +19,8 @@ from checker.catalogue import GpuEntry, InventoryError, RamEntry
 from checker.placement import Choice, Demand
 from inventories import BIG, MODELS, SMALL, inventory
 
-PLACES = plan.Places(release="/opt/llama-tiers/releases/r", models="/m", keys="/k")
+RELEASES = {"new": "/opt/llama-tiers/releases/r", "old": "/opt/llama-tiers/releases/o"}
+PLACES = plan.Places(releases=RELEASES, models="/m", keys="/k")
 DEEP: dict[str, Any] = {
     "name": "deep",
     "port": 8081,

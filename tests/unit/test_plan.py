@@ -21,7 +21,8 @@ from inventories import BIG, ENGINES, MODELS, SMALL, inventory
 
 # What CUDA takes of the large card and not of the small one.
 BIG_MORE_CUDA_MIB = 250 - 120
-PLACES = plan.Places(release="/opt/llama-tiers/releases/r", models="/m", keys="/k")
+RELEASES = {"new": "/opt/llama-tiers/releases/r", "old": "/opt/llama-tiers/releases/o"}
+PLACES = plan.Places(releases=RELEASES, models="/m", keys="/k")
 
 
 def specs(profile: Any = None, **changes: object) -> dict[str, tier.TierSpec]:
@@ -266,6 +267,27 @@ def test_flags_that_the_binary_does_not_know_are_found() -> None:
     assert argv.unknown_flags(("llama-server", "--model", "/m", "--no-mmap", "--flash-attn", "on"), text) == (
         "--no-mmap",
     )
+
+
+def test_a_tier_may_name_an_engine_of_its_own() -> None:
+    tiers = inventory()["tiers"]
+    tiers[1] |= {"engine": "old"}
+    tiers[1]["candidates"][0]["placement"]["split_mode"] = "row"
+    made = specs(tiers=tiers)
+    fast, deep = made["fast"], made["deep"]
+    assert (fast.engine.commit, fast.engine.release) == (ENGINES["new"]["commit"], RELEASES["new"])
+    assert (deep.engine.commit, deep.engine.release) == (ENGINES["old"]["commit"], RELEASES["old"])
+    assert [spec.argv[0] for spec in (fast, deep)] == [f"{RELEASES[name]}/bin/llama-server" for name in ("new", "old")]
+    assert pairs(deep.argv)["--split-mode"] == "row"
+    assert ("--load-mode" in fast.argv, "--load-mode" in deep.argv) == (True, False)
+    assert ("-lv" in fast.argv, "-lv" in deep.argv) == (False, True)
+
+
+def test_the_same_tier_lies_the_same_with_every_engine() -> None:
+    """What differs between engines is the spelling of a command line, never where a tier lies."""
+    both = [specs(engine=engine)["deep"] for engine in ENGINES]
+    assert both[0].placement == both[1].placement
+    assert both[0].devices == both[1].devices
 
 
 def test_every_engine_of_the_tests_is_planned_for() -> None:
