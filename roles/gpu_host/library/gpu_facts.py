@@ -42,6 +42,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+common_nodes:
+  description: Device nodes that CUDA opens besides the one of each card
+  type: list
+  elements: str
+  returned: success
 profile:
   description: What was read, as checker.preflight.HostProfile holds it.
   type: dict
@@ -128,7 +133,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    from checker import activation, cuda_host, hardware, residuals
+    from checker import activation, cuda, cuda_host, hardware, residuals
 
     driver, gpus, problem = None, (), None
     held: dict[str, float | None] = {}
@@ -157,7 +162,7 @@ def main() -> None:
         "overheads": residuals.overheads(reports, driver.version) if driver else {},
         "disks": [read_disk(need["path"], need["done"], mounts) for need in module.params["needs"]],
     }
-    module.exit_json(changed=False, profile=profile)
+    module.exit_json(changed=False, profile=profile, common_nodes=list(cuda.COMMON_NODES))
 
 
 if __name__ == "__main__":
