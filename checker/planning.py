@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from checker import calibration, cards, plan, residuals
+from checker import calibration, cards, plan, plan_document, residuals
 from checker.catalogue import (
     CAPABILITY_PATTERN,
     LEAST_CONTEXT,
@@ -233,6 +233,13 @@ def make(subject: Subject, wishes: Wishes, models: Mapping[str, Any], engines: M
 
 def _made(subject: Subject, wishes: Wishes, models: Mapping[str, Any], engines: Mapping[str, Any]) -> dict[str, Any]:
     variables = subject.variables
+    for word in ("gpus", "ram", "llama_cpp_engine", "llama_cpp_backend", *(["tiers"] if wishes.model is None else [])):
+        template = _template(variables.get(word))
+        if template:
+            raise PlanningError(
+                f"{word} has a template, {template!r}, which only a play resolves: write the value itself, or plan "
+                "without the inventory, with --hardware and --model; site.yml plans it as it is"
+            )
     models = dict(models)
     gpus = with_placeholders(variables.get("gpus") or [])
     tiers = _tiers(variables.get("tiers") or [], wishes, models, gpus)
@@ -244,7 +251,15 @@ def _made(subject: Subject, wishes: Wishes, models: Mapping[str, Any], engines: 
     parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
     host = calibration.calibrated(cards.host(parsed_gpus, ram, subject.profile), subject.measured, parsed_models)
     remarks = (*subject.remarks, *_taken_as(wishes, tiers))
-    return plan.to_json(plan.make(parsed_gpus, parsed_tiers, parsed_models, host), subject.name, remarks)
+    return plan_document.to_json(plan.make(parsed_gpus, parsed_tiers, parsed_models, host), subject.name, remarks)
+
+
+def _template(value: Any) -> str | None:
+    """Return the first template that is anywhere in what the inventory says, None when there is none."""
+    if isinstance(value, str):
+        return value if "{{" in value or "{%" in value else None
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return next(filter(None, map(_template, parts)), None)
 
 
 def _as_typed(problem: str, wishes: Wishes) -> str:

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "tests/unit"))
 
 from example_report import report  # noqa: E402
 
-from checker import plan, planning, reports, tier  # noqa: E402
+from checker import plan, plan_document, planning, reports, tier  # noqa: E402
 from checker.evidence import EVIDENCE_SCHEMA, REPORT_SCHEMA  # noqa: E402
 from inventories import BIG, SMALL, inventory  # noqa: E402
 
@@ -59,7 +59,7 @@ def test_a_plan_fits_its_schema(hardware: Document) -> None:
     document = planning.make(subject, planning.Wishes(), given["models"], given["engines"])
     validator("plan").validate(document)
     assert {tier["verdict"] for tier in document["tiers"]} == {"does-not-fit" if hardware else "fits"}
-    assert validator("plan").schema["properties"]["schema"]["const"] == plan.SCHEMA
+    assert validator("plan").schema["properties"]["schema"]["const"] == plan_document.SCHEMA
 
 
 @pytest.mark.parametrize("changes", [{}, {"failed": True}, {"unreadable": True}, {"unread": True}], ids=str)

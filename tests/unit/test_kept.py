@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planning_cases import Q4, Q5, shaped
 
-from checker import kept, placement, plan, tier
+from checker import kept, placement, plan, plan_document, tier
 from checker.cards import Host
 from checker.cards import host as join_host
 from checker.catalogue import GpuEntry, InventoryError, RamEntry
@@ -311,7 +311,7 @@ def test_the_plan_document_says_what_is_kept(crowded: tier.TierSpec) -> None:
     whole = join_host(gpus, RamEntry(), host())
     anew = plan.make(gpus, [entry], models[2], whole)
     again = plan.keep(anew, {"deep": crowded}, gpus, [entry], models[2], whole)
-    made = [plan.to_json(each, "h") for each in (anew, again)]
+    made = [plan_document.to_json(each, "h") for each in (anew, again)]
     assert [document["tiers"][0]["kept"] for document in made] == [False, True]
     assert [document["resident_together"] for document in made] == [[["deep"]]] * 2
     assert made[1]["tiers"][0]["placement"]["tensor_split"] == list(counts(crowded))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planning_cases import Q4, Q5, shaped
 
-from checker import argv, plan, tier
+from checker import argv, plan, plan_document, tier
 from checker.cards import default_margin_mib
 from checker.cards import host as join_host
 from checker.catalogue import InventoryError, RamEntry, parse_inventory
@@ -401,5 +401,5 @@ def test_a_card_of_unknown_generation_is_remarked_on() -> None:
 def test_what_cuda_takes_is_said_to_be_borrowed_where_it_is(name: str, capability: str, said: str) -> None:
     card = {"name": name, "uuid": BIG["uuid"], "total_mib": 8192, "bandwidth_gb_s": 400}
     planned = made({}, ranged("deep", 8080, 1024, 1024), gpus=[card | {"compute_capability": capability}])
-    (device,) = plan.to_json(planned, "tower")["tiers"][0]["devices"]
+    (device,) = plan_document.to_json(planned, "tower")["tiers"][0]["devices"]
     assert device["overhead_by"].startswith(said)

@@ -519,6 +519,27 @@ def test_a_bad_host_hides_no_other(capsys: pytest.CaptureFixture[str], tmp_path:
     assert said.startswith("checker: bad, good, worse: 'nonesuch' is neither")
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"gpus": "{{ found.gpus }}"}, "one: gpus has a template, '{{ found.gpus }}', which only a play resolves"),
+        ({"tiers": [{"name": "deep", "gpus": ["{{ gpus[0].uuid }}"]}]}, "tiers has a template, '{{ gpus[0].uuid }}'"),
+        ({"llama_cpp_engine": "{% if a %}b{% endif %}"}, "llama_cpp_engine has a template"),
+    ],
+)
+def test_what_only_a_play_resolves_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: dict[str, Any], said: str
+) -> None:
+    arguments = evidenced(tmp_path, None)
+    inventory = yaml.safe_load((tmp_path / "hosts.yml").read_text())
+    inventory["gpu_hosts"]["hosts"]["one"] |= words
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(inventory))
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert said in err
+    assert len(err.splitlines()) == 1, "and nothing that follows from it"
+
+
 def evidenced(folder: Path, text: str | None, directory: str | None = None) -> list[str]:
     """Write an inventory of one host with evidence; return the arguments that plan it."""
     uuids = {name: f"GPU-{index:08x}-0000-4000-8000-000000000000" for index, name in enumerate((BIG, SMALL))}
