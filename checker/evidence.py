@@ -116,10 +116,11 @@ class Load:
 
     `process_s` until the server's first line (libraries, CUDA), `weights_s` until the model and its context are in
     memory, `warm_up_s` until "model loaded" (the engine's empty run, in which CUDA compiles kernels that the binary
-    does not hold), `proof_s` until active (readiness: first token, memory). `read_mib` is what the process has read
-    from storage since its start, `model_mib` the size of the model's files: they tell a cold page cache from a warm
-    one. `compiled_for` are the compute capabilities that the engine says it holds kernels for ("8.6"), empty without
-    CUDA.
+    does not hold), `proof_s` until active (readiness: first token, memory). `read_mib` is what the process had read
+    from storage when this run of the unit was first measured (later it has read again what the page cache dropped
+    meanwhile, and a warm load would look cold), `model_mib` the size of the model's files: they tell a cold page cache
+    from a warm one. `compiled_for` are the compute capabilities that the engine says it holds kernels for ("8.6"),
+    empty without CUDA.
     """
 
     process_s: float | None
@@ -258,7 +259,7 @@ class Residual:
     """What was measured on one card less what was planned, in MiB; None is "one of the two is not known".
 
     `rest_mib` is what neither weights nor KV cache nor compute buffers explain, less the planned overhead of CUDA;
-    `total_mib` the whole, at its peak.
+    `total_mib` the whole: the most that was seen held, `held_mib`, less what was planned, `planned_mib`.
     """
 
     uuid: str
@@ -268,6 +269,8 @@ class Residual:
     compute_mib: float | None
     rest_mib: float | None
     total_mib: float | None
+    planned_mib: float | None
+    held_mib: float | None
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def _against_the_plan(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
     cards: tuple[CardLoad, ...] = evidence.thorough.cards if evidence.thorough else ()
     for residual in residuals.of(found, cards):
         here = [device for device in found if device.uuid == residual.uuid]
-        planned, held = residuals.planned_mib(here), residuals.peak_mib(residual.uuid, here, cards)
+        planned, held = residual.planned_mib, residual.held_mib
         # A card that holds nothing, or cannot be read, has failed its own check.
         if planned is None or not held:
             continue

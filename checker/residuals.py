@@ -114,6 +114,8 @@ def _of_card(devices: Sequence[DeviceEvidence], held: float | None) -> Residual:
         compute_mib=_less(_sum(devices, "compute_mib"), _sum(devices, "predicted_compute_mib")),
         rest_mib=_less(rest, _overhead(devices)),
         total_mib=_less(held, planned_mib(devices)),
+        planned_mib=_less(planned_mib(devices), 0.0),
+        held_mib=held,
     )
 
 

@@ -121,7 +121,9 @@ def report(host: str = "tower", failed: bool = False, unreadable: bool = False, 
             load=Load(None, None, None, None, None, None, ()),
             thorough=None,
             quality=None,
-            residuals=tuple(Residual(d.uuid, d.gpu, None, None, None, None, None) for d in evidence.devices),
+            residuals=tuple(
+                Residual(d.uuid, d.gpu, None, None, None, None, None, None, None) for d in evidence.devices
+            ),
             problems=("NVML could not be opened",),
         )
     judged = verdict.judge(planned, evidence)

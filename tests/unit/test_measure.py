@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -241,6 +242,20 @@ def test_a_whole_measurement_is_made_once_for_each_run_of_the_unit(host: Host, s
     kept[0]["unit"]["invocation_id"] = "f" * 32
     assert measure(server.spec, kept, Depth.QUICK, None).thorough is None
     assert measure(server.spec, kept, Depth.AUTO, None).thorough is not None
+
+
+def test_what_was_read_from_storage_is_that_of_the_first_measurement_of_the_run(
+    host: Host, server: fake_tier.Server
+) -> None:
+    first = json.loads(json.dumps(quick(server.spec).to_json()))
+    later = copy.deepcopy(first)
+    first["load"]["read_mib"], later["load"]["read_mib"] = 12.5, 900.0
+    again = measure(server.spec, [later, first], Depth.QUICK, None).load
+    assert again and again.read_mib == 12.5
+    for document in (later, first):
+        document["unit"]["invocation_id"] = "f" * 32
+    other = measure(server.spec, [later, first], Depth.QUICK, None).load
+    assert other and other.read_mib != 12.5
 
 
 def test_evidence_of_another_version_or_tier_is_not_carried_over(host: Host, server: fake_tier.Server) -> None:

@@ -45,8 +45,8 @@ def test_a_table_tells_verdict_speed_and_memory_of_each_card() -> None:
     cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
     assert cells[0] == ["tower", "driver 580.126.09, CUDA 13.0, measured 2026-11-24T15:00:00Z"]
     assert ["deep", "pass", "tiny", "4096", "61.0", "55.0", "3.1"] in cells
-    assert ["deep", "NVIDIA GeForce RTX 3060 Ti", "185", "20", "53", "262", "+20"] in cells
-    assert ["deep", "NVIDIA GeForce GTX 1060 3GB", "50", "5", "33", "93", "+7"] in cells
+    assert ["deep", "NVIDIA GeForce RTX 3060 Ti", "185", "20", "53", "266", "+20"] in cells
+    assert ["deep", "NVIDIA GeForce GTX 1060 3GB", "50", "5", "33", "95", "+7"] in cells
 
 
 def test_a_quick_verification_shows_the_speed_of_its_completion() -> None:

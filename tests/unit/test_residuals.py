@@ -21,7 +21,7 @@ mib = st.floats(0, 1e5).map(lambda value: round(value, 2))
 
 def test_each_card_has_its_own_and_the_peak_counts() -> None:
     big, small = residuals.of(DEVICES, (card(BIG["uuid"], 266.0), card(SMALL["uuid"], 90.0)))
-    assert big == Residual(BIG["uuid"], BIG["name"], 0.0, 0.0, 11.27, 8.3, 19.57)
+    assert big == Residual(BIG["uuid"], BIG["name"], 0.0, 0.0, 11.27, 8.3, 19.57, 246.43, 266.0)
     assert small.total_mib == 4.7, "no watch has seen more than the process held afterwards"
 
 
@@ -46,7 +46,7 @@ def test_the_terms_add_up_to_the_whole(values: list[float]) -> None:
 
 def test_unknown_stays_unknown() -> None:
     (found,) = residuals.of((replace(DEVICES[0], weights_mib=None, process_mib=None),))
-    assert found == Residual(BIG["uuid"], BIG["name"], None, 0.0, 11.27, None, None)
+    assert found == Residual(BIG["uuid"], BIG["name"], None, 0.0, 11.27, None, None, 246.43, None)
     (found,) = residuals.of((replace(DEVICES[0], predicted_overhead_mib=None),))
     assert (found.weights_mib, found.rest_mib, found.total_mib) == (0.0, None, None)
 
