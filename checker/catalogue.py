@@ -378,11 +378,11 @@ def _check_candidate(
     if split is None and placement.n_cpu_moe:
         yield f"{where}.placement.n_cpu_moe needs a tensor_split of your own; the planner does not search it"
     if split_modes is not None and placement.split_mode not in split_modes:
-        having = ", ".join(engines_with.get(placement.split_mode, [])) or "no engine of the table"
+        able = ", ".join(engines_with.get(placement.split_mode, []))
+        having = f"{able} (engine of the tier, or llama_cpp_engine of the host)" if able else "none of the table"
         yield (
             f"{where}.placement.split_mode {placement.split_mode!r}: engine {engine} has "
-            f"{', '.join(split_modes)} here; engines that have it: {having} "
-            "(engine of the tier, or llama_cpp_engine of the host)"
+            f"{', '.join(split_modes)} here; engines that have it: {having}"
         )
     cache_type_v = placement.cache_type_v or (tier.cache_types[0] if split is None else "f16")
     if placement.flash_attn == "off" and cache_type_v not in ("f32", "f16", "bf16"):
