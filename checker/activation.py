@@ -167,6 +167,7 @@ def _activate(names: Sequence[str], room_mib: Mapping[str, float], report: Repor
         pinned=tuple(spec.name for spec in specs if spec.pinned and spec.name in held),
         ports=_on_other_ports(specs),
         releases=_on_other_releases([spec for spec in specs if spec.name in changed]),
+        fresh=_fresh_release(),
     )
     try:
         order = _start_in_turn(changes, leaving, room, given_up, way_back, report)
@@ -232,8 +233,15 @@ def _on_other_ports(specs: Sequence[tier.TierSpec]) -> set[str]:
     }
 
 
-def _on_other_releases(specs: Sequence[tier.TierSpec]) -> set[str]:
-    return {spec.name for spec in specs if proven.release(spec.name) not in (None, spec.engine.release)}
+def _on_other_releases(specs: Sequence[tier.TierSpec]) -> dict[str, str]:
+    moving = (spec for spec in specs if proven.release(spec.name) not in (None, spec.engine.release))
+    return {spec.name: spec.engine.release for spec in moving}
+
+
+def _fresh_release() -> str | None:
+    """Return the current release if no tier was proven with it: then it may be what fails."""
+    current = str(_CURRENT.resolve())
+    return None if current in {proven.release(name) for name in proven.specs()} else current
 
 
 @dataclass(frozen=True)
@@ -241,13 +249,15 @@ class _WayBack:
     """What goes back, besides the tiers that had their turn, when one of them fails.
 
     `unchanged` tiers have only units that changed around their servers; `pinned` ones served before. Tiers on other
-    `ports` or `releases` stay there only together, for a host is on one release and a port has one holder.
+    `ports` stay there only together, for a port has one holder, and so do those that move to the same of the `releases`
+    (by tier). A `fresh` release is the current one with which no tier was proven yet.
     """
 
     unchanged: tuple[str, ...]
     pinned: tuple[str, ...]
     ports: Collection[str]
-    releases: Collection[str]
+    releases: Mapping[str, str]
+    fresh: str | None
 
 
 def _start_in_turn(
@@ -261,9 +271,10 @@ def _start_in_turn(
     """Start what has changed and return its names in the order of their turns.
 
     A tier is remembered as proven as soon as nobody can need its place for the way back: those whose turn is yet to
-    come, and those that are `leaving` and have stopped, may have to serve again as before. Tiers that move to another
-    release are remembered together, after the last of them; those that move to another port when it is open, which is
-    not here. One that fails, was never proven and has a fallback goes to those that are `given_up`.
+    come, and those that are `leaving` and have stopped, may have to serve again as before. Tiers that move to the same
+    release are remembered together, after the last of them: all of them are on it or none is. Those that move to
+    another port are remembered when it is open, which is not here. One that fails, was never proven and has a fallback
+    goes to those that are `given_up`.
     """
     order = turns.order(changes, room_mib)
     by_name = {change.name: change for change in changes}
@@ -285,8 +296,8 @@ def _start_in_turn(
         # Nobody comes back any more when the last turn has gone well.
         returning = [*leaving.values(), *(change.old for change in unproven if change.old)] if unproven else []
         back = {*turns.going_back(started, returning, proven_holds, room_mib), *way_back.ports}
-        if any(change.name in way_back.releases for change in unproven):
-            back |= set(way_back.releases)
+        waited_for = {way_back.releases[change.name] for change in unproven if change.name in way_back.releases}
+        back |= {name for name, release in way_back.releases.items() if release in waited_for}
         for change in started:
             if change.name not in back:
                 proven.remember(tier.load(change.name))
@@ -379,7 +390,7 @@ def _undo(
     """Have everything serve again as before; return what serves now, as the end of a sentence.
 
     `back` were started and are in the way of what served before, or move together with others; `later` had no turn,
-    `stopped` made room.
+    `stopped` made room. With a tier that moved to a release that nobody was proven with `current` goes back too.
     """
     # One that systemd fails for is no reason to leave the others down.
     wrong: list[str] = []
@@ -394,7 +405,8 @@ def _undo(
     went = [change.name for change in back]
     each(systemd.stop, went)
     for name in {failed, *later, *went} & set(way_back.releases):
-        _point_current(proven.release(name))
+        if way_back.releases[name] == way_back.fresh:
+            _point_current(proven.release(name))
     for name in (*later, *went):
         proven.put_back(name)
     try:

@@ -170,9 +170,10 @@ class TierEntry(_Written):
     """One tier of the inventory; the first candidate that fits is the one that is served.
 
     `context` as written is a number of tokens or a range, and always a range here. `cache_types` are the types of the
-    KV cache that the planner may choose, the preferred one first. A `pinned` tier is always loaded, but while a rival
-    without room beside it is asked for; one that is `on_demand` is loaded by its first request. `fallback` names the
-    tier that answers on this one's port after it failed.
+    KV cache that the planner may choose, the preferred one first. `engine` is a name of the engine table, None for the
+    host's (`llama_cpp_engine`). A `pinned` tier is always loaded, but while a rival without room beside it is asked
+    for; one that is `on_demand` is loaded by its first request. `fallback` names the tier that answers on this one's
+    port after it failed.
     """
 
     name: str = Field(pattern=NAME_PATTERN)
@@ -185,6 +186,7 @@ class TierEntry(_Written):
     cache_types: list[CacheType] = Field(default=["f16"], min_length=1)
     candidates: list[Candidate] = Field(min_length=1)
     criteria: CriteriaEntry = CriteriaEntry()
+    engine: str | None = None
     residency: Literal["pinned", "on_demand"] = "pinned"
     fallback: str | None = None
 
@@ -390,7 +392,8 @@ def _check_candidate(
     if split is None and placement.n_cpu_moe:
         yield f"{where}.placement.n_cpu_moe needs a tensor_split of your own; the planner does not search it"
     if split_modes is not None and placement.split_mode not in split_modes:
-        having = ", ".join(engines_with.get(placement.split_mode, [])) or "no engine of the table"
+        able = ", ".join(engines_with.get(placement.split_mode, []))
+        having = f"{able} (engine of the tier, or llama_cpp_engine of the host)" if able else "none of the table"
         yield (
             f"{where}.placement.split_mode {placement.split_mode!r}: engine {engine} has "
             f"{', '.join(split_modes)} here; engines that have it: {having}"
@@ -558,13 +561,18 @@ def check_inventory(
                 f"tier {tier.name}: gpus {', '.join(local)} cannot be used by llama_cpp_backend 'cpu'; "
                 "use cuda, or give the card an rpc_endpoint"
             )
-        modes = split_modes_of(engines[engine], backend, resolved) if engine in engines else None
+        own = tier.engine or engine
+        if tier.engine is not None and own not in engines:
+            problems.append(
+                f"tier {tier.name}: engine {own!r} is not in the engine table; known engines: {', '.join(engines)}"
+            )
+        modes = split_modes_of(engines[own], backend, resolved) if own in engines else None
         having: dict[str, list[str]] = {}
         for name, entry in engines.items():
             for mode in split_modes_of(entry, backend, resolved):
                 having.setdefault(mode, []).append(name)
         for index, candidate in enumerate(tier.candidates):
             problems += _check_candidate(
-                tier, f"candidates[{index}]", candidate, resolved, parsed_models, modes, having, engine
+                tier, f"candidates[{index}]", candidate, resolved, parsed_models, modes, having, own
             )
     return problems

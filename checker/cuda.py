@@ -63,7 +63,8 @@ OLDEST_CARD = Version(5, 0)
 class ToolkitRule:
     """What toolkits from a version on compile for and with: cards, newest g++, newest C library, oldest driver branch.
 
-    `newest_glibc` holds for NVIDIA's own packages; a distribution mends the headers of its package.
+    `newest_glibc` holds for NVIDIA's own packages; a distribution mends the headers of its package. `unknown_cards` are
+    between the oldest and the newest card, and came with a later toolkit.
     """
 
     first: Version
@@ -72,10 +73,23 @@ class ToolkitRule:
     newest_gcc: int
     newest_glibc: Version | None
     oldest_branch: int
+    unknown_cards: tuple[Version, ...] = ()
+
+    def serves(self, capability: Version) -> bool:
+        """Whether these toolkits compile for a card."""
+        return self.oldest_card <= capability <= self.newest_card and capability not in self.unknown_cards
+
+    @property
+    def cards(self) -> str:
+        """The compute capabilities that they know, such as "5.0 to 12.0 but 10.3"."""
+        but = f" but {', '.join(map(str, self.unknown_cards))}" if self.unknown_cards else ""
+        return f"{self.oldest_card} to {self.newest_card}{but}"
 
 
 # Cards and branches: CUDA release notes (architectures; table "CUDA Toolkit and minimum required driver version for
-# CUDA minor version compatibility"). g++: crt/host_config.h of each ("gcc versions later than 13 are not supported").
+# CUDA minor version compatibility"); 12.9 "adds compiler target support for SM architecture 10.3 ... and 12.1" (CUDA
+# features archive); 13.0 calls 11.0 what was 10.1 (gcc's nvptx.opt, after PTX ISA 9.0). g++: crt/host_config.h of each
+# ("gcc versions later than 13 are not supported").
 # C library: NVIDIA/cuda-samples#378, opencv/opencv#27111 (glibc 2.41 declares cospi otherwise than
 # crt/math_functions.h before 13.0); ggml-org/llama.cpp#17615 and #19100 (glibc 2.42 declares rsqrt otherwise than that
 # of 13.0 and 13.1; 13.2 is reported to compile). Debian 13's own 12.4, whose headers are the system's, compiles with
@@ -85,8 +99,8 @@ TOOLKITS = (
     ToolkitRule(Version(11, 8), Version(3, 5), Version(9, 0), 11, _GLIBC, 450),
     ToolkitRule(Version(12, 0), Version(5, 0), Version(9, 0), 12, _GLIBC, 525),
     ToolkitRule(Version(12, 4), Version(5, 0), Version(9, 0), 13, _GLIBC, 525),
-    ToolkitRule(Version(12, 8), Version(5, 0), Version(12, 0), 14, _GLIBC, 525),
-    ToolkitRule(Version(12, 9), Version(5, 0), Version(12, 1), 14, _GLIBC, 525),
+    ToolkitRule(Version(12, 8), Version(5, 0), Version(12, 0), 14, _GLIBC, 525, (Version(10, 3), Version(11, 0))),
+    ToolkitRule(Version(12, 9), Version(5, 0), Version(12, 1), 14, _GLIBC, 525, (Version(11, 0),)),
     ToolkitRule(Version(13, 0), Version(7, 5), Version(12, 1), 15, Version(2, 41), 580),
     ToolkitRule(Version(13, 2), Version(7, 5), Version(12, 1), 15, None, 580),
 )
@@ -279,7 +293,8 @@ def _flavour(cards: Sequence[Card], host: CudaHost) -> Iterable[Fault]:
             )
 
 
-_COMMON_NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
+# What CUDA opens besides the /dev/nvidiaN of each card.
+COMMON_NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
 
 
 def device_faults(minors: Sequence[int], host: CudaHost) -> list[Fault]:
@@ -293,7 +308,7 @@ def device_faults(minors: Sequence[int], host: CudaHost) -> list[Fault]:
                 MODULES,
             )
         )
-    wanted = (*_COMMON_NODES, *(f"/dev/nvidia{minor}" for minor in minors))
+    wanted = (*COMMON_NODES, *(f"/dev/nvidia{minor}" for minor in minors))
     missing = [node for node in wanted if node not in host.nodes]
     if missing:
         how = (

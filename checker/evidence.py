@@ -130,10 +130,11 @@ class Load:
 
     `process_s` until the server's first line (libraries, CUDA), `weights_s` until the model and its context are in
     memory, `warm_up_s` until "model loaded" (the engine's empty run, in which CUDA compiles kernels that the binary
-    does not hold), `proof_s` until active (readiness: first token, memory). `read_mib` is what the process has read
-    from storage since its start, `model_mib` the size of the model's files: they tell a cold page cache from a warm
-    one. `compiled_for` are the compute capabilities that the engine says it holds kernels for ("8.6"), empty without
-    CUDA.
+    does not hold), `proof_s` until active (readiness: first token, memory). `read_mib` is what the process had read
+    from storage when this run of the unit was first measured (later it has read again what the page cache dropped
+    meanwhile, and a warm load would look cold), `model_mib` the size of the model's files: they tell a cold page cache
+    from a warm one. `compiled_for` are the compute capabilities that the engine says it holds kernels for ("8.6"),
+    empty without CUDA.
     """
 
     process_s: float | None
@@ -237,6 +238,7 @@ class Thorough:
 
     `warm_completion` is the first completion asked again. `full` is the speed with a prompt that fills the context
     in full micro-batches, `cards` what the cards did meanwhile. None is "was not answered"; the problems say why.
+    `unread` are sentences, one for each reason why a card could not be read to the end: its peak is not known.
     """
 
     measured_at: str
@@ -245,6 +247,7 @@ class Thorough:
     full: Speed | None
     stability: Stability | None
     cards: tuple[CardLoad, ...]
+    unread: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -270,7 +273,7 @@ class Residual:
     """What was measured on one card less what was planned, in MiB; None is "one of the two is not known".
 
     `rest_mib` is what neither weights nor KV cache nor compute buffers explain, less the planned overhead of CUDA;
-    `total_mib` the whole, at its peak.
+    `total_mib` the whole: the most that was seen held, `held_mib`, less what was planned, `planned_mib`.
     """
 
     uuid: str
@@ -280,6 +283,8 @@ class Residual:
     compute_mib: float | None
     rest_mib: float | None
     total_mib: float | None
+    planned_mib: float | None
+    held_mib: float | None
 
 
 @dataclass(frozen=True)
@@ -391,6 +396,11 @@ def from_json(document: Any) -> Evidence | None:
 def thorough_from_json(document: Any) -> Thorough | None:
     """Read that part of an evidence document; None where it is absent or written by another version."""
     return cast("Thorough | None", _read(Thorough, document))
+
+
+def devices_from_json(document: Any) -> tuple[DeviceEvidence, ...] | None:
+    """Read that part of an evidence document; None where it is absent or written by another version."""
+    return cast("tuple[DeviceEvidence, ...] | None", _read(tuple[DeviceEvidence, ...], document))
 
 
 def quality_from_json(document: Any) -> Quality | None:

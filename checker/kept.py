@@ -7,7 +7,7 @@ proven placement stays while it is still what the inventory asks for and still f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -21,6 +21,8 @@ from checker.tier import Placement
 # A new choice this much faster is worth a word; the search calls what is closer equally fast.
 _CLEARLY = 1.01
 _SPEC = TypeAdapter(tier.TierSpec)
+# Verification calls a plan good that is within this of what a card holds: nothing hangs on less.
+_GOOD_MIB = 100.0
 
 
 def of_profile(profile: Mapping[str, Any]) -> dict[str, tier.TierSpec]:
@@ -78,6 +80,25 @@ def admits(demand: Demand, found: Placement, layers: int) -> bool:
         and (found.flash_attn, found.parallel, found.cache_ram_mib, found.n_cpu_moe)
         == (demand.flash_attn, demand.parallel, demand.cache_ram_mib, demand.n_cpu_moe)
     )
+
+
+def steady(planned: tier.TierSpec, proven: tier.TierSpec | None) -> tier.TierSpec:
+    """Return a spec that does not change for what was measured, unless it was measured far from what it says.
+
+    Every verification measures the cards' overhead a little otherwise, and a second run is to change nothing.
+    """
+    if proven is None or planned.placement != proven.placement or len(planned.devices) != len(proven.devices):
+        return planned
+    pairs = [(now, before) for now, before in zip(planned.devices, proven.devices, strict=True)]
+    near = all(
+        now.uuid == before.uuid
+        and None not in (now.overhead_mib, before.overhead_mib)
+        and abs((now.overhead_mib or 0) - (before.overhead_mib or 0)) <= _GOOD_MIB
+        for now, before in pairs
+    )
+    if not near:
+        return planned
+    return replace(planned, devices=tuple(replace(now, overhead_mib=before.overhead_mib) for now, before in pairs))
 
 
 def better(kept: Choice, anew: Choice, demand: Demand) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
@@ -16,6 +17,7 @@ from checker.evidence import (
     Evidence,
     FrontEvidence,
     HostEvidence,
+    Load,
     ModelId,
     Quality,
     Served,
@@ -68,6 +70,7 @@ def measure(
     lines = _printed(spec, state, problems)
     same_run = [document for document in earlier if _is_of_run(document, unit.invocation_id)]
     logged = None if lines is None else _logged(spec, lines, same_run, problems)
+    started = None if state is None else load.read(state, lines or [], Path(spec.model.file))
     server = LlamaServer.of(spec)
     # What NVML cannot tell now it is asked again below, and said there.
     loaded = _held(unit.main_pid, [])
@@ -97,7 +100,7 @@ def measure(
         completion=completion,
         problems=tuple(dict.fromkeys(problems)),
         front=front(spec),
-        load=None if state is None else load.read(state, lines or [], Path(spec.model.file)),
+        load=_as_first_read(started, same_run),
         thorough=thorough,
         quality=quality or _carried_quality(spec, earlier),
         residuals=residuals.of(devices, thorough.cards if thorough else ()),
@@ -106,6 +109,15 @@ def measure(
         environment=spec.environment,
         measured_at=now(),
     )
+
+
+def _as_first_read(started: Load | None, same_run: Sequence[Mapping[str, Any]]) -> Load | None:
+    """Return a load with what its process had read from storage when this run of the unit was first measured.
+
+    The count goes on after the load: what the page cache has dropped of the model is read again with a later answer.
+    """
+    told = [document["load"]["read_mib"] for document in same_run if document.get("load")]
+    return replace(started, read_mib=told[-1]) if started and told and told[-1] is not None else started
 
 
 def _is_of_run(document: Mapping[str, Any], invocation_id: str) -> bool:
@@ -261,8 +273,6 @@ def _thorough(spec: TierSpec, served: Served, question: str, pid: int, problems:
         exercised = exercise.exercise(
             server, served.ctx_size, spec.placement.parallel, question, SEED, held, problems.append
         )
-    if watch.problem:
-        problems.append(watch.problem)
     return Thorough(
         measured_at=measured_at,
         warm_completion=warm,
@@ -270,6 +280,7 @@ def _thorough(spec: TierSpec, served: Served, question: str, pid: int, problems:
         full=exercised.full,
         stability=exercised.stability,
         cards=watch.seen(pid),
+        unread=watch.unread,
     )
 
 

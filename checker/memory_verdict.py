@@ -24,6 +24,7 @@ def findings(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
     yield from _host_weights(spec, evidence)
     yield from _held(spec, evidence)
     yield from _against_the_plan(spec, evidence)
+    yield from _peak_is_known(spec, evidence)
 
 
 def _right_cards(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
@@ -125,7 +126,7 @@ def _against_the_plan(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
     cards: tuple[CardLoad, ...] = evidence.thorough.cards if evidence.thorough else ()
     for residual in residuals.of(found, cards):
         here = [device for device in found if device.uuid == residual.uuid]
-        planned, held = residuals.planned_mib(here), residuals.peak_mib(residual.uuid, here, cards)
+        planned, held = residual.planned_mib, residual.held_mib
         # A card that holds nothing, or cannot be read, has failed its own check.
         if planned is None or not held:
             continue
@@ -142,9 +143,22 @@ def _against_the_plan(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
                 f"{mib(held)} = {_parts(here, held)}",
             ),
             f"{said}: more than {_RECALIBRATE_MIB:g} MiB apart, so the plan's margin means nothing; "
-            "give the card that much more margin_mib in the inventory, then run site.yml again",
-            note=f"{said}: more than {_GOOD_MIB:g} MiB apart; recalibrate" if far > _GOOD_MIB else "",
+            "run site.yml again with -e llama_tiers_replan=true, which plans with what was measured",
+            note=f"{said}: more than {_GOOD_MIB:g} MiB apart; the next plan reckons with what was measured"
+            if far > _GOOD_MIB
+            else "",
         )
+
+
+def _peak_is_known(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
+    if evidence.thorough is None:
+        return
+    unread = "; ".join(evidence.thorough.unread)
+    yield Finding(
+        Check("cards read under load", not unread, "to the end", unread or "to the end"),
+        f"{spec.name}: while it worked, a card could not be read to the end, so the most that it holds there is not "
+        f"known: {unread}",
+    )
 
 
 def _terms(residual: Residual) -> str:

@@ -545,7 +545,12 @@ def _overhead_mib(card: Card) -> float:
 
 
 def overhead(card: Card) -> memory.Overhead:
-    """Return what CUDA itself takes of a card, and where the figure comes from."""
+    """Return what CUDA itself takes of a card for each tier, measured or else a prior, and where that comes from."""
+    return card.overhead or prior_overhead(card)
+
+
+def prior_overhead(card: Card) -> memory.Overhead:
+    """Return what CUDA itself is expected to take of a card on which nothing was measured."""
     return memory.cuda_overhead(card.compute_capability) if card.kind == "CUDA" else memory.NO_OVERHEAD
 
 
@@ -560,7 +565,7 @@ def _canonical(card: Card) -> tuple[object, ...]:
 
 
 def _alike(card: Card) -> tuple[object, ...]:
-    return (card.kind, card.room_mib, card.bandwidth_gb_s, card.compute_capability)
+    return (card.kind, card.room_mib, card.bandwidth_gb_s, card.compute_capability, _overhead_mib(card))
 
 
 def _orders(cards: Sequence[Card], size: int) -> Iterator[tuple[Card, ...]]:

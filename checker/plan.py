@@ -11,10 +11,10 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from checker import argv, kept, placement, throughput, tier
+from checker import argv, kept, placement, tier
 from checker.cards import Card, Host, Ram
 from checker.cards import host as join_host
 from checker.catalogue import (
@@ -26,7 +26,6 @@ from checker.catalogue import (
     RamEntry,
     TierEntry,
     check_inventory,
-    is_placeholder,
     parse_inventory,
     parse_ram,
     resolve_gpus,
@@ -34,8 +33,6 @@ from checker.catalogue import (
 from checker.header import KNOWN, Header
 from checker.placement import Choice, Demand, Refusal
 from checker.tier import is_here
-
-SCHEMA = "llama-tiers/plan/1"
 
 # Of so many tiers every order is tried in which they can be placed one beside the other.
 _ORDERED_TIERS = 4
@@ -49,9 +46,9 @@ _UNPROVEN_MODES = ("row", "tensor")
 
 @dataclass(frozen=True)
 class Places:
-    """Where things lie on the host; absolute paths."""
+    """Where things lie on the host; absolute paths. `releases` are by engine."""
 
-    release: str
+    releases: Mapping[str, str]
     models: str
     keys: str
 
@@ -166,12 +163,14 @@ class CandidatePlan:
 class TierPlan:
     """One tier: `candidates` in order of preference up to the first that fits, which is the chosen one.
 
-    `cards` are those that the tier may use. One that is not `pinned` need not be resident beside every other.
+    `cards` are those that the tier may use, `engine` is what the inventory names for it, None for the host's. One that
+    is not `pinned` need not be resident beside every other.
     """
 
     name: str
     candidates: tuple[CandidatePlan, ...]
     cards: tuple[Card, ...]
+    engine: str | None = None
     pinned: bool = True
 
     @property
@@ -249,7 +248,7 @@ def make(gpus: Sequence[GpuEntry], tiers: Sequence[TierEntry], models: Mapping[s
             planned |= {each.name: each for each in switched}
             together, exclusions = _rivals(switched, host)
     planned |= {each.name: each for each in all_at_once or ()}
-    _raise_contexts(planned, together, host)
+    _raise_contexts(planned, together, host, lambda group: not _over(group, host))
     return Plan(host.cards, tuple(planned.values()), together, exclusions)
 
 
@@ -283,7 +282,7 @@ def _tier(
         tried.append(CandidatePlan(candidate.model, wanted, result, header, tolerance))
         if tried[-1].fits:
             break
-    return TierPlan(entry.name, tuple(tried), own.cards, entry.residency == tier.PINNED)
+    return TierPlan(entry.name, tuple(tried), own.cards, entry.engine, entry.residency == tier.PINNED)
 
 
 def demand(entry: TierEntry, candidate: Candidate) -> Demand:
@@ -437,33 +436,45 @@ def keep(
     As many placements are kept as there is room for, and the other tiers planned beside them. When that gives no plan
     with which all tiers are resident, the plan stays what it was. Of tiers that switch this is true of those that are
     pinned; one that is on demand keeps a placement that is resident beside them as much as the new choice would be.
+
+    A placement that fits by the priors is not given up for what was measured of the cards' overhead, nor one that fits
+    by what was measured for the priors: else the first verification could move tiers that it found well. What is kept
+    may thus take some of a card's margin, but never more than the card has.
     """
-    if not all(each.fits for each in planned.tiers) or planned.refused:
-        return planned
-    if planned.switched:
-        return _keep_switched(planned, proven, gpus, tiers, models, host)
-    as_proven = {
-        each.name: again
+    views = [planned]
+    if any(card.overhead for card in host.cards):
+        by_priors = replace(host, cards=tuple(replace(card, overhead=None) for card in host.cards))
+        views.append(make(gpus, tiers, models, by_priors))
+    leniently = replace(host, cards=tuple(_with_least_overhead(card) for card in host.cards))
+    judged = {
+        each.name: found
         for each in planned.tiers
-        if each.name in proven and (again := _as_proven(each, proven[each.name], models[each.chosen.model], host))
+        if each.name in proven and (found := _as_proven(each.name, views, proven[each.name], models, leniently))
     }
+    as_proven = {name: _on_host(each, host) for name, each in judged.items()}
+    if planned.switched and not planned.refused:
+        return _keep_switched(planned, as_proven, proven, gpus, tiers, models, host)
     for size in range(len(as_proven), 0, -1):
         for names in itertools.combinations(as_proven, size):
             rest = [(entry, each) for entry, each in zip(tiers, planned.tiers, strict=True) if each.name not in names]
             entries, before = [entry for entry, _ in rest], [each for _, each in rest]
             held_by = [as_proven[name] for name in names]
-            found = None if _over(held_by, host) else _squeezed(entries, gpus, models, host, before, held_by)
-            if found:
-                by_name = {each.name: each for each in found}
-                _raise_contexts(by_name, [tuple(by_name)], host)
-                possible = not planned.exclusions
-                compared = tuple(_compared(by_name[each.name], each, possible=possible) for each in planned.tiers)
+            if _over([judged[name] for name in names], leniently) or _beyond_cards(held_by):
+                continue
+            if not all(each.fits for each in before):
+                continue
+            every = _squeezed(entries, gpus, models, host, before, held_by)
+            if every:
+                by_name = {each.name: each for each in every}
+                _raise_contexts(by_name, [tuple(by_name)], host, lambda _: True)
+                compared = tuple(_compared(by_name[each.name], each, planned) for each in planned.tiers)
                 return Plan(host.cards, compared, (tuple(each.name for each in compared),), ())
     return planned
 
 
 def _keep_switched(
     planned: Plan,
+    as_proven: Mapping[str, TierPlan],
     proven: Mapping[str, tier.TierSpec],
     gpus: Sequence[GpuEntry],
     tiers: Sequence[TierEntry],
@@ -474,42 +485,72 @@ def _keep_switched(
     pinned = Plan(host.cards, tuple(each for each in planned.tiers if each.pinned), (), ())
     pinned = keep(pinned, proven, gpus, [entry for entry, each in pairs if each.pinned], models, host)
     by_name = {each.name: each for each in (*planned.tiers, *pinned.tiers)}
-    again = {
-        each.name: found
-        for each in planned.tiers
-        if not each.pinned and each.name in proven
-        if (found := _as_proven(each, proven[each.name], models[each.chosen.model], host))
-    }
+    again = {name: each for name, each in as_proven.items() if not each.pinned and not _beyond_cards([each])}
     placed = _switched(tiers, gpus, models, host, by_name, again)
-    compared = tuple(_compared(each, before, possible=True) for each, before in zip(placed, planned.tiers, strict=True))
+    compared = tuple(_compared(each, before, planned) for each, before in zip(placed, planned.tiers, strict=True))
     contexts = {each.name: each for each in compared}
     together, exclusions = _rivals(compared, host)
-    _raise_contexts(contexts, together, host)
+    _raise_contexts(contexts, together, host, lambda group: not _over(group, host))
     return Plan(host.cards, tuple(contexts.values()), together, exclusions)
 
 
-def _as_proven(planned: TierPlan, proven: tier.TierSpec, model: ModelEntry, host: Host) -> TierPlan | None:
-    """Return a tier's plan with its proven placement; None when another model is to be served, or it cannot be kept."""
-    chosen = planned.chosen
-    same_model = proven.model.name == chosen.model and proven.model.file.endswith(model_path(model, ""))
-    if not same_model or model.header is None:
-        return None
-    choice = kept.choice(proven, model.header, planned.cards, host.ram, chosen.demand)
-    return _with(planned, replace(chosen, result=choice, kept=True)) if choice else None
+def _with_least_overhead(card: Card) -> Card:
+    prior = placement.prior_overhead(card)
+    return replace(card, overhead=min(prior, card.overhead or prior, key=lambda overhead: overhead.mib))
 
 
-def _compared(planned: TierPlan, found: TierPlan, *, possible: bool) -> TierPlan:
-    """Complete what a plan says of a kept placement by what the new choice was, if that was `possible`.
+def _as_proven(
+    name: str, views: Sequence[Plan], proven: tier.TierSpec, models: Mapping[str, ModelEntry], host: Host
+) -> TierPlan | None:
+    """Return a tier's plan with its proven placement, by the first of some plans that serves the same model.
+
+    None when another model is to be served, or the placement cannot be kept on this host.
+    """
+    for planned in (each for view in views for each in view.tiers if each.name == name and each.fits):
+        chosen, model = planned.chosen, models[planned.chosen.model]
+        if proven.model.name == chosen.model and proven.model.file.endswith(model_path(model, "")):
+            here = _on_host(planned, host)
+            choice = kept.choice(proven, chosen.header, here.cards, host.ram, chosen.demand)
+            if choice:
+                return _with(here, replace(chosen, result=choice, kept=True))
+    return None
+
+
+def _on_host(planned: TierPlan, host: Host) -> TierPlan:
+    """Put a tier's placement to the arithmetic of a host with the same cards, of which other things are known."""
+    cards = {card.uuid: card for card in host.cards}
+    choice = planned.chosen.choice
+    order = [cards[card.uuid] for card in choice.cards]
+    again = placement.evaluate(planned.chosen.header, choice.placement, order, host.ram)
+    own = tuple(cards[card.uuid] for card in planned.cards)
+    return replace(_with(planned, replace(planned.chosen, result=again)), cards=own)
+
+
+def _beyond_cards(planned: Sequence[TierPlan]) -> bool:
+    """Whether tiers are expected to hold more of a card than there is of it."""
+    return any(sum(mib for _, mib in parts) > (card.total_mib or 0) for card, parts in _held(planned).items())
+
+
+def _compared(now: TierPlan, anew: TierPlan, planned: Plan) -> TierPlan:
+    """Complete what is said of a kept placement by what the new choice was, if all tiers could have theirs.
 
     What a new choice would be too is not called kept.
     """
-    now, anew = planned.chosen.choice, found.chosen.choice
-    if not planned.chosen.kept:
-        return planned
-    if (now.placement, now.cards) == (anew.placement, anew.cards):
-        return _with(planned, replace(planned.chosen, kept=False))
-    gains = kept.better(now, anew, planned.chosen.demand) if possible else None
-    return _with(planned, replace(planned.chosen, anew=gains))
+    ours, other = now.chosen, anew.chosen
+    if not ours.kept:
+        return now
+    same = (ours.model, ours.choice.placement, ours.choice.cards) == (
+        other.model,
+        other.choice.placement,
+        other.choice.cards,
+    )
+    if anew.fits and same:
+        return _with(now, replace(ours, kept=False))
+    if planned.refused or not all(each.fits for each in planned.tiers):
+        return now
+    if ours.model != other.model:
+        return _with(now, replace(ours, anew=f"{other.model}, {placement.split_words(other.choice)}"))
+    return _with(now, replace(ours, anew=kept.better(ours.choice, other.choice, ours.demand)))
 
 
 def _with(planned: TierPlan, chosen: CandidatePlan) -> TierPlan:
@@ -594,17 +635,23 @@ def _together(
     return tuple(largest), tuple(exclusions)
 
 
-def _raise_contexts(planned: dict[str, TierPlan], together: Sequence[Sequence[str]], host: Host) -> None:
+def _raise_contexts(
+    planned: dict[str, TierPlan],
+    together: Sequence[Sequence[str]],
+    host: Host,
+    are_resident: Callable[[Sequence[TierPlan]], bool],
+) -> None:
     """Give tiers, in their order, the context of their range that those that are resident beside them leave room for.
 
-    A set of tiers that is resident with other placements than these only gives its context no say here.
+    A set of tiers that is resident with other placements than these only gives its context no say here: `are_resident`
+    tells whether some of its tiers are with these.
     """
     for name, each in planned.items():
         least = each.chosen
         if not each.fits or least.kept or least.demand.most_context == least.demand.context:
             continue
         sets = [[planned[other] for other in names] for names in together if name in names]
-        others = [[other for other in group if other is not each] for group in sets if not _over(group, host)]
+        others = [[other for other in group if other is not each] for group in sets if are_resident(group)]
         left, whole = _left(host, others)
         smaller = {card: part for part, card in whole.items()}
         own = Host(tuple(smaller[card] for card in each.cards), left.ram)
@@ -637,119 +684,6 @@ def problems(planned: Plan) -> list[str]:
         "the time: give one of them `residency: on_demand`, or a smaller candidate or context, or leave it out"
         for exclusion in planned.refused
     ]
-
-
-def to_json(planned: Plan, host: str, remarks: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the plan document (docs/schemas/plan.schema.json); `remarks` are those on the whole host."""
-    return {
-        "schema": SCHEMA,
-        "host": host,
-        "remarks": list(remarks),
-        "gpus": [{"name": card.name, "uuid": _uuid(card)} for card in planned.cards],
-        "tiers": [_tier_json(each) for each in planned.tiers],
-        "resident_together": [list(names) for names in planned.resident_together],
-        "exclusions": [
-            {"tiers": list(item.tiers), "reason": item.reason, "switched": item in planned.switched}
-            for item in planned.exclusions
-        ],
-    }
-
-
-def _tier_json(planned: TierPlan) -> dict[str, Any]:
-    return {
-        "name": planned.name,
-        "residency": tier.PINNED if planned.pinned else tier.ON_DEMAND,
-        **_candidate_json(planned.name, planned.chosen),
-        "unused_gpus": [card.name for card in planned.cards if card not in planned.chosen.choice.cards],
-        "candidates": [_tried_json(candidate) for candidate in planned.candidates],
-    }
-
-
-def _tried_json(candidate: CandidatePlan) -> dict[str, Any]:
-    refused = candidate.result if isinstance(candidate.result, Refusal) else None
-    return {
-        "model": candidate.model,
-        "verdict": _verdict(candidate),
-        "tried": placement.split_words(candidate.choice),
-        "reasons": list(refused.reasons) if refused else [],
-        "changes": [
-            {
-                "what": change.what,
-                "tensor_split": list(change.choice.placement.tensor_split),
-                "tokens_per_second": _speed_json(change.choice),
-            }
-            for change in (refused.changes if refused else ())
-        ],
-    }
-
-
-def _uuid(card: Card) -> str | None:
-    return None if is_placeholder(card.uuid) else card.uuid
-
-
-def _verdict(candidate: CandidatePlan) -> str:
-    return "fits" if candidate.fits else "does-not-fit"
-
-
-def _candidate_json(name: str, candidate: CandidatePlan) -> dict[str, Any]:
-    choice = candidate.choice
-    words = asdict(choice.placement)
-    return {
-        "model": candidate.model,
-        "verdict": _verdict(candidate),
-        "reason": None if candidate.fits else refusal(name, candidate),
-        "confidence": candidate.confidence,
-        "header_tolerance": candidate.header_tolerance,
-        "remarks": list(candidate.remarks),
-        "context": {"min": candidate.demand.context, "max": candidate.demand.most_context},
-        "kept": candidate.kept,
-        "anew": candidate.anew,
-        "placement": {
-            **words,
-            "tensor_split": list(choice.placement.tensor_split),
-            "devices": [device.name for device in devices(choice)],
-        },
-        "devices": [
-            {
-                "name": device.name,
-                "gpu": card.name,
-                "uuid": _uuid(card),
-                "layers": device.layers,
-                "card_mib": card.total_mib,
-                "free_mib": card.free_mib,
-                "taken_mib": card.taken_mib,
-                "taken_by": card.taken_by,
-                "margin_mib": card.margin_mib,
-                "weights_mib": round(need.weights_mib, 1),
-                "kv_mib": round(need.kv_mib, 1),
-                "compute_mib": round(need.compute_mib, 1),
-                "overhead_mib": round(need.overhead_mib, 1),
-                "total_mib": round(need.total_mib, 1),
-                "spare_mib": round(spare, 1),
-                "overhead_by": placement.overhead_source(card),
-                "speed_by": throughput.expectation(card).source,
-            }
-            for device, card, need, spare in zip(
-                devices(choice), choice.cards, choice.estimate.devices, choice.spare_mib, strict=True
-            )
-        ],
-        "host_ram": {
-            "total_mib": choice.ram.total_mib,
-            "for_tiers_mib": choice.ram.room_mib,
-            "weights_mib": round(choice.estimate.host.weights_mib, 1),
-            "kv_mib": round(choice.estimate.host.kv_mib, 1),
-            "compute_mib": round(choice.estimate.host.compute_mib, 1),
-            "cache_ram_mib": round(choice.estimate.host.cache_ram_mib, 1),
-            "needed_mib": round(choice.estimate.host.total_mib, 1),
-        },
-        "tokens_per_second": _speed_json(choice),
-    }
-
-
-def _speed_json(choice: Choice) -> dict[str, Any] | None:
-    if choice.speed is None:
-        return None
-    return {key: value if isinstance(value, str) else round(value, 1) for key, value in asdict(choice.speed).items()}
 
 
 def model_path(model: ModelEntry, directory: str) -> str:
@@ -788,6 +722,7 @@ def _spec(
     chosen: CandidatePlan,
     model: ModelEntry,
     engine: Mapping[str, Any],
+    release: str,
     backend: str,
     places: Places,
     rivals: tuple[str, ...],
@@ -803,7 +738,7 @@ def _spec(
         port=entry.port,
         key_file=key_file,
         model=tier.Model(name=chosen.model, file=model_file, sha256=model.sha256 or ""),
-        engine=tier.Engine(commit=engine["commit"], release=places.release),
+        engine=tier.Engine(commit=engine["commit"], release=release),
         placement=choice.placement,
         devices=named,
         host_weights_mib=choice.estimate.host.weights_mib,
@@ -817,7 +752,7 @@ def _spec(
             choice.placement,
             named,
             EngineFlags.model_validate(engine["flags"]),
-            binary=f"{places.release}/bin/llama-server",
+            binary=f"{release}/bin/llama-server",
             model_file=model_file,
             key_file=key_file,
         ),
@@ -848,7 +783,8 @@ class SitePlan(NamedTuple):
 
     One spec and one readable line for each tier, one sentence for each candidate that was passed over, the remarks on
     the chosen ones, and the names of the tiers that keep a proven placement instead of another that would be chosen
-    now. `room_mib` is what tiers may hold of each card whose memory is known, by UUID.
+    now. `room_mib` is what tiers may hold of each card whose memory is known, by UUID. `figures` says of each card on
+    which tiers lie what is taken of it besides them, and whether that is measured or a prior.
     """
 
     specs: tuple[tier.TierSpec, ...]
@@ -857,6 +793,7 @@ class SitePlan(NamedTuple):
     remarks: tuple[str, ...]
     kept: tuple[str, ...]
     room_mib: dict[str, int]
+    figures: tuple[str, ...]
 
 
 def for_site(
@@ -885,23 +822,36 @@ def for_site(
     parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
     host = join_host(parsed_gpus, ram_entry, profile or {})
     planned = make(parsed_gpus, parsed_tiers, parsed_models, host)
+    proven = kept.of_profile(profile or {})
     if not replan:
-        planned = keep(planned, kept.of_profile(profile or {}), parsed_gpus, parsed_tiers, parsed_models, host)
+        planned = keep(planned, proven, parsed_gpus, parsed_tiers, parsed_models, host)
     found = problems(planned)
     if found:
         raise InventoryError(found)
-    specs = tuple(
+    engine_of = {entry.name: entry.engine or engine for entry in parsed_tiers}
+    found = [
+        f"tier {name}: engine {own} has no release on the host yet; site.yml builds it"
+        for name, own in engine_of.items()
+        if own not in places.releases
+    ]
+    if found:
+        raise InventoryError(found)
+    made = (
         _spec(
             entry,
             each.chosen,
             parsed_models[each.chosen.model],
-            engines[engine],
+            engines[engine_of[entry.name]],
+            places.releases[engine_of[entry.name]],
             backend,
             places,
             planned.rivals(entry.name),
         )
         for entry, each in zip(parsed_tiers, planned.tiers, strict=True)
     )
+    specs = tuple(kept.steady(spec, proven.get(spec.name)) for spec in made)
+    over = _over(planned.tiers, host)
+    beyond = f"what was measured leaves less than the margin, and what serves is kept all the same: {over}"
     return SitePlan(
         specs=specs,
         passed_over=tuple(
@@ -910,9 +860,17 @@ def for_site(
         summary=tuple(
             describe(spec) + _kept_words(each.chosen) for spec, each in zip(specs, planned.tiers, strict=True)
         ),
-        remarks=tuple(f"{each.name}: {remark}" for each in planned.tiers for remark in each.chosen.remarks),
+        remarks=(
+            *(f"{each.name}: {remark}" for each in planned.tiers for remark in each.chosen.remarks),
+            *([beyond] if over else []),
+        ),
         kept=tuple(each.name for each in planned.tiers if each.chosen.kept),
         room_mib={card.uuid: card.room_mib for card in host.cards if card.uuid and card.total_mib is not None},
+        figures=tuple(
+            f"{placement.short_name(card.name)}: {card.taken_mib:,} MiB taken ({card.taken_by}), CUDA itself "
+            f"{placement.overhead(card).mib:,.0f} MiB for each tier ({placement.overhead_source(card)})"
+            for card in _held(planned.tiers)
+        ),
     )
 
 

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from checker import calibration, cards, plan
+from checker import calibration, cards, plan, plan_document, residuals
 from checker.catalogue import (
     CAPABILITY_PATTERN,
     LEAST_CONTEXT,
@@ -59,9 +59,10 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Subject:
-    """One host to plan for: the inventory's variables, what was read of its hardware, and what was measured on it.
+    """One host to plan for: the inventory's variables, what was read of its hardware, and how fast its tiers ran.
 
-    `remarks` say why measurements that might be there were not read.
+    The profile has also what was measured of the cards' overhead (`residuals.overheads`). `remarks` say why what may be
+    there was not read.
     """
 
     name: str
@@ -146,27 +147,27 @@ def read_inventory(root: Path, inventory: Path, limit: str | None) -> list[Subje
     found = []
     for name in names:
         words = variables.get(name, {})
-        measured, remarks = _measured(root, name, words)
-        found.append(Subject(name, words, {}, measured, remarks))
+        found.append(_measured(root, Subject(name, words, {})))
     return found
 
 
-def _measured(
-    root: Path, host: str, variables: Mapping[str, Any]
-) -> tuple[tuple[calibration.Run, ...], tuple[str, ...]]:
-    """Read what verification has kept of a host on this controller; return the runs, and remarks."""
+def _measured(root: Path, subject: Subject) -> Subject:
+    """Add what verification has kept of a host on this controller, or a remark why that cannot be read."""
+    host, variables = subject.name, subject.variables
     directory = str(variables.get("verification_documents_directory", root))
     if "{{" in directory:
         why = f"verification_documents_directory {directory!r} is a template, which only a play resolves"
-        return (), (f"{why}: speeds are expected without what was measured",)
+        return replace(subject, remarks=(f"{why}: speeds and memory are expected without what was measured",))
     path = root / directory / "evidence" / f"{host}.json"
     try:
-        return calibration.runs(json.loads(path.read_text(encoding="utf-8"))), ()
+        report = json.loads(path.read_text(encoding="utf-8"))
+        return replace(subject, profile={"overheads": residuals.overheads([report])}, measured=calibration.runs(report))
     except FileNotFoundError:
-        return (), ()
+        return subject
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        return (), (f"{path} tells nothing of speeds: {reason}; `checker verify` writes it anew",)
+        why = f"{path} tells nothing of speeds and memory: {reason}; `checker verify` writes it anew"
+        return replace(subject, remarks=(why,))
 
 
 def _members(document: Mapping[str, Any], group: str) -> set[str]:
@@ -208,7 +209,7 @@ def subjects(root: Path, inventory: str | None, limit: str | None, hardware: str
         raise PlanningError(f"{hardware} is one host's hardware, the inventory has {names}: name one with --limit")
     read = read_hardware(Path(hardware).expanduser())
     variables = {**hosts[0].variables, "gpus": read.variables["gpus"]}
-    return [replace(hosts[0], variables=variables, profile=read.profile)]
+    return [replace(hosts[0], variables=variables, profile={**hosts[0].profile, **read.profile})]
 
 
 def read_header(source: str) -> Header:
@@ -232,6 +233,13 @@ def make(subject: Subject, wishes: Wishes, models: Mapping[str, Any], engines: M
 
 def _made(subject: Subject, wishes: Wishes, models: Mapping[str, Any], engines: Mapping[str, Any]) -> dict[str, Any]:
     variables = subject.variables
+    for word in ("gpus", "ram", "llama_cpp_engine", "llama_cpp_backend", *(["tiers"] if wishes.model is None else [])):
+        template = _template(variables.get(word))
+        if template:
+            raise PlanningError(
+                f"{word} has a template, {template!r}, which only a play resolves: write the value itself, or plan "
+                "without the inventory, with --hardware and --model; site.yml plans it as it is"
+            )
     models = dict(models)
     gpus = with_placeholders(variables.get("gpus") or [])
     tiers = _tiers(variables.get("tiers") or [], wishes, models, gpus)
@@ -243,7 +251,15 @@ def _made(subject: Subject, wishes: Wishes, models: Mapping[str, Any], engines: 
     parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
     host = calibration.calibrated(cards.host(parsed_gpus, ram, subject.profile), subject.measured, parsed_models)
     remarks = (*subject.remarks, *_taken_as(wishes, tiers))
-    return plan.to_json(plan.make(parsed_gpus, parsed_tiers, parsed_models, host), subject.name, remarks)
+    return plan_document.to_json(plan.make(parsed_gpus, parsed_tiers, parsed_models, host), subject.name, remarks)
+
+
+def _template(value: Any) -> str | None:
+    """Return the first template that is anywhere in what the inventory says, None when there is none."""
+    if isinstance(value, str):
+        return value if "{{" in value or "{%" in value else None
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return next(filter(None, map(_template, parts)), None)
 
 
 def _as_typed(problem: str, wishes: Wishes) -> str:

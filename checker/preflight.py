@@ -88,6 +88,25 @@ def model_needs(served: Sequence[str], models: Mapping[str, Any], directory: str
     return needs
 
 
+def build_needs(
+    engine: str, tiers: Sequence[Mapping[str, Any]], backend: str, directory: str, releases: str, mib: int
+) -> list[Need]:
+    """List the builds that a host and its tiers need, of each engine one, each with so many MiB in `directory`.
+
+    `releases` is the folder that holds what is built already.
+    """
+    names = dict.fromkeys([engine, *(tier["engine"] for tier in tiers if tier.get("engine"))])
+    return [
+        Need(
+            f"build of llama.cpp {name}",
+            directory,
+            mib,
+            f"{glob.escape(f'{releases}/{name}-{backend}')}*/bin/llama-server",
+        )
+        for name in names
+    ]
+
+
 def judge(
     profile: HostProfile, expected: Sequence[Mapping[str, Any]], needs: Sequence[Need], min_ram_mib: int
 ) -> list[str]:

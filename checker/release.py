@@ -1,6 +1,6 @@
 """Proof of a release before it becomes the current one: machine code for every card, the cards in order, known flags.
 
-Runs on hosts. Pure but for `list_devices`; each function returns sentences, none when all is well.
+Runs on hosts. Pure but for `list_devices` and `help_text`; each function returns sentences, none when all is well.
 """
 
 from __future__ import annotations
@@ -45,6 +45,11 @@ def list_devices(binary: str, uuids: Sequence[str]) -> list[ListedDevice]:
     """Ask a llama-server for its devices when only these cards are shown to CUDA, in this order; ProgramError."""
     shown = ",".join(uuids)
     return parse_devices(program.output([binary, "--list-devices"], _TIMEOUT_S, CUDA_VISIBLE_DEVICES=shown))
+
+
+def help_text(binary: str) -> str:
+    """Return what a llama-server says of its flags; ProgramError when it fails, whatever it printed until then."""
+    return program.output([binary, "--help"], _TIMEOUT_S)
 
 
 def order_problems(cards: Sequence[ExpectedCard], listed: Sequence[ListedDevice]) -> list[str]:

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 
 from checker.cuda import TOOLKITS, Card, Compiler, CudaHost, Toolkit, ToolkitRule, Version, version
 
-# What the package nvidia-cuda-toolkit is, and what the role's pinned set of NVIDIA's repository is.
+# What the package nvidia-cuda-toolkit is.
 DISTRIBUTION_TOOLKITS = {
     "debian 12": Version(11, 8),
     "debian 13": Version(12, 4),
     "ubuntu 24.04": Version(12, 0),
 }
+# What the role's pinned set of NVIDIA's repository is, and what NVIDIA calls the distributions that it has it for.
 REPOSITORY_TOOLKIT = Version(12, 9)
+REPOSITORIES = {"debian 12": "debian12", "ubuntu 24.04": "ubuntu2404"}
 
 
 def rule_of(toolkit: Version) -> ToolkitRule | None:
@@ -33,10 +35,9 @@ def toolkit_problems(
     if rule is None:
         return [f"CUDA {toolkit} is older than {TOOLKITS[0].first}, the first that is known here"]
     problems = [
-        f"CUDA {toolkit} does not compile for {card}: "
-        f"it knows compute capability {rule.oldest_card} to {rule.newest_card}"
+        f"CUDA {toolkit} does not compile for {card}: it knows compute capability {rule.cards}"
         for card in cards
-        if not rule.oldest_card <= card.capability <= rule.newest_card
+        if not rule.serves(card.capability)
     ]
     if driver is not None and version(driver).major < rule.oldest_branch:
         problems.append(f"CUDA {toolkit} needs driver branch {rule.oldest_branch} or later, found {driver}")
@@ -50,9 +51,7 @@ def toolkit_problems(
 
 def toolkits_for(cards: Sequence[Card]) -> str:
     """Say which toolkits compile for all of these cards, such as "CUDA 12.8 to 12.9"."""
-    fitting = [
-        rule.first for rule in TOOLKITS if all(rule.oldest_card <= c.capability <= rule.newest_card for c in cards)
-    ]
+    fitting = [rule.first for rule in TOOLKITS if all(rule.serves(card.capability) for card in cards)]
     if not fitting:
         return "no CUDA toolkit"
     if fitting[-1] == TOOLKITS[-1].first:
@@ -73,14 +72,14 @@ class Wish:
 
 def planned_toolkit(wish: Wish, distribution: str) -> tuple[Version, bool] | str | None:
     """Return version and `packaged` of what a method would install; None when it installs nothing, or the problem."""
-    if wish.method == "nvidia_repository":
+    if wish.method == "nvidia_repository" and distribution in REPOSITORIES:
         return REPOSITORY_TOOLKIT, False
-    if wish.method != "debian":
-        return None
-    if distribution in DISTRIBUTION_TOOLKITS:
+    if wish.method == "debian" and distribution in DISTRIBUTION_TOOLKITS:
         return DISTRIBUTION_TOOLKITS[distribution], True
-    known = ", ".join(DISTRIBUTION_TOOLKITS)
-    return f"llama_cpp_toolkit 'debian': the toolkit of {distribution} is not known here ({known} are); use path"
+    if wish.method not in ("debian", "nvidia_repository"):
+        return None
+    known = ", ".join(DISTRIBUTION_TOOLKITS if wish.method == "debian" else REPOSITORIES)
+    return f"llama_cpp_toolkit {wish.method!r}: none is known here for {distribution} ({known} have one); use path"
 
 
 def candidates(wish: Wish, found: Sequence[Toolkit]) -> list[Toolkit]:
@@ -94,10 +93,22 @@ def candidates(wish: Wish, found: Sequence[Toolkit]) -> list[Toolkit]:
     return sorted(found, key=lambda toolkit: version(toolkit.version), reverse=True)
 
 
-def choose_toolkit(
-    wish: Wish, found: Sequence[Toolkit], cards: Sequence[Card], driver: str | None, glibc: Version
-) -> Toolkit | str:
+def installable(cards: Sequence[Card], driver: str | None, host: CudaHost) -> list[str]:
+    """Return the methods that would install a toolkit that serves every card on this host."""
+    fitting = []
+    for method in ("debian", "nvidia_repository"):
+        planned = planned_toolkit(Wish(method), host.distribution)
+        if isinstance(planned, tuple):
+            toolkit, packaged = planned
+            glibc = version(host.glibc)
+            if not toolkit_problems(toolkit, packaged=packaged, cards=cards, driver=driver, glibc=glibc):
+                fitting.append(method)
+    return fitting
+
+
+def choose_toolkit(wish: Wish, cards: Sequence[Card], driver: str | None, host: CudaHost) -> Toolkit | str:
     """Return the newest toolkit that the method allows and that serves every card, or why there is none and the fix."""
+    found, glibc = host.toolkits, version(host.glibc)
     reasons = []
     for toolkit in candidates(wish, found):
         problems = toolkit_problems(
@@ -108,10 +119,11 @@ def choose_toolkit(
         reasons.append(f"{toolkit.nvcc}: {'; '.join(problems)}")
     where = f" at {wish.path}" if wish.method == "path" else ""
     said = " | ".join(reasons) or f"found {', '.join(f'{t.nvcc} ({t.version})' for t in found) or 'no nvcc'}"
+    methods = " or ".join(installable(cards, driver, host))
+    fix = f"set llama_cpp_toolkit to {methods} to have one installed, or" if methods else "install one and set it"
     return (
         f"llama_cpp_toolkit {wish.method!r} finds no toolkit{where} for {', '.join(map(str, cards)) or 'the cards'}: "
-        f"{said}. {toolkits_for(cards)} would do: set llama_cpp_toolkit to debian or nvidia_repository to have one "
-        "installed, or to path with llama_cpp_toolkit_path"
+        f"{said}. {toolkits_for(cards)} would do: {fix} to path with llama_cpp_toolkit_path"
     )
 
 
@@ -126,7 +138,7 @@ def toolkit_outlook(wish: Wish, cards: Sequence[Card], driver: str | None, host:
         problems = toolkit_problems(toolkit, packaged=packaged, cards=cards, driver=driver, glibc=glibc)
         advice = f"; {toolkits_for(cards)} would do: take another llama_cpp_toolkit ({', '.join(METHODS)})"
         return [f"llama_cpp_toolkit {wish.method!r}: {problem}{advice}" for problem in problems]
-    chosen = choose_toolkit(wish, host.toolkits, cards, driver, glibc)
+    chosen = choose_toolkit(wish, cards, driver, host)
     return [chosen] if isinstance(chosen, str) else []
 
 

@@ -84,7 +84,7 @@ def _is_active(spec: TierSpec) -> bool:
 
 
 def _sleeps(spec: TierSpec) -> bool:
-    """Whether a tier is not loaded because nobody asks for it, or because a rival is asked for, and not for a failure."""
+    """Whether a tier is not loaded for nobody asks for it, or a rival is asked for; not because it failed."""
     try:
         if systemd.unit_state(spec.unit).active_state != "inactive":
             return False

@@ -18,7 +18,7 @@ _PERIOD_S = 0.25
 class Watch:
     """Sample cards from entry to exit of a `with` block, the last time at its end.
 
-    `problem` is the sentence of what could not be read, None while all could.
+    A card that cannot be read is asked no more, the others are.
     """
 
     def __init__(self, uuids: Sequence[str]) -> None:
@@ -26,7 +26,7 @@ class Watch:
         self._samples: list[CardState] = []
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self.problem: str | None = None
+        self._unread: dict[str, str] = {}
 
     def __enter__(self) -> Watch:
         self._thread.start()
@@ -39,6 +39,11 @@ class Watch:
         self._thread.join()
         self._sample()
 
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """One sentence for each reason why a card could not be read to the end; none when all could."""
+        return tuple(dict.fromkeys(self._unread.values()))
+
     def seen(self, pid: int) -> tuple[CardLoad, ...]:
         """Return what was seen of each card, with the memory of one process."""
         return tuple(summarise(uuid, [s for s in self._samples if s.uuid == uuid], pid) for uuid in self._uuids)
@@ -49,12 +54,13 @@ class Watch:
             self._sample()
 
     def _sample(self) -> None:
-        if self.problem is not None:
-            return
-        try:
-            self._samples += [hardware.read_state(uuid) for uuid in self._uuids]
-        except hardware.HardwareError as error:
-            self.problem = str(error)
+        for uuid in self._uuids:
+            if uuid in self._unread:
+                continue
+            try:
+                self._samples.append(hardware.read_state(uuid))
+            except hardware.HardwareError as error:
+                self._unread[uuid] = str(error)
 
 
 def summarise(uuid: str, samples: Sequence[CardState], pid: int) -> CardLoad:

@@ -28,8 +28,16 @@ def _complete(document: dict[str, Any]) -> dict[str, Any]:
         "hosts": [
             {
                 **host,
-                "tiers": [{"notes": [], **tier, "evidence": {**came, **tier["evidence"]}} for tier in host["tiers"]],
+                "tiers": [
+                    {"notes": [], **tier, "evidence": _with_cards({**came, **tier["evidence"]})}
+                    for tier in host["tiers"]
+                ],
             }
             for host in document["hosts"]
         ],
     }
+
+
+def _with_cards(evidence: dict[str, Any]) -> dict[str, Any]:
+    cards = [{"planned_mib": None, "held_mib": None, **card} for card in evidence["residuals"]]
+    return {**evidence, "residuals": cards}

@@ -142,6 +142,8 @@ def _words(tier: dict[str, Any]) -> list[str]:
     placement, speed = tier["placement"], tier["tokens_per_second"]
     cache = dict.fromkeys([placement["cache_type_k"], placement["cache_type_v"]])
     words = [f"KV {'/'.join(cache)}", f"micro-batch {placement['ubatch_size']}"]
+    if tier["engine"]:
+        words.append(f"engine {tier['engine']}")
     if len(tier["devices"]) > 1 and not placement["pipeline_parallel"]:
         words.append("no pipeline parallelism")
     ram = tier["host_ram"]

@@ -58,22 +58,14 @@ def _tier(labels: dict[str, str], tier: dict[str, Any]) -> Iterator[_Sample]:
     yield "llama_tiers_load_seconds", labels, evidence["unit"]["load_s"]
     for card in evidence["residuals"]:
         own = labels | {"uuid": card["uuid"], "gpu": card["gpu"]}
-        held = _held_mib(card["uuid"], evidence)
-        yield "llama_tiers_card_measured_mib", own, held
-        if held is not None and card["total_mib"] is not None:
-            yield "llama_tiers_card_planned_mib", own, round(held - card["total_mib"], 2)
+        yield "llama_tiers_card_measured_mib", own, card["held_mib"]
+        yield "llama_tiers_card_planned_mib", own, card["planned_mib"]
     for context in ("short", "full"):
         speed = evidence["thorough"] and evidence["thorough"][context]
         for what in ("generation", "prompt"):
             spread = speed and speed[f"{what}_tokens_per_second"]
             if spread:
                 yield f"llama_tiers_{what}_tokens_per_second", labels | {"filled": context}, spread["median"]
-
-
-def _held_mib(uuid: str, evidence: dict[str, Any]) -> float | None:
-    seen = [device["process_mib"] for device in evidence["devices"] if device["uuid"] == uuid]
-    seen += [card["peak_mib"] for card in (evidence["thorough"] or {"cards": []})["cards"] if card["uuid"] == uuid]
-    return max((mib for mib in seen if mib is not None), default=None)
 
 
 def _labels(labels: dict[str, str]) -> str:

@@ -55,15 +55,18 @@ def _generation(evidence: dict[str, Any], filled: str) -> float | None:
 def _memory(tiers: list[dict[str, Any]]) -> Table:
     table = _table(["tier", "MiB on"], ["weights", "KV", "compute", "held", "apart"])
     for tier in tiers:
-        apart = {card["uuid"]: card["total_mib"] for card in tier["evidence"]["residuals"]}
+        of_cards = {card["uuid"]: card for card in tier["evidence"]["residuals"]}
         for device in tier["evidence"]["devices"]:
+            # Another place than the plan's has no residual.
+            card = of_cards.get(device["uuid"]) if device["name"] else None
             table.add_row(
                 tier["name"],
                 device["gpu"] or device["uuid"] or device["name"],
-                *(_number(device[key], ",.0f") for key in ("weights_mib", "kv_mib", "compute_mib", "process_mib")),
-                _number(apart.get(device["uuid"]) if device["name"] else None, "+z,.0f"),
+                *(_number(device[key], ",.0f") for key in ("weights_mib", "kv_mib", "compute_mib")),
+                _number(card["held_mib"] if card else device["process_mib"], ",.0f"),
+                _number(card["total_mib"] if card else None, "+z,.0f"),
             )
-    table.caption = Text("held: by NVML; apart: the most that was held less the plan", style="dim")
+    table.caption = Text("held: the most, by NVML; apart: that less the plan", style="dim")
     return table
 
 

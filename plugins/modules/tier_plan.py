@@ -15,9 +15,9 @@ options:
   tiers: {description: The tiers of the host, type: list, elements: dict, required: true}
   models: {description: Catalogue of models, type: dict, required: true}
   engines: {description: Engine table, type: dict, required: true}
-  engine: {description: Name of the engine, type: str, required: true}
+  engine: {description: Name of the engine of every tier that names none, type: str, required: true}
   backend: {description: Back end of the release, type: str, required: true}
-  release: {description: Folder of the release on the host, type: str, required: true}
+  releases: {description: 'Folder of the release on the host, by engine', type: dict, required: true}
   models_directory: {description: Folder of the models on the host, type: str, required: true}
   keys_directory: {description: Folder of the tiers' API keys on the host, type: str, required: true}
   profile: {description: What gpu_facts read on the host; empty when there is no host to ask, type: dict, default: {}}
@@ -40,7 +40,7 @@ EXAMPLES = r"""
     engines: "{{ engines }}"
     engine: "0c1e57098"
     backend: cuda
-    release: /opt/llama-tiers/current
+    releases: {0c1e57098: /opt/llama-tiers/current}
     models_directory: /var/lib/llama-tiers/models
     keys_directory: /etc/llama-tiers/keys
   delegate_to: localhost
@@ -51,6 +51,10 @@ specs: {description: One tier spec document (schema llama-tiers/tier/1) for each
 models: {description: Names of the models that the tiers serve, type: list, returned: success}
 passed_over: {description: One sentence for each candidate that does not fit, type: list, returned: success}
 remarks: {description: What whoever reads the plan should know of its figures, type: list, returned: success}
+figures:
+  description: Of each card on which tiers lie, what is taken besides them, and whether it is measured or a prior
+  type: list
+  returned: success
 summary: {description: One readable line for each tier, type: list, returned: success}
 room_mib:
   description: MiB that tiers may hold of each card whose memory is known, by UUID
@@ -75,7 +79,7 @@ def main() -> None:
             "engines": {"type": "dict", "required": True},
             "engine": {"type": "str", "required": True},
             "backend": {"type": "str", "required": True},
-            "release": {"type": "str", "required": True},
+            "releases": {"type": "dict", "required": True},
             "models_directory": {"type": "str", "required": True},
             "keys_directory": {"type": "str", "required": True, "no_log": False},
             "profile": {"type": "dict", "default": {}},
@@ -98,7 +102,7 @@ def main() -> None:
             args["engines"],
             args["engine"],
             args["backend"],
-            plan.Places(release=args["release"], models=args["models_directory"], keys=args["keys_directory"]),
+            plan.Places(releases=args["releases"], models=args["models_directory"], keys=args["keys_directory"]),
             args["profile"],
             args["ram"],
             replan=args["replan"],
@@ -114,6 +118,7 @@ def main() -> None:
         remarks=list(planned.remarks),
         kept=list(planned.kept),
         room_mib=planned.room_mib,
+        figures=list(planned.figures),
     )
 
 

@@ -11,17 +11,19 @@ from typing import Any
 
 import jsonschema
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests/unit"))
 
 from example_report import report  # noqa: E402
 
-from checker import plan, planning, reports, tier  # noqa: E402
+from checker import plan, plan_document, planning, reports, tier  # noqa: E402
 from checker.evidence import EVIDENCE_SCHEMA, REPORT_SCHEMA  # noqa: E402
 from inventories import BIG, SMALL, inventory  # noqa: E402
 
-PLACES = plan.Places(release="/opt/llama-tiers/releases/r", models="/m", keys="/k")
+RELEASES = {"new": "/opt/llama-tiers/releases/r", "old": "/opt/llama-tiers/releases/o"}
+PLACES = plan.Places(releases=RELEASES, models="/m", keys="/k")
 ENDPOINTS = [BIG | {"rpc_endpoint": "127.0.0.1:50052"}, SMALL | {"rpc_endpoint": "127.0.0.1:50053"}]
 
 Document = dict[str, Any]
@@ -57,10 +59,10 @@ def test_a_plan_fits_its_schema(hardware: Document) -> None:
     document = planning.make(subject, planning.Wishes(), given["models"], given["engines"])
     validator("plan").validate(document)
     assert {tier["verdict"] for tier in document["tiers"]} == {"does-not-fit" if hardware else "fits"}
-    assert validator("plan").schema["properties"]["schema"]["const"] == plan.SCHEMA
+    assert validator("plan").schema["properties"]["schema"]["const"] == plan_document.SCHEMA
 
 
-@pytest.mark.parametrize("changes", [{}, {"failed": True}, {"unreadable": True}], ids=["pass", "fail", "unreadable"])
+@pytest.mark.parametrize("changes", [{}, {"failed": True}, {"unreadable": True}, {"unread": True}], ids=str)
 def test_a_report_fits_its_schema(changes: Document) -> None:
     validator("verification").validate(verification(**changes))
 
@@ -72,6 +74,54 @@ def test_the_schemas_name_the_documents_that_the_code_writes() -> None:
     assert validator("tier").schema["properties"]["schema"]["const"] == tier.SCHEMA
 
 
+def releases(value: Any) -> list[Document]:
+    """Return every release document that lies anywhere in a JSON value."""
+    if isinstance(value, list):
+        return [found for part in value for found in releases(part)]
+    if not isinstance(value, dict):
+        return []
+    below = [found for part in value.values() for found in releases(part)]
+    return [value] if str(value.get("schema")).startswith("llama-tiers/release/") else below
+
+
+RELEASES_IN_EVIDENCE = [
+    pytest.param(found, id=str(path.relative_to(ROOT / "docs/evidence")))
+    for path in sorted((ROOT / "docs/evidence").rglob("*.json"))
+    for found in releases(json.loads(path.read_text(encoding="utf-8")))
+]
+
+
+@pytest.mark.parametrize("document", RELEASES_IN_EVIDENCE)
+def test_a_release_of_the_evidence_fits_its_schema(document: Document) -> None:
+    validator("release").validate(document)
+
+
+def test_there_is_evidence_of_releases_and_the_role_writes_what_the_schema_names() -> None:
+    assert RELEASES_IN_EVIDENCE
+    tasks = yaml.safe_load((ROOT / "roles/llama_cpp/tasks/publish.yml").read_text(encoding="utf-8"))
+    (written,) = [
+        task["vars"]["_llama_cpp_description"] for task in tasks if "_llama_cpp_description" in task.get("vars", {})
+    ]
+    assert list(written) == validator("release").schema["required"]
+    assert written["schema"] == validator("release").schema["properties"]["schema"]["const"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"commit": "0c1e57098"},
+        {"cubins": {"61": 1}},
+        {"sha256": {}},
+        {"jobs": 0},
+        {"toolkit": "12.4"},
+        {"mood": "good"},
+    ],
+)
+def test_a_wrong_release_is_refused(wrong: Document) -> None:
+    (document, *_) = (case.values[0] for case in RELEASES_IN_EVIDENCE)
+    assert not validator("release").is_valid(document | wrong)
+
+
 def objects(schema: Any) -> list[Document]:
     """Return every object with named properties that a schema holds."""
     below = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else []
@@ -79,7 +129,7 @@ def objects(schema: Any) -> list[Document]:
     return own + [found for part in below for found in objects(part)]
 
 
-@pytest.mark.parametrize("name", ["plan", "tier", "verification"])
+@pytest.mark.parametrize("name", ["plan", "release", "tier", "verification"])
 def test_schemas_are_strict_and_described(name: str) -> None:
     found = objects(validator(name).schema)
     assert found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,14 +16,32 @@ from checker import hardware
 from inventories import BIG, SMALL, inventory
 
 MODELS_DIRECTORY = "/var/lib/llama-tiers/models"
+BUILD = {
+    "build_directory": "/var/cache/llama-tiers/build",
+    "releases_directory": "/opt/llama-tiers/releases",
+    "build_free_mib": 1280,
+}
 TINY = f"{MODELS_DIRECTORY}/abababababab/tiny.gguf"
 
 
 def test_a_right_inventory_says_what_has_to_lie_on_the_host() -> None:
-    result = run("inventory_check", models_directory=MODELS_DIRECTORY, **inventory())
+    given = inventory()
+    given["tiers"][1]["engine"] = "old"
+    result = run("inventory_check", models_directory=MODELS_DIRECTORY, **BUILD, **given)
 
     assert result["changed"] is False
-    assert result["needs"] == [{"what": "model tiny", "path": TINY, "mib": 10, "done": TINY}]
+    assert result["needs"] == [
+        *(
+            {
+                "what": f"build of llama.cpp {engine}",
+                "path": "/var/cache/llama-tiers/build",
+                "mib": 1280,
+                "done": f"/opt/llama-tiers/releases/{engine}-cuda*/bin/llama-server",
+            }
+            for engine in ("new", "old")
+        ),
+        {"what": "model tiny", "path": TINY, "mib": 10, "done": TINY},
+    ]
 
 
 def test_all_problems_of_an_inventory_are_said_at_once() -> None:
@@ -30,7 +49,7 @@ def test_all_problems_of_an_inventory_are_said_at_once() -> None:
     wrong["tiers"][0]["candidates"][0]["model"] = "huge"
     wrong["tiers"][1]["port"] = 8080
 
-    result = run("inventory_check", models_directory=MODELS_DIRECTORY, **wrong)
+    result = run("inventory_check", models_directory=MODELS_DIRECTORY, **BUILD, **wrong)
 
     assert result["failed"] is True
     assert len(result["problems"]) == 3
@@ -43,12 +62,18 @@ def plan(profile: dict[str, Any] | None = None, replan: bool = False, **changes:
     return run(
         "tier_plan",
         profile=profile or {},
-        release="/opt/llama-tiers/current",
+        releases={"new": "/opt/llama-tiers/current"},
         models_directory=MODELS_DIRECTORY,
         keys_directory="/etc/llama-tiers/keys",
         replan=replan,
         **inventory(**changes),
     )
+
+
+def test_a_tier_whose_engine_has_no_release_is_refused() -> None:
+    tiers = inventory()["tiers"]
+    tiers[1]["engine"] = "old"
+    assert plan(tiers=tiers)["msg"] == "tier deep: engine old has no release on the host yet; site.yml builds it"
 
 
 def test_a_plan_has_a_spec_and_a_line_for_each_tier() -> None:
@@ -186,11 +211,23 @@ def test_gpu_facts_finds_what_is_there_of_a_file(tmp_path: Path) -> None:
     assert len({disk["filesystem"] for disk in profile["disks"]}) == 1
 
 
-def test_what_our_own_tiers_hold_of_a_card_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def gpu_facts() -> ModuleType:
     specification = importlib.util.spec_from_file_location("gpu_facts", MODULES["gpu_facts"])
     assert specification and specification.loader
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
+    return module
+
+
+def test_reports_are_read_newest_first_and_damaged_ones_passed_over(tmp_path: Path) -> None:
+    for name, text in {"2026-11-24T1.json": '"old"', "2026-11-25T1.json": "{", "2026-11-26T1.json": '"new"'}.items():
+        (tmp_path / name).write_text(text)
+    assert gpu_facts().read_reports(tmp_path) == ["new", "old"]
+    assert gpu_facts().read_reports(tmp_path / "absent") == []
+
+
+def test_what_our_own_tiers_hold_of_a_card_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = gpu_facts()
     groups = {7: "0::/system.slice/llama-tier-deep.service\n", 8: "0::/user.slice/session-1.scope\n"}
     for pid, group in groups.items():
         (tmp_path / str(pid)).mkdir()

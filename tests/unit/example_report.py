@@ -70,11 +70,13 @@ def thorough(small_peak_mib: float = 95.0) -> Thorough:
         full=speed(4056, 380.0, 55.0),
         stability=Stability(16, Latency(0.2, 0.25, 0.3), 4, Latency(0.5, 0.6, 0.7), (), 0.01, 0.0),
         cards=(card(BIG["uuid"], 266.0), card(SMALL["uuid"], small_peak_mib)),
+        unread=(),
     )
 
 
-def report(host: str = "tower", failed: bool = False, unreadable: bool = False) -> Report:
-    """Report one tier `deep`: all well, `failed` (one card empty), or `unreadable` (down, and no NVML)."""
+def report(host: str = "tower", failed: bool = False, unreadable: bool = False, unread: bool = False) -> Report:
+    """Report one tier `deep`: all well, `failed` (one card empty), `unreadable` (down, and no NVML), or with a card
+    that was `unread` while it worked."""
     planned = PLANNED
     evidence = Evidence(
         tier=planned.name,
@@ -99,7 +101,7 @@ def report(host: str = "tower", failed: bool = False, unreadable: bool = False) 
         problems=(),
         front=FrontEvidence("active"),
         load=Load(0.3, 2.1, 0.3, 0.4, 12.0, 241.4, ("6.1", "8.6")),
-        thorough=thorough(),
+        thorough=replace(thorough(), unread=(f"{SMALL['uuid']}: the GPU is lost",)) if unread else thorough(),
         quality=Quality("2026-11-24T15:00:00Z", f"{BIG['uuid']} alone", 1024, 0.0, 1.0, 2e-6, 4e-5, 1.0),
         predicted=planned.predicted,
         argv=planned.argv,
@@ -121,7 +123,9 @@ def report(host: str = "tower", failed: bool = False, unreadable: bool = False) 
             load=Load(None, None, None, None, None, None, ()),
             thorough=None,
             quality=None,
-            residuals=tuple(Residual(d.uuid, d.gpu, None, None, None, None, None) for d in evidence.devices),
+            residuals=tuple(
+                Residual(d.uuid, d.gpu, None, None, None, None, None, None, None) for d in evidence.devices
+            ),
             problems=("NVML could not be opened",),
         )
     judged = verdict.judge(planned, evidence)

@@ -434,6 +434,30 @@ def test_a_tier_that_fails_on_the_release_that_it_had_leaves_the_others_where_th
     assert str(current.readlink()) == "releases/old"
 
 
+def test_a_tier_that_fails_on_an_engine_of_its_own_leaves_the_hosts_release_and_its_tiers_alone(host: Played) -> None:
+    releases(host, "own", "old")
+    run_on(host, "old", "fast")
+    run_on(host, "own", "deep")
+    activate("fast", "deep")
+    current = releases(host, "own-2", "new")
+    run_on(host, "new", "fast", model="two")
+    run_on(host, "own-2", "deep", unit=BROKEN)
+    said = refused("fast", "deep")
+    assert said == f"tier deep did not become ready: {NOT_READY}; what served before is active again (one, own)"
+    assert host.model("fast") == "two"
+    assert str(current.readlink()) == "releases/new"
+
+
+def test_a_tier_that_fails_as_it_comes_to_the_hosts_engine_leaves_it_current(host: Played) -> None:
+    current = releases(host, "own", "old")
+    run_on(host, "old", "fast")
+    run_on(host, "own", "deep")
+    activate("fast", "deep")
+    run_on(host, "old", "deep", unit=BROKEN)
+    refused("fast", "deep")
+    assert str(current.readlink()) == "releases/old"
+
+
 def test_a_release_that_is_gone_does_not_become_current_again(host: Played) -> None:
     releases(host, "old")
     run_on(host, "old", "deep")

@@ -41,7 +41,11 @@ PLACEMENT = (*CANDIDATE, "placement")
         ((*PLACEMENT, "tensor_split"), [5, 0], ["tier deep", "tensor_split[1] 0"]),
         ((*PLACEMENT, "n_gpu_layers"), 9, ["tier deep", "n_gpu_layers 9", "use 5 or less"]),
         ((*PLACEMENT, "n_gpu_layers"), 4, ["tier deep", "adds up to 5", "n_gpu_layers = 4"]),
-        ((*PLACEMENT, "split_mode"), "row", ["tier deep", "'row'", "engine new has", "engines that have it: old"]),
+        (
+            (*PLACEMENT, "split_mode"),
+            "row",
+            ["tier deep", "'row'", "engine new has", "have it: old (engine of the tier"],
+        ),
         ((*PLACEMENT, "split_mode"), "none", ["tier deep", "'none' uses one card", "2 gpus"]),
         (PLACEMENT, "automatic", ["tier deep: candidates[0].placement 'automatic' is wrong: expected auto, or keys"]),
         (PLACEMENT, {"split_mode": "tensor"}, ["tier deep", "'tensor' needs a tensor_split of your own"]),
@@ -92,6 +96,7 @@ PLACEMENT = (*CANDIDATE, "placement")
         (("gpus", 1, "uuid"), "1", ["gpu NVIDIA GeForce GTX 1060 3GB", "uuid '1'", "nvidia-smi -L"]),
         (("gpus", 1, "uuid"), BIG["uuid"], [BIG["uuid"], "twice"]),
         (("engine",), "b1", ["llama_cpp_engine 'b1'", "known engines: new, old"]),
+        ((*DEEP, "engine"), "b1", ["tier deep: engine 'b1' is not in the engine table", "known engines: new, old"]),
         (("backend",), "vulkan", ["llama_cpp_backend 'vulkan'"]),
         (("backend",), "cpu", ["tier deep", "'cpu'", "rpc_endpoint"]),
         (("tiers",), [], ["tiers is empty"]),
@@ -104,6 +109,15 @@ def test_a_problem_is_named(path: tuple[Any, ...], value: Any, said: list[str]) 
     set_at(given, path, value)
     problems = check_inventory(**given)
     assert any(all(part in problem for part in said) for problem in problems), problems
+
+
+def test_a_split_mode_is_held_against_the_engine_of_its_tier() -> None:
+    given = inventory()
+    set_at(given, (*PLACEMENT, "split_mode"), "row")
+    set_at(given, (*DEEP, "engine"), "old")
+    assert check_inventory(**given) == []
+    set_at(given, (*DEEP, "engine"), "new")
+    assert len(check_inventory(**(given | {"engine": "old"}))) == 1
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planning_cases import Q4, Q5, shaped
 
-from checker import kept, placement, plan, tier
+from checker import kept, placement, plan, plan_document, tier
 from checker.cards import Host
 from checker.cards import host as join_host
-from checker.catalogue import GpuEntry, RamEntry
+from checker.catalogue import GpuEntry, InventoryError, RamEntry
 from checker.placement import Choice, Demand
 from inventories import BIG, MODELS, SMALL, inventory
 
-PLACES = plan.Places(release="/opt/llama-tiers/releases/r", models="/m", keys="/k")
+RELEASES = {"new": "/opt/llama-tiers/releases/r", "old": "/opt/llama-tiers/releases/o"}
+PLACES = plan.Places(releases=RELEASES, models="/m", keys="/k")
 DEEP: dict[str, Any] = {
     "name": "deep",
     "port": 8081,
@@ -310,10 +311,91 @@ def test_the_plan_document_says_what_is_kept(crowded: tier.TierSpec) -> None:
     whole = join_host(gpus, RamEntry(), host())
     anew = plan.make(gpus, [entry], models[2], whole)
     again = plan.keep(anew, {"deep": crowded}, gpus, [entry], models[2], whole)
-    made = [plan.to_json(each, "h") for each in (anew, again)]
+    made = [plan_document.to_json(each, "h") for each in (anew, again)]
     assert [document["tiers"][0]["kept"] for document in made] == [False, True]
     assert [document["resident_together"] for document in made] == [[["deep"]]] * 2
     assert made[1]["tiers"][0]["placement"]["tensor_split"] == list(counts(crowded))
+
+
+def learned(big: float | None = None, small: float | None = None) -> dict[str, Any]:
+    """Return the part of a profile that says what was measured of the cards' overhead, MiB."""
+    pairs = ((BIG["uuid"], big), (SMALL["uuid"], small))
+    return {"overheads": {uuid: {"mib": mib, "source": "measured here"} for uuid, mib in pairs if mib is not None}}
+
+
+def test_a_new_choice_reckons_with_what_was_measured_and_says_so() -> None:
+    (by_prior,) = site(host()).specs
+    planned = site(host() | learned(big=400))
+    (spec,) = planned.specs
+    assert spec.devices[0].overhead_mib == 400
+    assert spec.devices[0].layers < by_prior.devices[0].layers, "there is room for fewer"
+    assert [line.partition(", CUDA itself ")[2] for line in planned.figures] == [
+        "400 MiB for each tier (measured here)",
+        "120 MiB for each tier (estimate, not measured: context and modules of a GTX 1060, 60 to 120 MiB)",
+    ]
+
+
+def test_a_second_run_after_a_measurement_changes_not_even_the_spec() -> None:
+    (spec,) = site(host()).specs
+    again = site(host(spec) | learned(big=347, small=33))
+    assert again.specs == (spec,), "within 100 MiB a plan is good"
+    assert "347 MiB for each tier (measured here)" in again.figures[0]
+
+
+def test_a_plan_that_was_far_off_is_corrected_and_restarts_nothing() -> None:
+    (spec,) = site(host()).specs
+    again = site(host(spec) | learned(big=520))
+    assert again.specs[0].devices[0].overhead_mib == 520
+    assert again.specs[0].running() == spec.running()
+    assert again.kept == ("deep",)
+    (remark,) = again.remarks
+    assert remark.startswith(
+        "what was measured leaves less than the margin, and what serves is kept all the same: RTX "
+    )
+    assert site(host(again.specs[0]) | learned(big=520)).specs == again.specs, "a third run changes nothing at all"
+
+
+def test_a_candidate_that_only_what_was_measured_makes_fit_is_told_and_not_taken() -> None:
+    both = DEEP | {"candidates": [{"model": model, "placement": "auto"} for model in (Q5, Q4)]}
+    (spec,) = site(host(), both).specs
+    assert spec.model.name == Q4, "the case of this test: by the priors the first does not fit"
+    assert site(host() | learned(big=20, small=0), both).specs[0].model.name == Q5
+    again = site(host(spec) | learned(big=20, small=0), both)
+    assert (again.specs[0].running(), again.kept) == (spec.running(), ("deep",))
+    assert f"; kept as proven; a new choice would be {Q5}, " in again.summary[0]
+
+
+def test_what_was_measured_excludes_no_tiers_that_serve_together() -> None:
+    serving = site(with_room_for_one(), *two()).specs
+    profile = with_room_for_one(proven={spec.name: spec.to_json() for spec in serving})
+    with pytest.raises(InventoryError, match="RTX 3060 Ti needs"):
+        site(with_room_for_one() | learned(big=450), *(one | {"gpus": [BIG["uuid"]]} for one in two()))
+    again = site(profile | learned(big=450), *two())
+    assert [spec.running() for spec in again.specs] == [spec.running() for spec in serving]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(64, 800), st.integers(0, 3000), st.integers(0, 3000))
+def test_no_measurement_moves_what_serves_or_promises_more_than_a_card_has(used: int, big: int, small: int) -> None:
+    (serving,) = site(host(big_used=used)).specs
+    totals = {BIG["uuid"]: 8192, SMALL["uuid"]: 3072}
+    measured = {BIG["uuid"]: big, SMALL["uuid"]: small}
+    needed = {
+        device.uuid: (device.predicted_mib or 0) - (device.overhead_mib or 0) + measured[device.uuid]
+        for device in serving.devices
+    }
+    profile = host(serving, big_used=used) | learned(big, small)
+    if all(needed[uuid] <= totals[uuid] - 1 for uuid in needed):
+        assert site(profile).specs[0].running() == serving.running()
+    rooms = join_host([GpuEntry.model_validate(card) for card in (BIG, SMALL)], RamEntry(), profile).cards
+    try:
+        (anew,) = site(profile, replan=True).specs
+    except InventoryError:
+        return
+    for device in anew.devices:
+        room = next(card.room_mib for card in rooms if card.uuid == device.uuid)
+        buffers = (device.predicted_mib or 0) - (device.overhead_mib or 0)
+        assert buffers + measured[device.uuid] <= room + 0.3
 
 
 @settings(max_examples=30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -257,6 +258,20 @@ def test_a_whole_measurement_is_made_once_for_each_run_of_the_unit(host: Host, s
     assert measure(server.spec, kept, Depth.AUTO, None).thorough is not None
 
 
+def test_what_was_read_from_storage_is_that_of_the_first_measurement_of_the_run(
+    host: Host, server: fake_tier.Server
+) -> None:
+    first = json.loads(json.dumps(quick(server.spec).to_json()))
+    later = copy.deepcopy(first)
+    first["load"]["read_mib"], later["load"]["read_mib"] = 12.5, 900.0
+    again = measure(server.spec, [later, first], Depth.QUICK, None).load
+    assert again and again.read_mib == 12.5
+    for document in (later, first):
+        document["unit"]["invocation_id"] = "f" * 32
+    other = measure(server.spec, [later, first], Depth.QUICK, None).load
+    assert other and other.read_mib != 12.5
+
+
 def test_evidence_of_another_version_or_tier_is_not_carried_over(host: Host, server: fake_tier.Server) -> None:
     server.works_s = 0.001
     whole = json.loads(json.dumps(measure(server.spec, [], Depth.WHOLE, None).to_json()))
@@ -298,9 +313,12 @@ def test_no_card_can_be_read_while_a_tier_is_kept_busy(
     server.works_s = 0.001
     monkeypatch.setattr(hardware, "read_state", lost)
     found = measure(server.spec, [], Depth.WHOLE, None)
-    assert found.problems == (str(NO_NVML),)
+    assert found.problems == ()
     assert found.thorough is not None
+    assert found.thorough.unread == (str(NO_NVML),)
     assert [card.peak_mib for card in found.thorough.cards] == [None, None]
+    again = measure(server.spec, [found.to_json()], Depth.QUICK, None)
+    assert again.thorough == found.thorough, "it is carried over with what it could not read"
 
 
 def test_quality_is_that_of_just_now_or_of_the_same_command(host: Host, server: fake_tier.Server) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planning_cases import Q4, Q5, shaped
 
-from checker import argv, plan, tier
+from checker import argv, plan, plan_document, tier
 from checker.cards import default_margin_mib
 from checker.cards import host as join_host
 from checker.catalogue import InventoryError, RamEntry, parse_inventory
@@ -21,7 +21,8 @@ from inventories import BIG, ENGINES, MODELS, SMALL, inventory
 
 # What CUDA takes of the large card and not of the small one.
 BIG_MORE_CUDA_MIB = 250 - 120
-PLACES = plan.Places(release="/opt/llama-tiers/releases/r", models="/m", keys="/k")
+RELEASES = {"new": "/opt/llama-tiers/releases/r", "old": "/opt/llama-tiers/releases/o"}
+PLACES = plan.Places(releases=RELEASES, models="/m", keys="/k")
 
 
 def specs(profile: Any = None, **changes: object) -> dict[str, tier.TierSpec]:
@@ -268,6 +269,27 @@ def test_flags_that_the_binary_does_not_know_are_found() -> None:
     )
 
 
+def test_a_tier_may_name_an_engine_of_its_own() -> None:
+    tiers = inventory()["tiers"]
+    tiers[1] |= {"engine": "old"}
+    tiers[1]["candidates"][0]["placement"]["split_mode"] = "row"
+    made = specs(tiers=tiers)
+    fast, deep = made["fast"], made["deep"]
+    assert (fast.engine.commit, fast.engine.release) == (ENGINES["new"]["commit"], RELEASES["new"])
+    assert (deep.engine.commit, deep.engine.release) == (ENGINES["old"]["commit"], RELEASES["old"])
+    assert [spec.argv[0] for spec in (fast, deep)] == [f"{RELEASES[name]}/bin/llama-server" for name in ("new", "old")]
+    assert pairs(deep.argv)["--split-mode"] == "row"
+    assert ("--load-mode" in fast.argv, "--load-mode" in deep.argv) == (True, False)
+    assert ("-lv" in fast.argv, "-lv" in deep.argv) == (False, True)
+
+
+def test_the_same_tier_lies_the_same_with_every_engine() -> None:
+    """What differs between engines is the spelling of a command line, never where a tier lies."""
+    both = [specs(engine=engine)["deep"] for engine in ENGINES]
+    assert both[0].placement == both[1].placement
+    assert both[0].devices == both[1].devices
+
+
 def test_every_engine_of_the_tests_is_planned_for() -> None:
     for engine in ENGINES:
         assert specs(engine=engine)["deep"].engine.commit == ENGINES[engine]["commit"]
@@ -379,5 +401,5 @@ def test_a_card_of_unknown_generation_is_remarked_on() -> None:
 def test_what_cuda_takes_is_said_to_be_borrowed_where_it_is(name: str, capability: str, said: str) -> None:
     card = {"name": name, "uuid": BIG["uuid"], "total_mib": 8192, "bandwidth_gb_s": 400}
     planned = made({}, ranged("deep", 8080, 1024, 1024), gpus=[card | {"compute_capability": capability}])
-    (device,) = plan.to_json(planned, "tower")["tiers"][0]["devices"]
+    (device,) = plan_document.to_json(planned, "tower")["tiers"][0]["devices"]
     assert device["overhead_by"].startswith(said)

@@ -11,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planning_cases import Q4, shaped
 
-from checker import plan, planning, tier
+from checker import plan, plan_document, planning, tier
 from checker.cards import host as join_host
 from checker.catalogue import InventoryError, RamEntry, parse_inventory
 from inventories import BIG, MODELS, SMALL, inventory
 
-PLACES = plan.Places(release="/opt/llama-tiers/releases/r", models="/m", keys="/k")
+PLACES = plan.Places(
+    releases={"new": "/opt/llama-tiers/releases/r", "old": "/opt/llama-tiers/releases/o"}, models="/m", keys="/k"
+)
 LLAMA = "llama-3.1-8b-instruct-abliterated-q6_k"
 BOUND = [BIG["uuid"]]
 
@@ -115,7 +117,7 @@ def test_only_pinned_tiers_without_room_are_refused(second: str, refused: bool) 
     found = made(host(1.5), *tiers)
     assert (found.refused == found.exclusions, found.switched == found.exclusions) == (refused, not refused)
     assert bool(plan.problems(found)) == refused
-    document = plan.to_json(found, "tower")
+    document = plan_document.to_json(found, "tower")
     assert [each["switched"] for each in document["exclusions"]] == [not refused]
     assert [each["residency"] for each in document["tiers"]] == ["pinned", second]
     if refused:

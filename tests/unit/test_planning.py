@@ -519,6 +519,27 @@ def test_a_bad_host_hides_no_other(capsys: pytest.CaptureFixture[str], tmp_path:
     assert said.startswith("checker: bad, good, worse: 'nonesuch' is neither")
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"gpus": "{{ found.gpus }}"}, "one: gpus has a template, '{{ found.gpus }}', which only a play resolves"),
+        ({"tiers": [{"name": "deep", "gpus": ["{{ gpus[0].uuid }}"]}]}, "tiers has a template, '{{ gpus[0].uuid }}'"),
+        ({"llama_cpp_engine": "{% if a %}b{% endif %}"}, "llama_cpp_engine has a template"),
+    ],
+)
+def test_what_only_a_play_resolves_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: dict[str, Any], said: str
+) -> None:
+    arguments = evidenced(tmp_path, None)
+    inventory = yaml.safe_load((tmp_path / "hosts.yml").read_text())
+    inventory["gpu_hosts"]["hosts"]["one"] |= words
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(inventory))
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert said in err
+    assert len(err.splitlines()) == 1, "and nothing that follows from it"
+
+
 def evidenced(folder: Path, text: str | None, directory: str | None = None) -> list[str]:
     """Write an inventory of one host with evidence; return the arguments that plan it."""
     uuids = {name: f"GPU-{index:08x}-0000-4000-8000-000000000000" for index, name in enumerate((BIG, SMALL))}
@@ -566,10 +587,34 @@ def test_what_verification_measured_sharpens_what_a_plan_expects(
     assert "speed by: measured on this host: 1 run, 2026-11-24" in out
 
 
+def test_what_verification_measured_of_cuda_itself_is_planned_with_and_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def devices(*arguments: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = tier(json.loads(run(capsys, *arguments, "--format", "json")[1]), "deep")[
+            "devices"
+        ]
+        return found
+
+    before = devices(*evidenced(tmp_path, None))
+    report = example_report.report().to_json()
+    for index, device in enumerate(report["tiers"][0]["evidence"]["devices"]):
+        device |= {"name": f"CUDA{index}", "uuid": next(d["uuid"] for d in before if d["gpu"] == device["gpu"])}
+    for card, device in zip(report["tiers"][0]["evidence"]["thorough"]["cards"], before[::-1], strict=True):
+        card |= {"uuid": device["uuid"], "peak_mib": 400.0}
+    arguments = evidenced(tmp_path, json.dumps(report))
+    after = {device["gpu"]: device for device in devices(*arguments)}
+    assert [after[name]["overhead_mib"] for name in (BIG, SMALL)] == [154, 312]
+    said = "measured on this host with deep, 2026-11-24, driver 580.126.09"
+    assert {device["overhead_by"] for device in after.values()} == {said}
+    assert all("estimate" in device["overhead_by"] for device in before)
+    assert f"CUDA itself 312 MiB: {said}" in run(capsys, *arguments)[1]
+
+
 @pytest.mark.parametrize(
     ("text", "directory", "said"),
     [
-        ("{", None, "evidence/one.json tells nothing of speeds: "),
+        ("{", None, "evidence/one.json tells nothing of speeds and memory: "),
         ("{}", None, "it is no report of schema 'llama-tiers/report/1'; `checker verify` writes it anew"),
         (None, "{{ somewhere }}", "verification_documents_directory '{{ somewhere }}' is a template"),
     ],

@@ -56,6 +56,14 @@ def test_a_server_that_does_not_run_is_named_with_what_it_said(tmp_path: Path) -
         release.list_devices(str(tmp_path / "absent"), [])
 
 
+def test_help_of_a_server_that_fails_counts_for_nothing_whatever_it_printed(tmp_path: Path) -> None:
+    server = tmp_path / "llama-server"
+    server.write_text("#!/bin/sh\necho '--model FNAME'\nexit 1\n")
+    server.chmod(0o755)
+    with pytest.raises(ProgramError, match=r"--help failed \(exit 1\)"):
+        release.help_text(str(server))
+
+
 def test_machine_code_is_asked_for_every_card_and_architecture() -> None:
     both = {61: 144, 86: 144}
     assert release.code_problems([BIG, SMALL], ["61-real", "86-real"], both) == []

@@ -14,6 +14,7 @@ import pytest
 from example_report import report
 
 from checker import reports
+from inventories import SMALL
 
 
 def document(*hosts: dict[str, Any]) -> dict[str, Any]:
@@ -44,8 +45,8 @@ def test_a_table_tells_verdict_speed_and_memory_of_each_card() -> None:
     cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
     assert cells[0] == ["tower", "driver 580.126.09, CUDA 13.0, measured 2026-11-24T15:00:00Z"]
     assert ["deep", "pass", "tiny", "4096", "61.0", "55.0", "3.1"] in cells
-    assert ["deep", "NVIDIA GeForce RTX 3060 Ti", "185", "20", "53", "262", "+20"] in cells
-    assert ["deep", "NVIDIA GeForce GTX 1060 3GB", "50", "5", "33", "93", "+7"] in cells
+    assert ["deep", "NVIDIA GeForce RTX 3060 Ti", "185", "20", "53", "266", "+20"] in cells
+    assert ["deep", "NVIDIA GeForce GTX 1060 3GB", "50", "5", "33", "95", "+7"] in cells
 
 
 def test_a_quick_verification_shows_the_speed_of_its_completion() -> None:
@@ -66,6 +67,15 @@ def test_a_failed_tier_says_why() -> None:
     assert "FAIL" in table
     said = " ".join(table.split())
     assert all(reason in said for reason in report(failed=True).tiers[0].verdict.reasons)
+
+
+def test_a_card_that_could_not_be_read_under_load_is_in_every_document() -> None:
+    lost = document({"unread": True})
+    for form in ("table", "markdown", "junit"):
+        said = " ".join(reports.render(lost, form).split())
+        assert "while it worked, a card could not be read to the end" in said
+        assert f"{SMALL['uuid']}: the GPU is lost" in said
+    assert reports.render(lost, "json").count("the GPU is lost") >= 2
 
 
 def test_what_could_not_be_read_is_a_dash() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checker import toolkit
-from checker.cuda import Card, Compiler, Toolkit, Version, version
+from checker.cuda import Card, Compiler, CudaHost, Toolkit, Version, version
 from checker.toolkit import Wish
 
 OLD_LIBC, NEW_LIBC = version("2.36"), version("2.41")
@@ -19,7 +19,11 @@ DETECT = Wish("detect")
 
 
 def choose(found: list[Toolkit], cards: list[Card], wish: Wish = DETECT, libc: Version = OLD_LIBC) -> Toolkit | str:
-    return toolkit.choose_toolkit(wish, found, cards, "580.126.09", libc)
+    return choose_on(host(toolkits=tuple(found), glibc=str(libc)), cards, wish)
+
+
+def choose_on(on: CudaHost, cards: list[Card], wish: Wish = DETECT, driver: str | None = "580.126.09") -> Toolkit | str:
+    return toolkit.choose_toolkit(wish, cards, driver, on)
 
 
 def test_the_newest_that_serves_every_card_is_taken_never_the_newest() -> None:
@@ -33,7 +37,7 @@ def test_cuda_13_alone_is_refused_for_pascal_with_what_would_do() -> None:
         "llama_cpp_toolkit 'detect' finds no toolkit for RTX 3060 Ti (compute capability 8.6, Ampere), GTX 1060 "
         "(compute capability 6.1, Pascal): /usr/local/cuda-13.0/bin/nvcc: CUDA 13.0 does not compile for GTX 1060 "
         "(compute capability 6.1, Pascal): it knows compute capability 7.5 to 12.1. CUDA 11.8 to 12.9 would do: set "
-        "llama_cpp_toolkit to debian or nvidia_repository to have one installed, or to path with llama_cpp_toolkit_path"
+        "llama_cpp_toolkit to debian to have one installed, or to path with llama_cpp_toolkit_path"
     )
 
 
@@ -69,12 +73,46 @@ def test_nvidias_headers_know_the_c_library_up_to_a_version(release: str, newest
 
 
 def test_a_driver_that_is_too_old_for_the_toolkit_is_named() -> None:
-    assert toolkit.choose_toolkit(DETECT, [OWN, THIRTEEN], [AMPERE], "550.163.01", OLD_LIBC) == OWN
-    refusal = toolkit.choose_toolkit(DETECT, [THIRTEEN], [AMPERE], "550.163.01", OLD_LIBC)
+    assert choose_on(host(toolkits=(OWN, THIRTEEN)), [AMPERE], driver="550.163.01") == OWN
+    refusal = choose_on(host(toolkits=(THIRTEEN,)), [AMPERE], driver="550.163.01")
     assert isinstance(refusal, str)
     assert "CUDA 13.0 needs driver branch 580 or later, found 550.163.01" in refusal
     # Without a driver there is nothing to hold it against.
-    assert toolkit.choose_toolkit(DETECT, [THIRTEEN], [AMPERE], None, OLD_LIBC) == THIRTEEN
+    assert choose_on(host(toolkits=(THIRTEEN,)), [AMPERE], driver=None) == THIRTEEN
+
+
+@pytest.mark.parametrize(
+    ("distribution", "libc", "cards", "advice"),
+    [
+        ("debian 12", "2.36", [PASCAL], "to debian or nvidia_repository to have one installed, or to path"),
+        ("debian 13", "2.41", [PASCAL], "set llama_cpp_toolkit to debian to have one installed, or to path"),
+        ("debian 12", "2.36", [BLACKWELL], "set llama_cpp_toolkit to nvidia_repository to have one installed, or"),
+        ("debian 13", "2.41", [BLACKWELL], "would do: install one and set it to path with llama_cpp_toolkit_path"),
+        ("ubuntu 22.04", "2.35", [PASCAL], "would do: install one and set it to path with llama_cpp_toolkit_path"),
+    ],
+)
+def test_what_is_advised_is_what_the_role_would_do(
+    distribution: str, libc: str, cards: list[Card], advice: str
+) -> None:
+    refusal = choose_on(host(distribution=distribution, glibc=libc, toolkits=()), cards)
+    assert isinstance(refusal, str)
+    assert advice in refusal
+
+
+@pytest.mark.parametrize(
+    ("capability", "first"), [("10.0", "12.8"), ("10.3", "12.9"), ("11.0", "13.0"), ("12.0", "12.8"), ("12.1", "12.9")]
+)
+def test_a_blackwell_card_needs_the_toolkit_that_brought_its_own_capability(capability: str, first: str) -> None:
+    card = Card("card", version(capability))
+    assert toolkit.toolkits_for([card]) == f"CUDA {first} or later"
+    older = Toolkit("/usr/local/cuda/bin/nvcc", "12.8", packaged=False)
+    assert (choose([older], [card]) == older) == (first == "12.8")
+
+
+def test_a_hole_in_what_a_toolkit_knows_is_told() -> None:
+    refusal = choose([Toolkit("/usr/local/cuda/bin/nvcc", "12.8", packaged=False)], [Card("B300", version("10.3"))])
+    assert isinstance(refusal, str)
+    assert "it knows compute capability 5.0 to 12.0 but 10.3, 11.0" in refusal
 
 
 @pytest.mark.parametrize(
@@ -109,7 +147,8 @@ def test_a_path_without_a_toolkit_is_said_with_what_was_found() -> None:
             [BLACKWELL],
             ["'debian': CUDA 12.4 does not compile for RTX 5060", "CUDA 12.8 or later"],
         ),
-        ("debian", "arch", [AMPERE], ["the toolkit of arch is not known here", "debian 13"]),
+        ("debian", "arch", [AMPERE], ["'debian': none is known here for arch", "debian 13", "use path"]),
+        ("nvidia_repository", "debian 13", [PASCAL], ["none is known here for debian 13 (debian 12, ubuntu 24.04"]),
         ("nvidia_repository", "debian 12", [PASCAL, TURING], []),
         ("detect", "debian 13", [BLACKWELL], ["'detect' finds no toolkit"]),
         ("detect", "debian 13", [AMPERE, PASCAL], []),
@@ -121,12 +160,6 @@ def test_what_will_not_do_is_said_before_anything_is_installed(
     problems = toolkit.toolkit_outlook(Wish(method), cards, "580.126.09", host(distribution=distribution))
     assert len(problems) == (1 if says else 0)
     assert all(piece in problems[0] for piece in says)
-
-
-def test_nvidias_repository_is_refused_on_debian_13_for_its_c_library() -> None:
-    on = host(distribution="debian 13", glibc="2.41")
-    (problem,) = toolkit.toolkit_outlook(Wish("nvidia_repository"), [PASCAL], "580.126.09", on)
-    assert "do not compile with glibc 2.41" in problem
 
 
 @pytest.mark.parametrize(

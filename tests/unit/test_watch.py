@@ -22,7 +22,7 @@ def test_memory_is_the_most_of_the_process_alone_and_the_last_sample_counts(monk
         held[0] = 300.0
     found = watch.seen(PID)
     assert [(card.uuid, card.peak_mib) for card in found] == [("GPU-a", 300.0), ("GPU-b", 300.0)]
-    assert (watch.problem, threading.active_count()) == (None, before)
+    assert (watch.unread, threading.active_count()) == ((), before)
 
 
 def test_what_is_held_between_begin_and_end_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,15 +42,19 @@ def test_what_is_held_between_begin_and_end_counts(monkeypatch: pytest.MonkeyPat
     assert watch.seen(PID)[0].peak_mib == 300.0
 
 
-def test_a_card_that_is_lost_meanwhile_is_a_problem_that_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(uuid: str) -> hardware.CardState:
-        raise hardware.HardwareError(f"{uuid}: the GPU is lost")
+def test_a_card_that_is_lost_meanwhile_is_told_once_and_the_others_are_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = [100.0]
 
-    monkeypatch.setattr(hardware, "read_state", lost)
-    with Watch(["GPU-a"]) as watch:
-        pass
-    assert watch.problem == "GPU-a: the GPU is lost"
-    assert watch.seen(PID)[0].peak_mib is None
+    def read_state(uuid: str) -> hardware.CardState:
+        if uuid == "GPU-a":
+            raise hardware.HardwareError(f"{uuid}: the GPU is lost")
+        return state(uuid, [GpuProcess(PID, held[0])])
+
+    monkeypatch.setattr(hardware, "read_state", read_state)
+    with Watch(["GPU-a", "GPU-b"]) as watch:
+        held[0] = 300.0
+    assert watch.unread == ("GPU-a: the GPU is lost",)
+    assert [card.peak_mib for card in watch.seen(PID)] == [None, 300.0]
 
 
 def test_clocks_are_medians_and_the_link_is_the_best_that_was_seen() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: gpu_facts
-short_description: Read GPUs, driver, RAM, free disk and proven tiers of a host
+short_description: Read GPUs, driver, RAM, free disk and what is known of the tiers of a host
 description:
   - Reads and does not judge. Where NVML cannot answer, RV(profile.problem) says why and how to mend it.
   - Runs on the host with the interpreter of the checker's environment.
@@ -21,6 +21,10 @@ options:
     description: Whether to read what CUDA depends on besides NVML (kernel module, device nodes, toolkits, compilers).
     type: bool
     default: false
+  evidence_directory:
+    description: Folder of the reports that verification has kept; C(overheads) come from them.
+    type: path
+    default: /var/lib/llama-tiers/evidence
   toolkit_path: {description: Folder of a toolkit to look at besides the usual places, type: str, default: ""}
 attributes:
   check_mode: {support: full}
@@ -38,6 +42,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+common_nodes:
+  description: Device nodes that CUDA opens besides the one of each card
+  type: list
+  elements: str
+  returned: success
 profile:
   description: What was read, as checker.preflight.HostProfile holds it.
   type: dict
@@ -49,6 +58,11 @@ profile:
       description: By UUID what running tiers hold of the card; null where the driver does not tell
       type: dict
     problem: {description: Why NVML could not tell everything; null when it could, type: str}
+    overheads:
+      description: >-
+        By UUID what a tier's process was measured to take of the card beside the engine's buffers, under the driver
+        that runs now: C(mib) and C(source), as checker.residuals.overheads tells it
+      type: dict
     ram_mib: {description: Memory of the host, type: int}
     cuda: {description: As checker.cuda.CudaHost holds it; null when it was not asked for, type: dict}
     proven: {description: By tier the spec document with which it was last proven to serve, type: dict}
@@ -57,6 +71,7 @@ profile:
 
 import contextlib
 import dataclasses
+import json
 import os
 from pathlib import Path
 
@@ -98,17 +113,27 @@ def tiers_mib(uuid: str, proc: Path = Path("/proc")) -> float | None:
     return held
 
 
+def read_reports(directory: Path) -> list[object]:
+    """Return the reports of earlier verifications, newest first; one that is damaged is passed over."""
+    found = []
+    for path in sorted(directory.glob("*.json"), reverse=True):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(json.loads(path.read_text(encoding="utf-8")))
+    return found
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "needs": {"type": "list", "elements": "dict", "default": []},
             "cuda": {"type": "bool", "default": False},
+            "evidence_directory": {"type": "path", "default": "/var/lib/llama-tiers/evidence"},
             "toolkit_path": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
-    from checker import cuda_host, hardware, proven
+    from checker import cuda, cuda_host, hardware, proven, residuals
 
     driver, gpus, problem = None, (), None
     held: dict[str, float | None] = {}
@@ -124,6 +149,7 @@ def main() -> None:
         gpus, problem = error.found, str(error)
     except hardware.HardwareError as error:
         problem = str(error)
+    reports = read_reports(Path(module.params["evidence_directory"]))
     profile = {
         "driver": dataclasses.asdict(driver) if driver else None,
         "gpus": [dataclasses.asdict(gpu) for gpu in gpus],
@@ -132,9 +158,11 @@ def main() -> None:
         "cuda": dataclasses.asdict(cuda_host.read(module.params["toolkit_path"])) if module.params["cuda"] else None,
         "ram_mib": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20,
         "proven": proven.specs(),
+        # Another driver takes another share of a card.
+        "overheads": residuals.overheads(reports, driver.version) if driver else {},
         "disks": [read_disk(need["path"], need["done"], mounts) for need in module.params["needs"]],
     }
-    module.exit_json(changed=False, profile=profile)
+    module.exit_json(changed=False, profile=profile, common_nodes=list(cuda.COMMON_NODES))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,12 @@ options:
   tiers: {description: The tiers of the host, type: list, elements: dict, required: true}
   models: {description: Catalogue of models, type: dict, required: true}
   engines: {description: Engine table, type: dict, required: true}
-  engine: {description: Name of the engine, type: str, required: true}
+  engine: {description: Name of the engine of every tier that names none, type: str, required: true}
   backend: {description: Back end of the release, type: str, required: true}
   models_directory: {description: Folder of the models on the host, type: str, required: true}
+  build_directory: {description: Folder on the host in which engines are built, type: str, required: true}
+  releases_directory: {description: Folder on the host that holds what was built, type: str, required: true}
+  build_free_mib: {description: 'MiB that the build of an engine needs', type: int, required: true}
 attributes:
   check_mode: {support: full}
 author: [llama-tiers]
@@ -32,13 +35,16 @@ EXAMPLES = r"""
     engine: "0c1e57098"
     backend: cuda
     models_directory: /var/lib/llama-tiers/models
+    build_directory: /var/cache/llama-tiers/build
+    releases_directory: /opt/llama-tiers/releases
+    build_free_mib: 5120
   delegate_to: localhost
 """
 
 RETURN = r"""
 models: {description: Names of the models that the tiers would serve, type: list, elements: str, returned: success}
 needs:
-  description: Every file of the models that the tiers serve, as checker.preflight.Need holds it.
+  description: The build of every engine and every file of the models that the tiers serve, as checker.preflight.Need.
   type: list
   elements: dict
   returned: success
@@ -61,21 +67,35 @@ def main() -> None:
             "engine": {"type": "str", "required": True},
             "backend": {"type": "str", "required": True},
             "models_directory": {"type": "str", "required": True},
+            "build_directory": {"type": "str", "required": True},
+            "releases_directory": {"type": "str", "required": True},
+            "build_free_mib": {"type": "int", "required": True},
         },
         supports_check_mode=True,
     )
     try:
         from checker.catalogue import check_inventory
         from checker.plan import served
-        from checker.preflight import model_needs
+        from checker.preflight import build_needs, model_needs
     except ImportError as error:
         module.fail_json(msg=missing_required_lib(error.name or "checker"))
-    directory = module.params.pop("models_directory")
-    problems = check_inventory(**module.params)
+    given = module.params
+    words = {name: given[name] for name in ("gpus", "tiers", "models", "engines", "engine", "backend")}
+    problems = check_inventory(**words)
     if problems:
         module.fail_json(msg="the inventory cannot be used:\n" + "\n".join(problems), problems=problems)
-    names = served(module.params["gpus"], module.params["tiers"], module.params["models"])
-    needs = model_needs(names, module.params["models"], directory)
+    names = served(given["gpus"], given["tiers"], given["models"])
+    needs = [
+        *build_needs(
+            given["engine"],
+            given["tiers"],
+            given["backend"],
+            given["build_directory"],
+            given["releases_directory"],
+            given["build_free_mib"],
+        ),
+        *model_needs(names, given["models"], given["models_directory"]),
+    ]
     module.exit_json(changed=False, models=list(names), needs=[asdict(need) for need in needs])
 
 

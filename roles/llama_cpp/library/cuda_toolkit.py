@@ -58,6 +58,10 @@ libraries:
   returned: success
 compiler: {description: The g++ for it; empty when none of the host's will do, type: str, returned: success}
 newest_gcc: {description: Newest g++ that the toolkit takes, type: int, returned: success}
+repository:
+  description: What NVIDIA calls the distribution; empty when there is no pinned toolkit for it
+  type: str
+  returned: success
 architectures: {description: What to compile for, type: list, elements: str, returned: success}
 """
 
@@ -95,11 +99,11 @@ def main() -> None:
         module.fail_json(msg="\n".join(uncompiled))
     wish = toolkit.Wish(given["method"], given["path"])
     host = cuda_host.read(given["path"])
-    chosen = toolkit.choose_toolkit(wish, host.toolkits, cards, given["driver"] or None, cuda.version(host.glibc))
+    chosen = toolkit.choose_toolkit(wish, cards, given["driver"] or None, host)
     planned = toolkit.planned_toolkit(wish, host.distribution)
     if isinstance(chosen, str):
         if not given["may_install"] or not isinstance(planned, tuple):
-            module.fail_json(msg=chosen)
+            module.fail_json(msg=planned if isinstance(planned, str) else chosen)
         version, nvcc, root, libraries = planned[0], "", "", ""
     else:
         version, nvcc, root = cuda.version(chosen.version), chosen.nvcc, str(Path(chosen.nvcc).parents[1])
@@ -114,6 +118,7 @@ def main() -> None:
         compiler=compiler.path if compiler else "",
         newest_gcc=toolkit.newest_gcc(version),
         architectures=architectures,
+        repository=toolkit.REPOSITORIES.get(host.distribution, ""),
     )
 
 

@@ -59,9 +59,9 @@ def main() -> None:
 
     server = module.params["server"]
     cards = [release.ExpectedCard(**card) for card in module.params["cards"]]
-    _, help_text, _ = module.run_command([server, "--help"])
-    problems = release.flag_problems(module.params["flags"], help_text)
+    problems: list[str] = []
     try:
+        problems += release.flag_problems(module.params["flags"], release.help_text(server))
         cubins = fatbin.read_cubins(Path(server))
         problems += release.code_problems(cards, module.params["architectures"], cubins)
         devices = release.list_devices(server, [card.uuid for card in cards])
