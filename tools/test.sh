@@ -20,9 +20,10 @@ parts() { # long ones first, so that none is left alone at the end
         for name in bookworm trixie; do
             echo "site.yml on $name: tools/test-site.sh $name"
         done
+        echo "molecule default of every role: tools/test-roles.sh default $(cd roles && ls | paste -sd ' ')"
         for scenario in roles/*/molecule/*/molecule.yml; do
             role=$(cut -d/ -f2 <<<"$scenario") name=$(cut -d/ -f4 <<<"$scenario")
-            echo "molecule $role $name: tools/test-role.sh $role $name"
+            [ "$name" = default ] || echo "molecule $role $name: tools/test-roles.sh $name $role"
         done
     else
         skip "site.yml and every role on the lab" "test hosts with real systemd need root"
