@@ -11,7 +11,7 @@ setup: ## make .venv with the pinned controller packages and the checker
 demo: setup lab-up ## run site.yml on the lab host: a real model over two simulated GPUs, with its verdict
 	@tools/demo.sh
 
-test: ## lint, unit and contract tests, every role on Debian 12 and 13, and site.yml on the lab
+test: ## lint, unit and contract tests, every role, and site.yml on Debian 12 and 13
 	@tools/setup.sh development
 	@tools/test.sh
 

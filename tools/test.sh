@@ -15,14 +15,14 @@ skip() { # name reason
 }
 
 parts() { # long ones first, so that none is left alone at the end
-    local own version python scenario role name
+    local own version python name roles
     if [ "$(id -u)" = 0 ]; then
         for name in bookworm trixie; do
             echo "site.yml on $name: tools/test-site.sh $name"
         done
-        for scenario in roles/*/molecule/*/molecule.yml; do
-            role=$(cut -d/ -f2 <<<"$scenario") name=$(cut -d/ -f4 <<<"$scenario")
-            echo "molecule $role $name: tools/test-role.sh $role $name"
+        for name in $(printf '%s\n' roles/*/molecule/*/molecule.yml | cut -d/ -f4 | sort -u); do
+            roles=$(printf '%s\n' roles/*/molecule/"$name"/molecule.yml | cut -d/ -f2 | paste -sd ' ')
+            echo "molecule $name: tools/test-roles.sh $name $roles"
         done
     else
         skip "site.yml and every role on the lab" "test hosts with real systemd need root"

@@ -156,8 +156,8 @@ def test_a_stream_in_flight_is_finished_before_the_tier_gives_way() -> None:
     with ThreadPoolExecutor() as pool:
         stream = pool.submit(
             ssh,
-            'curl -sN -H "Authorization: Bearer $(head -1 /etc/llama-tiers/keys/fast)" http://127.0.0.1:8080/completion '
-            """-d '{"prompt": "Count:", "n_predict": 120, "stream": true, "ignore_eos": true}' | grep -c '^data:'""",
+            'curl -sN -H "Authorization: Bearer $(head -1 /etc/llama-tiers/keys/fast)" '
+            """http://127.0.0.1:8080/completion -d '{"prompt": "Count:", "n_predict": 120, "stream": true, "ignore_eos": true}' | grep -c '^data:'""",
         )
         time.sleep(1.5)
         answer = ask("deep")
