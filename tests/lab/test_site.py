@@ -93,7 +93,7 @@ def test_the_unit_is_readable_and_shows_the_split() -> None:
     assert re.search(r"^ +--tensor-split 14,5 \\$", unit, re.MULTILINE)
     assert re.search(r"^ +--device RPC0,RPC1 \\$", unit, re.MULTILINE)
     exposure = ssh_ok("systemd-analyze security llama-tier-deep --no-pager | tail -1")
-    assert float(re.search(r"level.*?: ([0-9.]+)", exposure).group(1)) <= 2.5, exposure  # type: ignore[union-attr]
+    assert float(re.search(r"level.*?: ([0-9.]+)", exposure).group(1)) <= 1.5, exposure  # type: ignore[union-attr]
 
 
 def test_tiers_listen_on_loopback_alone() -> None:

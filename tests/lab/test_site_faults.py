@@ -41,8 +41,8 @@ def change_deep(edit: str, *also: str) -> None:
 
 
 def restart_deep() -> None:
-    """Restart deep, however often it was started before."""
-    ssh_ok("systemctl reset-failed llama-tier-deep; systemctl restart llama-tier-deep")
+    """Restart deep, and have its port open although it failed before."""
+    ssh_ok("systemctl stop llama-tier-deep-cooldown; systemctl restart llama-tier-deep llama-tier-deep.socket")
 
 
 MODEL = "/var/lib/llama-tiers/models/a5fd3b62230a/gemma-3-270m-it-Q4_K_M.gguf"
@@ -98,7 +98,7 @@ class TestWhatAnswersAndIsNotTheTier:
 
 def test_readiness_refuses_a_server_on_the_wrong_cards() -> None:
     """The same fault, seen by the unit itself: it must not become active."""
-    change_deep("s/14,5/1,0/", "Restart=no")
+    change_deep("s/14,5/1,0/")
     try:
         assert ssh("systemctl restart llama-tier-deep").returncode != 0
         assert ssh_ok("systemctl show -P ActiveState llama-tier-deep").strip() == "failed"
@@ -109,14 +109,14 @@ def test_readiness_refuses_a_server_on_the_wrong_cards() -> None:
 
 
 def test_a_stranger_on_a_port_is_named() -> None:
-    ssh_ok("systemctl stop llama-tier-fast")
+    ssh_ok("systemctl stop llama-tier-fast.socket")
     ssh_ok("systemd-run -q --unit stranger python3 -m http.server 8080 --bind 127.0.0.1 && sleep 1")
     try:
         result = playbook("site.yml")
         assert result.returncode == 2
         assert re.search(r"tier fast: port 8080 is taken by python3 \(pid \d+, stranger.service\)", result.stdout)
     finally:
-        ssh_ok("systemctl stop stranger; systemctl start llama-tier-fast")
+        ssh_ok("systemctl stop stranger; systemctl start llama-tier-fast.socket")
 
 
 def test_a_failed_successor_is_rolled_back() -> None:

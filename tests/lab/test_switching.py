@@ -153,12 +153,13 @@ def test_a_start_that_gives_way_to_a_rival_is_no_failure() -> None:
 
 def test_a_stream_in_flight_is_finished_before_the_tier_gives_way() -> None:
     wait_for("fast")
+    body = json.dumps({"prompt": "Count:", "n_predict": 120, "stream": True, "ignore_eos": True})
+    stream_of_fast = (
+        'curl -sN -H "Authorization: Bearer $(head -1 /etc/llama-tiers/keys/fast)" '
+        f"http://127.0.0.1:8080/completion -d '{body}' | grep -c '^data:'"
+    )
     with ThreadPoolExecutor() as pool:
-        stream = pool.submit(
-            ssh,
-            'curl -sN -H "Authorization: Bearer $(head -1 /etc/llama-tiers/keys/fast)" '
-            """http://127.0.0.1:8080/completion -d '{"prompt": "Count:", "n_predict": 120, "stream": true, "ignore_eos": true}' | grep -c '^data:'""",
-        )
+        stream = pool.submit(ssh, stream_of_fast)
         time.sleep(1.5)
         answer = ask("deep")
         chunks = int(stream.result().stdout)
