@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # lab.sh up [--suite bookworm|trixie]   the lab: host `gpuhost` with two simulated GPUs, and `mirror`
 # lab.sh host NAME SUITE                one more host like gpuhost (for the roles' own tests)
+# lab.sh reboot NAME                    stop and start a host
 # lab.sh drop NAME...                   remove hosts
 # lab.sh down                           remove every host of this lab
 # Hosts are reached by `ssh -F .lab/ssh_config NAME`. docs/lab.md says what is real here and what is played.
@@ -90,6 +91,11 @@ start() { # name suite podman-options...: a container with systemd as PID 1, rea
         </dev/null >/dev/null 2>"$state/start.log" 8>&- || { cat "$state/start.log" >&2; return 1; }
     grep -v 'failed to connect to syslog' "$state/start.log" >&2 || true
     podman exec --interactive "$lab-$name" sh -c 'cat > /root/.ssh/authorized_keys; ssh-keygen -A >/dev/null' <"$state/key.pub"
+    booted "$name"
+}
+
+booted() { # name: wait for a container's systemd, and make it reachable
+    local name=$1
     for _ in $(seq 100); do
         case $(podman exec "$lab-$name" systemctl is-system-running 2>/dev/null) in running | degraded) break ;; esac
         sleep 0.1
@@ -190,6 +196,14 @@ host)
     mirror
     gpu_host "$2" "$3"
     ;;
+reboot)
+    alone
+    # A container ends with its systemd: stopping and starting it is what a reboot is here.
+    podman stop --time 180 "$lab-$2" >/dev/null
+    podman start "$lab-$2" </dev/null >/dev/null 2>"$state/start.log" 8>&-
+    booted "$2"
+    ssh_config
+    ;;
 drop)
     shift
     command -v podman >/dev/null || exit 0
@@ -207,7 +221,7 @@ down)
     rm -f "$state/ssh_config" "$state/known_hosts"
     ;;
 *)
-    sed -n '2,7s/^# //p' "$0" >&2
+    sed -n '2,8s/^# //p' "$0" >&2
     exit 2
     ;;
 esac
