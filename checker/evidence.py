@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from checker.hardware import Driver, Gpu
-from checker.tier import Placement, Predicted
+from checker.tier import PINNED, Placement, Predicted
 
 EVIDENCE_SCHEMA = "llama-tiers/evidence/1"
 REPORT_SCHEMA = "llama-tiers/report/1"
@@ -316,6 +316,7 @@ class Evidence:
     predicted: Predicted | None = None
     argv: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    residency: str = PINNED
     measured_at: str = ""
     asleep: bool = False
 

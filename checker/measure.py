@@ -107,6 +107,7 @@ def measure(
         predicted=spec.predicted,
         argv=spec.argv,
         environment=spec.environment,
+        residency=spec.residency,
         measured_at=now(),
     )
 
