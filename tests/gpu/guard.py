@@ -155,7 +155,7 @@ def start(unit: str) -> dict[str, Any]:
 
 def wait_until_loaded(spec: tier.TierSpec) -> None:
     """Return when the server is healthy, or ended: a verdict before that would fail for another reason."""
-    server = llama_server.LlamaServer(spec.base_url, spec.key_file)
+    server = llama_server.LlamaServer.of(spec)
     deadline = time.monotonic() + START_LIMIT_S
     while time.monotonic() < deadline and systemd.unit_state(spec.unit).active_state == "active":
         try:

@@ -88,7 +88,7 @@ def choice_of(spec: tier.TierSpec) -> placement.Choice:
 def speed() -> None:
     found = []
     for spec in tier.load_all():
-        client = llama_server.LlamaServer(spec.base_url, spec.key_file)
+        client = llama_server.LlamaServer.of(spec)
         running = engine.Running(client, systemd.unit_state(spec.unit).main_pid or 0, Path(), 0)
         told = engine.rate(running, 5)
         bench = engine.bench(Path(spec.model.file), choice_of(spec), times=5, prompt=512)
