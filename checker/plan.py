@@ -708,9 +708,9 @@ def devices(choice: Choice) -> tuple[tier.Device, ...]:
                 layers=layers,
                 weights_mib=need.weights_mib,
                 rpc_endpoint=card.rpc_endpoint,
-                kv_mib=round(need.kv_mib, 1),
-                compute_mib=round(need.compute_mib, 1),
-                overhead_mib=round(need.overhead_mib, 1),
+                kv_mib=round(float(need.kv_mib), 1),
+                compute_mib=round(float(need.compute_mib), 1),
+                overhead_mib=round(float(need.overhead_mib), 1),
             )
         )
         counts[card.kind] += 1

@@ -116,7 +116,8 @@ def test_pinned_tiers_that_exclude_each_other_are_refused_with_the_word_that_hel
 def test_site_proves_each_of_them_and_the_pinned_one_serves() -> None:
     result = site()
     assert result.returncode == 0, result.stdout[-4000:]
-    assert states() == {"fast": "active", "deep": "inactive", "small": "inactive"}
+    # The third one has room beside the pinned one: what was loaded to be proven stays.
+    assert states() == {"fast": "active", "deep": "inactive", "small": "active"}
     for name in TIERS:
         assert f"{name}: PASS" in result.stdout, result.stdout[-4000:]
     assert "Conflicts=llama-tier-fast.service" in ssh_ok("systemctl cat llama-tier-deep")
