@@ -366,6 +366,17 @@ class Report:
         }
 
 
+def evidence_from_json(document: Any) -> Evidence:
+    """Read an evidence document; ValueError when it is none of this version."""
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != EVIDENCE_SCHEMA:
+        raise ValueError(f"evidence has schema {schema!r}, this checker reads {EVIDENCE_SCHEMA!r}")
+    try:
+        return cast("Evidence", _build(Evidence, document))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"evidence does not fit schema {EVIDENCE_SCHEMA!r}: {error}") from error
+
+
 def thorough_from_json(document: Any) -> Thorough | None:
     """Read that part of an evidence document; None where it is absent or written by another version."""
     return cast("Thorough | None", _read(Thorough, document))
