@@ -17,6 +17,7 @@ options:
   engine: {description: Name of the engine, type: str, required: true}
   backend: {description: Back end of the release, type: str, required: true}
   models_directory: {description: Folder of the models on the host, type: str, required: true}
+  decision: {description: The inventory's decision of which candidate each tier serves, type: dict, default: {}}
 attributes:
   check_mode: {support: full}
 author: [llama-tiers]
@@ -61,20 +62,24 @@ def main() -> None:
             "engine": {"type": "str", "required": True},
             "backend": {"type": "str", "required": True},
             "models_directory": {"type": "str", "required": True},
+            "decision": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
     try:
-        from checker.catalogue import check_inventory
+        from checker.catalogue import InventoryError, check_inventory
         from checker.plan import served
         from checker.preflight import model_needs
     except ImportError as error:
         module.fail_json(msg=missing_required_lib(error.name or "checker"))
-    directory = module.params.pop("models_directory")
+    directory, decision = module.params.pop("models_directory"), module.params.pop("decision")
     problems = check_inventory(**module.params)
     if problems:
         module.fail_json(msg="the inventory cannot be used:\n" + "\n".join(problems), problems=problems)
-    names = served(module.params["gpus"], module.params["tiers"], module.params["models"])
+    try:
+        names = served(module.params["gpus"], module.params["tiers"], module.params["models"], decision)
+    except InventoryError as error:
+        module.fail_json(msg=f"the inventory cannot be used:\n{error}", problems=error.problems)
     needs = model_needs(names, module.params["models"], directory)
     module.exit_json(changed=False, models=list(names), needs=[asdict(need) for need in needs])
 
