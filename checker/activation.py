@@ -17,7 +17,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ def _loading(spec: tier.TierSpec, state: systemd.UnitState, seconds: float) -> s
     return f"{spec.name}: loading {spec.model.name}, {held:,.0f}{of} MiB on the GPUs, {seconds:.0f} s"
 
 
-def _start(spec: tier.TierSpec, report: Report) -> str | None:
+def start(spec: tier.TierSpec, report: Report) -> str | None:
     """(Re)start a tier and wait until it is active; return None, or the reason why it is not."""
     try:
         systemd.reset_failed(spec.unit)
@@ -149,7 +149,7 @@ def _roll_back(name: str, report: Report) -> str:
         return f"nothing served as {name} before, so it is down"
     systemd.daemon_reload()
     before = tier.load(name)
-    reason = _start(before, report)
+    reason = start(before, report)
     if reason is None:
         return f"what served before is active again ({before.model.name}, {Path(before.engine.release).name})"
     return f"what served before does not start either ({reason}), so {name} is down"
@@ -227,10 +227,17 @@ def activate(names: Sequence[str], room_mib: Mapping[str, float], report: Report
     the fewest have to (`checker.turns`). After a failure every tier that is not proven has the unit and spec again with
     which it was proven, and what was stopped serves again. A second call waits for the first to end.
     """
+    with alone():
+        return _activate(names, room_mib, report)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Keep every other call that starts or stops tiers of this host waiting until the block ends."""
     _LOCK.parent.mkdir(parents=True, exist_ok=True)
     with _LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _activate(names, room_mib, report)
+        yield
 
 
 def _activate(names: Sequence[str], room_mib: Mapping[str, float], report: Report) -> Outcome:
@@ -320,7 +327,7 @@ def _take(turn: turns.Turn, report: Report) -> str | None:
             report(f"{name}: stopping, the new {turn.name} needs its port or its memory")
             systemd.stop(_unit(name))
         systemd.enable(_unit(turn.name))
-        return _start(tier.load(turn.name), report)
+        return start(tier.load(turn.name), report)
     except systemd.SystemdError as error:
         # What has stopped by now is to serve again.
         return str(error)
