@@ -129,13 +129,19 @@ def _parser() -> argparse.ArgumentParser:
 
     trial = commands.add_parser(
         "trial",
-        help="say which candidates of a host's tiers have room, with the arithmetic; needs no host and no network",
-        epilog="exit code: 0 every tier has a candidate with room, 1 a tier has none, 2 a host could not be planned",
+        help="run the candidates of the hosts' tiers one by one and write down what was measured",
+        description="Stops what serves while candidates run, and starts it again afterwards, whatever happens. What "
+        "was measured before with the same model, release, driver, cards and command line is not run again.",
+        epilog="exit code: 0 every candidate was tried, 2 a host could not be tried; with --dry-run 0 every tier has a "
+        "candidate with room, 1 a tier has none, 2 a host could not be planned",
     )
     trial.add_argument("-i", "--inventory", required=True, help="an Ansible inventory, such as inventories/production")
     trial.add_argument("--limit", metavar="HOSTS", help="only these hosts or groups of it")
     trial.add_argument("--tier", help="only this tier")
-    trial.add_argument("--dry-run", action="store_true", required=True, help="only say which candidates have room")
+    trial.add_argument("--again", action="store_true", help="also run again what was measured before")
+    trial.add_argument(
+        "--dry-run", action="store_true", help="only say which candidates have room; needs no host and no network"
+    )
     trial.add_argument("--format", choices=["table", "json"], default="table", help="how to print (default: table)")
     trial.set_defaults(run=_trial)
 
@@ -256,9 +262,9 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _trial(options: argparse.Namespace) -> int:
     try:
-        from checker import planning
+        from checker import planning, runner
         from checker.catalogue import InventoryError
-        from checker.reports import decisions
+        from checker.reports import trials
     except ImportError as error:
         return _could_not(f"{error.name} is not installed here; `make setup` in the checkout installs it")
     try:
@@ -266,6 +272,18 @@ def _trial(options: argparse.Namespace) -> int:
         subjects = planning.subjects(ROOT, options.inventory, options.limit, None)
     except planning.PlanningError as error:
         return _could_not(str(error))
+    if not options.dry_run:
+        variables = {"trial_tier": options.tier or "", "trial_again": options.again}
+        inventory = Path(options.inventory).expanduser().resolve()
+        result = runner.run(ROOT, "playbooks/trial.yml", inventory, options.limit, variables, _say)
+        tried = result.artifact_data.get("llama_tiers_trials", {})
+        if tried:
+            _show(trials.render(tried, options.format))
+        for failure in result.failures:
+            _could_not(f"{failure.host}: {failure.task}: {failure.message}")
+        if not tried and not result.failures:
+            return _could_not(f"no host of the group gpu_hosts in {options.inventory} was tried\n{result.said}")
+        return COULD_NOT_RUN if result.failures else PASSED
     documents: list[dict[str, Any]] = []
     failed: dict[str, list[str]] = {}
     for subject in subjects:
@@ -274,7 +292,7 @@ def _trial(options: argparse.Namespace) -> int:
         except (planning.PlanningError, InventoryError) as error:
             failed.setdefault(str(error), []).append(subject.name)
     if documents:
-        _show(decisions.render_screening(documents, options.format))
+        _show(trials.screening(documents, options.format))
     if _tell(failed):
         return COULD_NOT_RUN
     room = [
@@ -283,6 +301,10 @@ def _trial(options: argparse.Namespace) -> int:
         for tier in document["tiers"]
     ]
     return PASSED if all(room) else FAILED
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _decide(options: argparse.Namespace) -> int:

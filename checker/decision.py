@@ -502,20 +502,20 @@ def _step_json(step: Step) -> dict[str, Any]:
                 "name": choice.name,
                 "because": choice.because,
                 "changes": list(choice.changes),
-                "candidates": [_judged_json(each, chosen=each is choice.chosen) for each in choice.judged],
+                "candidates": [_judged_json(each, step, choice) for each in choice.judged],
             }
             for choice in step.choices
         ],
     }
 
 
-def _judged_json(judged: Judged, *, chosen: bool) -> dict[str, Any]:
+def _judged_json(judged: Judged, step: Step, choice: TierChoice) -> dict[str, Any]:
     contender = judged.contender
     return {
         "model": contender.model,
         "placement": contender.placement,
         "words": placement_words(contender.placement),
-        "chosen": chosen,
+        "chosen": step.applies and judged is choice.chosen,
         "passes": judged.passes,
         "published": {"score": contender.published.score, "aime_2024": contender.published.aime_2024},
         "evidence": contender.figures.evidence if contender.figures else None,

@@ -35,7 +35,7 @@ class Trial:
     """One candidate of a tier of a host, tried at `recorded_at` (UTC, 2026-10-01T12:00:00Z).
 
     `fingerprint` is of all that a measurement depends on (`fingerprint`). `spec` is what the tier would have been, None
-    for what has no room; `evidence` is there when it was measured, `reason` when it was not.
+    for what was never started; `evidence` is there when it was measured, `reason` when it was not.
     """
 
     host: str
@@ -95,6 +95,11 @@ def from_json(document: Any) -> Trial:
 def fingerprint(spec: TierSpec, cards: Sequence[str], driver: str | None) -> str:
     """Return the sha256 of all that a trial's measurement depends on; `cards` are the UUIDs of the host's cards."""
     return _digest([spec.running(), spec.engine.release, sorted(cards), driver])
+
+
+def other_fingerprint(*words: Any) -> str:
+    """Return the sha256 of what a record is told apart by that no measurement came of."""
+    return _digest(words)
 
 
 def _digest(value: Any) -> str:

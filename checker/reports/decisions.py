@@ -1,4 +1,4 @@
-"""Documents of `checker decide` and of screened candidates (docs/schemas) as people and programs read them."""
+"""Explanations of decisions (docs/schemas/decision.schema.json) as people and programs read them."""
 
 from __future__ import annotations
 
@@ -22,25 +22,10 @@ _SENTENCES = ("measured", "verification")
 
 def render(explanations: Sequence[dict[str, Any]], name: str) -> str:
     """Render the explanations of some hosts' decisions; JSON is one document, or one a line of several hosts."""
-    return (
-        _json(explanations)
-        if name == "json"
-        else printed(Group(*(part for each in explanations for part in _host(each))))
-    )
-
-
-def render_screening(documents: Sequence[dict[str, Any]], name: str) -> str:
-    """Render which candidates of some hosts have room; JSON as of `render`."""
-    return (
-        _json(documents)
-        if name == "json"
-        else printed(Group(*(part for each in documents for part in _screened(each))))
-    )
-
-
-def _json(documents: Sequence[dict[str, Any]]) -> str:
-    indent = 2 if len(documents) == 1 else None
-    return "\n".join(json.dumps(document, indent=indent, ensure_ascii=False) for document in documents)
+    if name == "json":
+        indent = 2 if len(explanations) == 1 else None
+        return "\n".join(json.dumps(each, indent=indent, ensure_ascii=False) for each in explanations)
+    return printed(Group(*(part for each in explanations for part in _host(each))))
 
 
 def _host(document: dict[str, Any]) -> Iterator[RenderableType]:
@@ -114,39 +99,3 @@ def _cell(criterion: dict[str, Any] | None) -> Text:
         return Text("-", style="dim")
     word = criterion["found"] if criterion["passed"] or criterion["name"] not in _SENTENCES else "FAIL"
     return Text(word, style="green" if criterion["passed"] else "red")
-
-
-def _screened(document: dict[str, Any]) -> Iterator[RenderableType]:
-    yield Text(document["host"], style="bold underline")
-    for remark in document["remarks"]:
-        yield Text(f"note: {remark}", style="yellow")
-    for tier in document["tiers"]:
-        table = Table(box=SIMPLE_HEAD, header_style="bold")
-        table.add_column("", no_wrap=True)
-        table.add_column(tier["name"], overflow="fold")
-        table.add_column("would lie", overflow="fold")
-        table.add_column("tokens/s expected", justify="right")
-        for candidate in tier["candidates"]:
-            fits = candidate["verdict"] == "fits"
-            speed = candidate["tokens_per_second"]
-            table.add_row(
-                Text("✓", style="green") if fits else Text("✗", style="red"),
-                f"{candidate['model']} ({candidate['words']})",
-                candidate["tried"] if fits else "has no room",
-                f"{speed:.1f}" if fits and speed is not None else "-",
-            )
-        yield table
-        for candidate in tier["candidates"]:
-            yield from _no_room(candidate)
-    yield Text()
-
-
-def _no_room(candidate: dict[str, Any]) -> Iterator[RenderableType]:
-    if candidate["verdict"] == "fits":
-        return
-    yield Text(f"{candidate['model']} ({candidate['words']}): {candidate['tried']}", style="red")
-    for reason in candidate["reasons"]:
-        yield Padding(Text(reason), (0, 0, 0, 2))
-    if candidate["changes"]:
-        would = "; ".join(change["what"] for change in candidate["changes"])
-        yield Padding(Text(f"would fit: {would}", style="dim"), (0, 0, 0, 2))
