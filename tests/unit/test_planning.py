@@ -13,7 +13,7 @@ import example_report
 import pytest
 import small_gguf
 import yaml
-from planning_cases import BIG, Q4, SMALL, shaped
+from planning_cases import BIG, Q4, Q5, SMALL, shaped
 
 from checker import cli, planning
 from checker.placement import short_name
@@ -638,3 +638,24 @@ def test_a_model_of_a_signed_url_is_called_by_its_path(monkeypatch: pytest.Monke
     wishes = planning.Wishes(model="https://hub.example/a/some.gguf?X-Signature=SECRET")
     assert planning._tier_of(wishes, models)["candidates"] == [{"model": "some.gguf"}]
     assert list(models) == ["some.gguf"]
+
+
+def test_the_candidates_of_the_reference_host_are_screened(capsys: pytest.CaptureFixture[str]) -> None:
+    code = cli.main(
+        ["trial", "-i", str(ROOT / "inventories/reference"), "--limit", "9-trials", "--dry-run", "--format", "json"]
+    )
+    tiers = json.loads(capsys.readouterr().out)["tiers"]
+    fits = {
+        (tier["name"], f"{each['model']} {each['words']}"): each["verdict"] == "fits"
+        for tier in tiers
+        for each in tier["candidates"]
+    }
+    q4, q5 = f"{Q4} ", f"{Q5} "
+    assert code == 0
+    assert not fits["deep", q5 + "auto"] and not fits["deep", q5 + "36,13"]
+    assert not fits["deep", q4 + "36,13"] and not fits["deep", q4 + "38,11, tensor split"]
+    assert fits["deep", q4 + "auto"] and fits["deep", q4 + "38,11"]
+    assert fits["deep", q4 + "one card, the rest on the CPU"]
+    assert fits["max", "qwen2.5-32b-instruct-q4_k_m the rest on the CPU"]
+    (refused,) = [each for each in tiers[0]["candidates"] if each["model"] == Q4 and each["words"] == "36,13"]
+    assert refused["reasons"][0].startswith(f"{short_name(SMALL)} needs ")
