@@ -16,6 +16,7 @@ def main() -> None:
     gpus = hardware.read_gpus()
     document = {
         "gpus": [{"name": gpu.name, "uuid": gpu.uuid} for gpu in gpus],
+        "least_total_mib": min(gpu.total_mib for gpu in gpus),
     }
     proof.HOST.parent.mkdir(parents=True, exist_ok=True)
     proof.HOST.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

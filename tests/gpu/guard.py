@@ -118,7 +118,7 @@ def drop_in(unit: str, text: str) -> Iterator[None]:
     folder.mkdir(exist_ok=True)
     path = folder / "gpu-proof.conf"
     try:
-        path.write_text(f"[Service]\nRestart=no\n{text}", encoding="utf-8")
+        path.write_text(f"[Service]\n{text}", encoding="utf-8")
         systemd.daemon_reload()
         run("systemctl", "stop", unit)
         run("systemctl", "reset-failed", unit)
@@ -127,8 +127,10 @@ def drop_in(unit: str, text: str) -> Iterator[None]:
         path.unlink(missing_ok=True)
         folder.rmdir()
         systemd.daemon_reload()
-        run("systemctl", "stop", unit)
+        front = tier.Front(unit.removeprefix("llama-tier-").removesuffix(".service"))
+        run("systemctl", "stop", front.cooldown, unit)
         run("systemctl", "reset-failed", unit)
+        run("systemctl", "start", front.socket)
 
 
 def start(unit: str) -> dict[str, Any]:
@@ -155,7 +157,7 @@ def start(unit: str) -> dict[str, Any]:
 
 def wait_until_loaded(spec: tier.TierSpec) -> None:
     """Return when the server is healthy, or ended: a verdict before that would fail for another reason."""
-    server = llama_server.LlamaServer(spec.base_url, spec.key_file)
+    server = llama_server.LlamaServer.of(spec)
     deadline = time.monotonic() + START_LIMIT_S
     while time.monotonic() < deadline and systemd.unit_state(spec.unit).active_state == "active":
         try:

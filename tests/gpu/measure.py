@@ -6,12 +6,14 @@ load     seconds from start to ready of each tier, with the file out of memory a
 fit      little memory free: our placement, llama.cpp's default, and the command that was once planned
 kld      probabilities of a split model against those of the same model on one device
 search   two cards: our placement against every split that fits
+switch   after `run.sh switching`: a request to a tier whose rival is loaded, with the load and beside it
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +32,7 @@ DEEP = synthesize.SERVED[0]
 FREE_ONE_CARD, FREE_TWO_CARDS = 11170, (8192, 3072)
 PAGE_CACHE = proof.ROOT / "roles/models/molecule/default/files/page_cache.py"
 MEMORY_PERCENT, SPEED_PERCENT, BEST_PERCENT = 3.0, 5.0, 98.0
+SWITCHES, SWITCH_BESIDE_S = 4, 0.5
 
 
 def document(part: str, cases: list[Any], **more: Any) -> None:
@@ -88,7 +91,7 @@ def choice_of(spec: tier.TierSpec) -> placement.Choice:
 def speed() -> None:
     found = []
     for spec in tier.load_all():
-        client = llama_server.LlamaServer(spec.base_url, spec.key_file)
+        client = llama_server.LlamaServer.of(spec)
         running = engine.Running(client, systemd.unit_state(spec.unit).main_pid or 0, Path(), 0)
         told = engine.rate(running, 5)
         bench = engine.bench(Path(spec.model.file), choice_of(spec), times=5, prompt=512)
@@ -111,6 +114,36 @@ def speed() -> None:
         found.append(case)
         say(case, "off_percent", "ms_between_tokens", "passed")
         document("speed", found, criterion=f"checker within {SPEED_PERCENT} % of llama-bench")
+
+
+def switch() -> None:
+    """Ask fast and deep in turn by their ports, each time with the other one loaded."""
+    specs = {spec.name: spec for spec in tier.load_all()}
+    found: list[dict[str, Any]] = []
+    for name in ("deep", "fast") * SWITCHES:
+        spec = specs[name]
+        rival = specs[spec.rivals[0]]
+        subprocess.run(["systemctl", "start", rival.unit], check=True)
+        began = time.monotonic()
+        client = llama_server.LlamaServer(spec.base_url, spec.key_file)
+        answer = client.complete(checker_measure.PROMPT, 32, 0, checker_measure.SEED, 300)
+        wall_s = time.monotonic() - began
+        state = systemd.unit_state(spec.unit)
+        load_s = (state.active_monotonic_us - state.started_monotonic_us) / 1e6
+        held = {device.uuid: checker_measure.held_mib(device.uuid, state.main_pid or 0) for device in spec.devices}
+        case = {
+            "tier": name,
+            "wall_s": round(wall_s, 3),
+            "load_s": round(load_s, 3),
+            "answer_s": round((answer.prompt_ms + answer.generation_ms) / 1000, 3),
+            "held_mib": held,
+            "rival": systemd.unit_state(rival.unit).active_state,
+        }
+        case["beside_s"] = round(wall_s - load_s - case["answer_s"], 3)
+        case["passed"] = case["rival"] == "inactive" and case["beside_s"] < SWITCH_BESIDE_S
+        found.append(case)
+        print(case, flush=True)
+        document("switch", found, criterion=f"less than {SWITCH_BESIDE_S} s beside the load and the answer")
 
 
 def _page_cache(file: str, *drop: str) -> int:
@@ -287,6 +320,7 @@ PARTS: dict[str, Callable[[], None]] = {
     "fit": fit,
     "kld": kld,
     "search": search,
+    "switch": switch,
 }
 
 

@@ -4,8 +4,9 @@
 #   models    the models that the tiers serve, and their catalogue
 #   site      site.yml; builds the engine unless a release was carried (build/gpu/release)
 #   again     site.yml once more: nothing may change
+#   switching site.yml with tiers that have no room beside each other; `measure switch` then times them
 #   verify    checker verify
-#   measure PART...  tests/gpu/measure.py: memory speed load fit kld search
+#   measure PART...  tests/gpu/measure.py: memory speed load fit kld search switch
 #   guard PART...    tests/gpu/guard.py: sandbox faults
 #   keep      puts the release into OUT, in parts
 #   status    what runs, and the end of the logs
@@ -154,9 +155,9 @@ mirror() {
         "$checkout/.venv/bin/python" "$checkout/tests/gpu/mirror.py" "$state/mirror" "$mirror_port"
 }
 
-playbook() { # name
+playbook() { # name arguments...
     local start=$SECONDS log=$state/logs/$1.log code=0
-    inside .venv/bin/ansible-playbook -i inventories/gpu site.yml 2>&1 | tee "$log" | grep --line-buffered -v '^$' || code=$?
+    inside .venv/bin/ansible-playbook -i inventories/gpu "${@:2}" site.yml 2>&1 | tee "$log" | grep --line-buffered -v '^$' || code=$?
     proof record.py "$1" "$log" "$((SECONDS - start))" "$code" || code=$?
     return "$code"
 }
@@ -172,6 +173,8 @@ site() {
 }
 
 again() { playbook again; }
+
+switching() { playbook switching -e @tests/gpu/switching.yml; }
 
 verify() {
     local code=0
@@ -206,13 +209,13 @@ measure | guard)
     proof "$1.py" "${@:2}"
     ;;
 '')
-    sed -n '2,13s/^# //p' "$0" >&2
+    sed -n '2,14s/^# //p' "$0" >&2
     exit 2
     ;;
 *)
     for step; do
         case $step in
-        boot | models | site | again | verify | keep | status | stop) ;;
+        boot | models | site | again | switching | verify | keep | status | stop) ;;
         *) echo "run: no step $step" >&2; exit 2 ;;
         esac
         start=$SECONDS

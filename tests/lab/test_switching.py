@@ -109,7 +109,7 @@ def test_pinned_tiers_that_exclude_each_other_are_refused_with_the_word_that_hel
         tier["residency"] = "pinned"
     result = site(tiers=tiers)
     assert result.returncode == 2
-    assert re.search(r"fast and deep cannot be resident together: .* residency: on_demand", result.stdout, re.DOTALL)
+    assert re.search(r"fast and deep cannot be resident together: .*residency: on_demand", result.stdout, re.DOTALL)
     assert recap(result)["changed"] == 0
 
 
