@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,31 @@ def test_a_split_of_whole_layers_needs_no_remark(capsys: pytest.CaptureFixture[s
     wish = ["--tensor-split", "38,11", "--format", "json"]
     _, out, _ = run(capsys, "--hardware", hardware, "--model", Q4, *wish)
     assert json.loads(out)["remarks"] == []
+
+
+def test_a_decision_for_a_tier_that_has_a_rival_is_planned() -> None:
+    """The production host: deep takes the place of fast on demand, and its fallback is a third tier."""
+    (tower,) = planning.subjects(ROOT, str(ROOT / "inventories/production"), "tower", None)
+    deep = {
+        "model": "deepseek-r1-distill-qwen-14b-q4_k_m",
+        "placement": "auto",
+        "because": "the only candidate that reaches what is asked for",
+        "tokens_per_second": 18.0,
+        "load_s": 40.0,
+        "gpus": [BIG, SMALL],
+        "tensor_split": [38, 11],
+        "measured_at": "2026-11-24T15:00:00Z",
+        "evidence": "ab" * 32,
+    }
+    policy = {"host": "tower", "policy": "multi-gpu", "acceptable_tokens_per_second": 10, "tiers": {"deep": deep}}
+    variables = {**tower.variables, "llama_tiers_decision": {"schema": "llama-tiers/decision/1", **policy}}
+    document = planning.make(replace(tower, variables=variables), planning.Wishes(), *planning.read_catalogues(ROOT))
+    served = tier(document, "deep")
+    assert (served["model"], served["verdict"]) == ("deepseek-r1-distill-qwen-14b-q4_k_m", "fits")
+    assert "decided by policy multi-gpu" in served["decided"]
+    assert tier(document, "fast")["decided"] is None
+    assert any({"fast", "deep"} == set(each["tiers"]) for each in document["exclusions"])
+    assert all(each["switched"] for each in document["exclusions"])
 
 
 def test_the_inventorys_tiers_on_other_hardware(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
