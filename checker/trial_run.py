@@ -142,9 +142,12 @@ def _lay_out(spec: TierSpec, unit: str, limit_s: float) -> None:
 
 def _take_away() -> None:
     """Stop the candidate, if there is one, and remove its files."""
-    systemd.stop(_CANDIDATE)
-    systemd.reset_failed(_CANDIDATE)
-    (_UNITS / _CANDIDATE).unlink(missing_ok=True)
+    unit = _UNITS / _CANDIDATE
+    # systemd knows it no longer after a boot.
+    if unit.exists():
+        systemd.stop(_CANDIDATE)
+        systemd.reset_failed(_CANDIDATE)
+        unit.unlink()
     shutil.rmtree(_UNITS / f"{_CANDIDATE}.d", ignore_errors=True)
     (tier.DIRECTORY / f"{NAME}.json").unlink(missing_ok=True)
     systemd.daemon_reload()

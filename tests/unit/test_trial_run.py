@@ -40,6 +40,8 @@ class Played:
         return self.root / "units" / CANDIDATE
 
     def stop(self, *units: str) -> None:
+        if CANDIDATE in units and not self.unit_file.exists():
+            raise systemd.SystemdError(f"Unit {CANDIDATE} not loaded.")
         for unit in units:
             self.asked.append(f"stop {unit}")
             self.active.discard(unit)
@@ -212,6 +214,16 @@ def test_a_candidate_that_is_cut_off_is_taken_away_by_restore(host: Played) -> N
     trial_run.restore()
     assert host.active == before
     assert not host.unit_file.exists() and not (host.root / "tiers/trial.json").exists()
+
+
+def test_a_candidate_that_a_boot_has_cut_off_is_taken_away(host: Played) -> None:
+    before = set(host.active)
+    run(host, candidate(host, "one"))
+    # Of its files the spec alone is not in /run.
+    (host.root / "tiers/trial.json").write_text("{}")
+    trial_run.restore()
+    assert host.active == before
+    assert not (host.root / "tiers/trial.json").exists()
 
 
 def test_what_does_not_start_again_is_named_and_the_rest_serves(host: Played) -> None:
