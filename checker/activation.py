@@ -13,7 +13,7 @@ import contextlib
 import fcntl
 import json
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from checker import hardware, proven, systemd, tier, turns
 
 _LOCK = Path("/run/llama-tiers/activation.lock")
 _CURRENT = Path("/opt/llama-tiers/current")
-_TARGET = "llama-tiers.target"
+TARGET = "llama-tiers.target"
 _RESUME = "llama-tiers-resume.service"
 _POLL_S = 0.5
 
@@ -49,7 +49,7 @@ def _loading(spec: tier.TierSpec, state: systemd.UnitState, seconds: float) -> s
     return f"{spec.name}: loading {spec.model.name}, {held:,.0f}{of} MiB on the GPUs, {seconds:.0f} s"
 
 
-def _start(spec: tier.TierSpec, report: Report) -> str | None:
+def start(spec: tier.TierSpec, report: Report) -> str | None:
     """(Re)start a tier and wait until it is active; return None, or the reason why it is not."""
     try:
         systemd.reset_failed(spec.unit)
@@ -77,11 +77,11 @@ def _roll_back(name: str, report: Report) -> str:
         _shut(name)
         return f"nothing served as {name} before, so it is down"
     # While its units are there: a fallback of the successor's may have the port.
-    _end(name)
+    end(name)
     proven.put_back(name)
     systemd.daemon_reload()
     before = tier.load(name)
-    reason = _start(before, report)
+    reason = start(before, report)
     if reason is None:
         return f"what served before is active again ({before.model.name}, {Path(before.engine.release).name})"
     return f"what served before does not start either ({reason}), so {name} is down"
@@ -131,10 +131,17 @@ def activate(names: Sequence[str], room_mib: Mapping[str, float], report: Report
     serves again. A tier that was never proven and has a fallback is given up instead, and not tried again before
     something changes, or `retry`. A second call waits for the first to end.
     """
+    with alone():
+        return _activate(names, room_mib, report, retry=retry)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Keep every other call that starts or stops tiers of this host waiting until the block ends."""
     _LOCK.parent.mkdir(parents=True, exist_ok=True)
     with _LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _activate(names, room_mib, report, retry=retry)
+        yield
 
 
 def _activate(names: Sequence[str], room_mib: Mapping[str, float], report: Report, *, retry: bool) -> Outcome:
@@ -190,8 +197,8 @@ def _activate(names: Sequence[str], room_mib: Mapping[str, float], report: Repor
         proven.remove(name)
     if leftovers:
         systemd.daemon_reload()
-    if not systemd.is_active(_TARGET):
-        systemd.start(_TARGET)
+    if not systemd.is_active(TARGET):
+        systemd.start(TARGET)
     return Outcome(
         activated=order,
         retired=tuple(leftovers),
@@ -321,7 +328,7 @@ def _take(turn: turns.Turn, report: Report) -> str | None:
         for name in turn.stop:
             report(f"{name}: stopping, the new {turn.name} needs its memory")
             systemd.stop(tier.unit_of(name))
-        return _start(tier.load(turn.name), report)
+        return start(tier.load(turn.name), report)
     except systemd.SystemdError as error:
         # What has stopped by now is to serve again.
         return str(error)
@@ -331,7 +338,7 @@ def _bring_back(pinned: Sequence[tier.TierSpec], report: Report) -> None:
     """Start the pinned tiers that those on demand have stopped to be proven; ActivationError when one does not."""
     for spec in pinned:
         if not systemd.is_active(spec.unit) and not _is_replaced(spec):
-            reason = _start(spec, report)
+            reason = start(spec, report)
             if reason is not None:
                 raise ActivationError(f"tier {spec.name} did not come back: {reason}; it is down")
 
@@ -357,7 +364,7 @@ def _open(specs: Sequence[tier.TierSpec]) -> None:
 def _at_boot(specs: Sequence[tier.TierSpec]) -> None:
     """Have all ports opened at boot, those of tiers that were given up too, and the pinned tiers started."""
     sockets = [tier.Front(spec.name).socket for spec in specs]
-    systemd.enable(_TARGET, _RESUME, *sockets, *(spec.unit for spec in specs if spec.pinned))
+    systemd.enable(TARGET, _RESUME, *sockets, *(spec.unit for spec in specs if spec.pinned))
     on_demand = [spec.unit for spec in specs if not spec.pinned]
     if on_demand:
         systemd.disable(*on_demand)
@@ -368,10 +375,10 @@ def _shut(name: str) -> None:
     units = [path.name for path in proven.unit_files(name)]
     if units:
         systemd.disable(*units)
-    _end(name)
+    end(name)
 
 
-def _end(name: str) -> None:
+def end(name: str) -> None:
     """Close the port of a tier and stop it."""
     units = [path.name for path in proven.unit_files(name)]
     # The end of its cooldown starts the tier again, also when it is stopped: the second stop undoes that.

@@ -59,13 +59,13 @@ class InventoryError(Exception):
         self.problems = list(problems)
 
 
-class _Written(BaseModel):
+class Written(BaseModel):
     """Base of everything that people write: an unknown key is an error, never ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class GpuEntry(_Written):
+class GpuEntry(Written):
     """One card of the inventory; `rpc_endpoint` when a ggml-rpc-server gives access to it.
 
     Memory (MiB), bandwidth (GB/s) and compute capability are for planning without the host, or for a card that does not
@@ -81,14 +81,14 @@ class GpuEntry(_Written):
     margin_mib: Mib | None = None
 
 
-class RamEntry(_Written):
+class RamEntry(Written):
     """The host's memory: MiB (what was read on the host goes before) and bandwidth in GB/s."""
 
     total_mib: Mib | None = Field(default=None, gt=0)
     bandwidth_gb_s: GbPerS | None = None
 
 
-class Api(_Written):
+class Api(Written):
     """Where a tier listens. Its key is no part of this: see `tiers_api_keys` of the role tiers."""
 
     bind: str = "127.0.0.1"
@@ -100,7 +100,7 @@ class Api(_Written):
         return bind
 
 
-class PlacementEntry(_Written):
+class PlacementEntry(Written):
     """A placement as written. With `tensor_split` it is explicit; without, the planner finds the split.
 
     What is absent has a default in an explicit placement (f16, 512, all layers; pipeline parallelism if it fits) and is
@@ -124,14 +124,19 @@ def _auto_is_empty(value: Any) -> Any:
     return {} if value == "auto" else value
 
 
-class Candidate(_Written):
+class Candidate(Written):
     """A model and a placement that could serve a tier; `placement: auto` leaves it to the planner."""
 
     model: str
     placement: Annotated[PlacementEntry, BeforeValidator(_auto_is_empty)] = PlacementEntry()
 
+    @property
+    def written(self) -> dict[str, Any] | str:
+        """The placement as an inventory spells it at its shortest: `auto`, or what differs from it."""
+        return self.placement.model_dump(exclude_defaults=True) or "auto"
 
-class CriteriaEntry(_Written):
+
+class CriteriaEntry(Written):
     """What a tier has to reach to pass verification."""
 
     min_generation_tokens_per_second: float = Field(default=1.0, ge=0)
@@ -142,7 +147,7 @@ _Tokens = Annotated[int, Field(ge=LEAST_CONTEXT, le=headers.MAX_CONTEXT)]
 _TOKENS = TypeAdapter(_Tokens)
 
 
-class ContextRange(_Written):
+class ContextRange(Written):
     """Tokens of context that a tier must have, and up to how many it may get where they cost no layers on the cards."""
 
     min: _Tokens
@@ -166,7 +171,7 @@ def _one_number_is_a_range(value: Any) -> Any:
     return {"min": tokens, "max": tokens}
 
 
-class TierEntry(_Written):
+class TierEntry(Written):
     """One tier of the inventory; the first candidate that fits is the one that is served.
 
     `context` as written is a number of tokens or a range, and always a range here. `cache_types` are the types of the
@@ -209,7 +214,7 @@ def _parse_header(value: Any) -> Any:
         raise ValueError(str(error)) from None
 
 
-class HuggingFaceEntry(_Written):
+class HuggingFaceEntry(Written):
     """Repository on the hub that holds a model's file."""
 
     repository: str = Field(pattern=REPOSITORY_PATTERN)
@@ -223,7 +228,7 @@ def _below(file: str) -> str:
     return file
 
 
-class PartEntry(_Written):
+class PartEntry(Written):
     """One file of a split GGUF."""
 
     file: Annotated[str, AfterValidator(_below)] = Field(min_length=1)
@@ -231,13 +236,41 @@ class PartEntry(_Written):
     bytes: int = Field(gt=0)
 
 
-class DerivedEntry(_Written):
+class DerivedEntry(Written):
     """How a header came about that was not read from the file: its bytes are right within `tolerance` (a share)."""
 
     tolerance: float = Field(gt=0, le=0.05)
 
 
-class ModelEntry(_Written):
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+class PublishedEntry(Written):
+    """What a publisher tells of a model's answers: per cent of problems solved at the first try, not quantised.
+
+    `math_500` is the sample of 500 that most publishers take of the test `math`, and goes before it. `model` is the one
+    that was examined, `source` where that is published.
+    """
+
+    math_500: Percent | None = None
+    math: Percent | None = None
+    aime_2024: Percent | None = None
+    model: str = Field(min_length=1)
+    source: str = Field(pattern=URL_PATTERN)
+
+    @model_validator(mode="after")
+    def _has_a_figure_to_rank_by(self) -> PublishedEntry:
+        if self.math_500 is None and self.math is None:
+            raise ValueError("it has neither math_500 nor math: give one of them, or leave `published` out")
+        return self
+
+    @property
+    def score(self) -> float:
+        """The figure that models are ranked by, in per cent."""
+        return self.math_500 if self.math_500 is not None else self.math or 0.0
+
+
+class ModelEntry(Written):
     """One model of the catalogue.
 
     Without `sha256` (or parts) it cannot be fetched, without `header` not planned for: `checker lock` reads both.
@@ -251,10 +284,20 @@ class ModelEntry(_Written):
     parts: list[PartEntry] | None = Field(default=None, min_length=1)
     header: Annotated[InstanceOf[headers.Header] | None, BeforeValidator(_parse_header)] = None
     header_derived: DerivedEntry | None = None
+    published: PublishedEntry | None = None
     note: str | None = None
 
 
-class EngineFlags(_Written):
+def model_path(model: ModelEntry, directory: str) -> str:
+    """Return where the first file of a model lies: `<directory>/<first 12 of its sha256>/<file>`.
+
+    A model whose sha256 is not known cannot be on a host; its path says so in place of the digits.
+    """
+    first = model.parts[0] if model.parts else model
+    return f"{directory}/{first.sha256[:12] if first.sha256 else 'sha256-not-known'}/{first.file}"
+
+
+class EngineFlags(Written):
     """How one engine spells what differs between engines; each value is the argv fragment to use."""
 
     load_mode_mmap: list[str]
@@ -321,7 +364,7 @@ def _reason(item: ErrorDetails) -> str:
     return f"is wrong: expected {_EXPECTED[item['type']].format(**item.get('ctx', {}))}"
 
 
-def _parse_each(what: str, entries: Sequence[Any], model: type[_Written], problems: list[str]) -> list[Any]:
+def _parse_each(what: str, entries: Sequence[Any], model: type[Written], problems: list[str]) -> list[Any]:
     if isinstance(entries, str) or not isinstance(entries, Sequence):
         problems.append(f"{what}s is {entries!r}, expected a list")
         return []

@@ -127,6 +127,39 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--format", choices=["table", "json"], default="table", help="how to print (default: table)")
     plan.set_defaults(run=_plan)
 
+    trial = commands.add_parser(
+        "trial",
+        help="run the candidates of the hosts' tiers one by one and write down what was measured",
+        description="Stops what serves while candidates run, and starts it again afterwards, whatever happens. What "
+        "was measured before with the same model, release, driver, cards and command line is not run again.",
+        epilog="exit code: 0 every candidate was tried, 2 a host could not be tried; with --dry-run 0 every tier has a "
+        "candidate with room, 1 a tier has none, 2 a host could not be planned",
+    )
+    trial.add_argument("-i", "--inventory", required=True, help="an Ansible inventory, such as inventories/production")
+    trial.add_argument("--limit", metavar="HOSTS", help="only these hosts or groups of it")
+    trial.add_argument("--tier", help="only this tier")
+    trial.add_argument("--again", action="store_true", help="also run again what was measured before")
+    trial.add_argument(
+        "--dry-run", action="store_true", help="only say which candidates have room; needs no host and no network"
+    )
+    trial.add_argument("--format", choices=["table", "json"], default="table", help="how to print (default: table)")
+    trial.set_defaults(run=_trial)
+
+    decide = commands.add_parser(
+        "decide",
+        help="choose each tier's candidate by what was measured in trials, and write that into the inventory",
+        description="Holds the trials of each host against a policy of catalogue/policies.yml, says why each candidate "
+        "is chosen or not, and writes host_vars/<host>/decision.yml, which site.yml then serves. Asks no host.",
+        epilog="exit code: 0 decided, 1 no policy finds a candidate for each tier, 2 a host could not be decided for",
+    )
+    decide.add_argument("-i", "--inventory", required=True, help="an Ansible inventory, such as inventories/production")
+    decide.add_argument("--limit", metavar="HOSTS", help="only these hosts or groups of it")
+    decide.add_argument("--policy", metavar="NAME", help="the policy to try first (default: the catalogue's)")
+    decide.add_argument("--evidence", metavar="DIR", help="folder that holds trials/<host> (default: of the inventory)")
+    decide.add_argument("--dry-run", action="store_true", help="say what would be decided, and write nothing")
+    decide.add_argument("--format", choices=["table", "json"], default="table", help="how to print (default: table)")
+    decide.set_defaults(run=_decide)
+
     lock = commands.add_parser(
         "lock",
         help="complete the catalogue: sha256, sizes and headers of its models, from the hub or from a file",
@@ -203,8 +236,6 @@ def _plan(options: argparse.Namespace) -> int:
         from checker.reports import plans
     except ImportError as error:
         return _could_not(f"{error.name} is not installed here; `make setup` in the checkout installs it")
-    if not (ROOT / "catalogue" / "models.yml").is_file():
-        return _could_not("plan needs the repository's catalogue; run it from a checkout: .venv/bin/checker")
     if options.inventory is None and options.hardware is None:
         return _could_not("name the host: -i INVENTORY, or --hardware FILE with --model")
     if options.inventory is None and options.model is None:
@@ -219,8 +250,7 @@ def _plan(options: argparse.Namespace) -> int:
         gpu_layers=options.gpu_layers,
     )
     try:
-        models = planning.read_yaml(ROOT / "catalogue" / "models.yml")["models"]
-        engines = planning.read_yaml(ROOT / "catalogue" / "engines.yml")["engines"]
+        models, engines = planning.read_catalogues(ROOT)
         subjects = planning.subjects(ROOT, options.inventory, options.limit, options.hardware)
     except planning.PlanningError as error:
         return _could_not(str(error))
@@ -233,13 +263,105 @@ def _plan(options: argparse.Namespace) -> int:
             failed.setdefault(str(error), []).append(subject.name)
     if documents:
         _show(plans.render(documents, options.format))
-    for reason, hosts in failed.items():
-        _could_not("\n".join(f"{', '.join(hosts)}: {line}" for line in reason.splitlines()))
-    if failed:
+    if _tell(failed):
         return COULD_NOT_RUN
     fit = all(tier["verdict"] == "fits" for document in documents for tier in document["tiers"])
     together = all(exclusion["switched"] for document in documents for exclusion in document["exclusions"])
     return PASSED if fit and together else FAILED
+
+
+def _trial(options: argparse.Namespace) -> int:
+    try:
+        from checker import planning, runner
+        from checker.catalogue import InventoryError
+        from checker.reports import trials
+    except ImportError as error:
+        return _could_not(f"{error.name} is not installed here; `make setup` in the checkout installs it")
+    try:
+        models, engines = planning.read_catalogues(ROOT)
+        subjects = planning.subjects(ROOT, options.inventory, options.limit, None)
+    except planning.PlanningError as error:
+        return _could_not(str(error))
+    if not options.dry_run:
+        variables = {"trial_tier": options.tier or "", "trial_again": options.again}
+        inventory = Path(options.inventory).expanduser().resolve()
+        result = runner.run(ROOT, "playbooks/trial.yml", inventory, options.limit, variables, _say)
+        tried = result.artifact_data.get("llama_tiers_trials", {})
+        if tried:
+            _show(trials.render(tried, options.format))
+        for failure in result.failures:
+            _could_not(f"{failure.host}: {failure.task}: {failure.message}")
+        if not tried and not result.failures:
+            return _could_not(f"no host of the group gpu_hosts in {options.inventory} was tried\n{result.said}")
+        return COULD_NOT_RUN if result.failures else PASSED
+    documents: list[dict[str, Any]] = []
+    failed: dict[str, list[str]] = {}
+    for subject in subjects:
+        try:
+            documents.append(planning.screen(subject, options.tier, models, engines))
+        except (planning.PlanningError, InventoryError) as error:
+            failed.setdefault(str(error), []).append(subject.name)
+    if documents:
+        _show(trials.screening(documents, options.format))
+    if _tell(failed):
+        return COULD_NOT_RUN
+    room = [
+        any(candidate["verdict"] == "fits" for candidate in tier["candidates"])
+        for document in documents
+        for tier in document["tiers"]
+    ]
+    return PASSED if all(room) else FAILED
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _decide(options: argparse.Namespace) -> int:
+    try:
+        from checker import deciding, decision, planning
+        from checker.catalogue import InventoryError
+        from checker.reports import decisions
+    except ImportError as error:
+        return _could_not(f"{error.name} is not installed here; `make setup` in the checkout installs it")
+    try:
+        models, engines = planning.read_catalogues(ROOT)
+        policies = deciding.read_policies(ROOT / "catalogue" / "policies.yml")
+        subjects = planning.subjects(ROOT, options.inventory, options.limit, None)
+    except (planning.PlanningError, InventoryError) as error:
+        return _could_not(str(error))
+    evidence = Path(options.evidence).resolve() if options.evidence else None
+    inventory = Path(options.inventory).expanduser().resolve()
+    explained: list[dict[str, Any]] = []
+    failed: dict[str, list[str]] = {}
+    written = []
+    for subject in subjects:
+        try:
+            trials = deciding.read_trials(deciding.directory_of(ROOT, subject, evidence))
+            found = deciding.decide(subject, trials, policies, options.policy, models, engines)
+            document = decision.to_json(found)
+            if document is not None and not options.dry_run:
+                path = deciding.path_of(inventory, subject.name)
+                changed = deciding.write(path, deciding.text_of(document))
+                written.append(f"{path}: {'written; review it, and run site.yml' if changed else 'as it was'}")
+        except (planning.PlanningError, InventoryError) as error:
+            failed.setdefault(str(error), []).append(subject.name)
+        else:
+            explained.append(decision.explanation(found))
+    if explained:
+        _show(decisions.render(explained, options.format))
+    for line in written:
+        print(f"checker: {line}", file=sys.stderr)
+    if _tell(failed):
+        return COULD_NOT_RUN
+    return PASSED if all(document["decision"] for document in explained) else FAILED
+
+
+def _tell(failed: dict[str, list[str]]) -> bool:
+    """Say for which hosts something could not be done, by reason; return whether there are any."""
+    for reason, hosts in failed.items():
+        _could_not("\n".join(f"{', '.join(hosts)}: {line}" for line in reason.splitlines()))
+    return bool(failed)
 
 
 def _lock(options: argparse.Namespace) -> int:

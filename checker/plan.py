@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from checker import argv, kept, placement, tier
+from checker import argv, decision, kept, placement, tier
 from checker.cards import Card, Host, Ram
 from checker.cards import host as join_host
 from checker.catalogue import (
@@ -26,10 +26,12 @@ from checker.catalogue import (
     RamEntry,
     TierEntry,
     check_inventory,
+    model_path,
     parse_inventory,
     parse_ram,
     resolve_gpus,
 )
+from checker.decision import DecisionEntry
 from checker.header import KNOWN, Header
 from checker.placement import Choice, Demand, Refusal
 from checker.tier import is_here
@@ -283,6 +285,14 @@ def _tier(
         if tried[-1].fits:
             break
     return TierPlan(entry.name, tuple(tried), own.cards, entry.engine, entry.residency == tier.PINNED)
+
+
+def screen(
+    entry: TierEntry, gpus: Sequence[GpuEntry], models: Mapping[str, ModelEntry], host: Host
+) -> tuple[CandidatePlan, ...]:
+    """Plan every candidate of a tier as if it were the only one, and the tier alone on the host."""
+    alone = (entry.model_copy(update={"candidates": [candidate]}) for candidate in entry.candidates)
+    return tuple(make(gpus, [each], models, host).tiers[0].chosen for each in alone)
 
 
 def demand(entry: TierEntry, candidate: Candidate) -> Demand:
@@ -686,15 +696,6 @@ def problems(planned: Plan) -> list[str]:
     ]
 
 
-def model_path(model: ModelEntry, directory: str) -> str:
-    """Return where the first file of a model lies: `<directory>/<first 12 of its sha256>/<file>`.
-
-    A model whose sha256 is not known cannot be on a host; its path says so in place of the digits.
-    """
-    first = model.parts[0] if model.parts else model
-    return f"{directory}/{first.sha256[:12] if first.sha256 else 'sha256-not-known'}/{first.file}"
-
-
 def devices(choice: Choice) -> tuple[tier.Device, ...]:
     """Name the cards as llama.cpp will: CUDA in the order of CUDA_VISIBLE_DEVICES, RPC in that of --rpc."""
     named = []
@@ -808,18 +809,22 @@ def for_site(
     ram: Mapping[str, Any] | None = None,
     *,
     replan: bool = False,
+    decided: Mapping[str, Any] | None = None,
 ) -> SitePlan:
     """Plan every tier of a host for site.yml; InventoryError lists all reasons why that cannot be done.
 
     Arguments are the inventory's words as Ansible hands them over; `profile` is the host profile, empty when there is
     no host to ask. Pinned tiers of a host are served at once, so such that exclude each other are refused. `replan`
-    makes a new choice for every tier, where else a placement that is proven on the host is kept.
+    makes a new choice for every tier, where else a placement that is proven on the host is kept. `decided` is the
+    inventory's decision: a tier that is in it has the candidate that was chosen, and no other.
     """
     found = check_inventory(gpus, tiers, models, engines, engine, backend)
     ram_entry = parse_ram(ram or {}, found)
     if found:
         raise InventoryError(found)
     parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
+    by = decision.parse(decided)
+    parsed_tiers = decision.narrowed(parsed_tiers, by)
     host = join_host(parsed_gpus, ram_entry, profile or {})
     planned = make(parsed_gpus, parsed_tiers, parsed_models, host)
     proven = kept.of_profile(profile or {})
@@ -858,7 +863,8 @@ def for_site(
             refusal(each.name, tried) for each in planned.tiers for tried in each.candidates if not tried.fits
         ),
         summary=tuple(
-            describe(spec) + _kept_words(each.chosen) for spec, each in zip(specs, planned.tiers, strict=True)
+            describe(spec) + _decided_words(by, spec.name) + _kept_words(each.chosen)
+            for spec, each in zip(specs, planned.tiers, strict=True)
         ),
         remarks=(
             *(f"{each.name}: {remark}" for each in planned.tiers for remark in each.chosen.remarks),
@@ -874,15 +880,18 @@ def for_site(
     )
 
 
-def served(gpus: Sequence[Any], tiers: Sequence[Any], models: Mapping[str, Any]) -> list[str]:
+def served(
+    gpus: Sequence[Any], tiers: Sequence[Any], models: Mapping[str, Any], decided: Mapping[str, Any] | None = None
+) -> list[str]:
     """Return the model that each tier will probably serve, before there is a host to read.
 
-    By the inventory's figures and datasheets; a tier that cannot be planned with them alone has its first candidate's.
+    By the inventory's decision, figures and datasheets; a tier that cannot be planned with them alone has its first
+    candidate's. InventoryError when the decision does not go with the inventory.
     """
     parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
     host = join_host(parsed_gpus, RamEntry(), {})
     names = []
-    for entry in parsed_tiers:
+    for entry in decision.narrowed(parsed_tiers, decision.parse(decided)):
         try:
             names += [each.chosen.model for each in make(parsed_gpus, [entry], parsed_models, host).tiers]
         except InventoryError:
@@ -899,6 +908,11 @@ def describe(spec: tier.TierSpec) -> str:
     )
     speed = f", {spec.predicted.expected:.1f} tokens/s expected" if spec.predicted else ""
     return f"{spec.name}: {spec.model.name}, context {spec.placement.ctx_size:,}, port {spec.port}: {lie}{speed}"
+
+
+def _decided_words(decided: DecisionEntry | None, name: str) -> str:
+    words = decision.words(decided, name) if decided else None
+    return f"; {words}" if words else ""
 
 
 def _kept_words(chosen: CandidatePlan) -> str:

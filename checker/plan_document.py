@@ -6,23 +6,26 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from checker import placement, throughput, tier
+from checker import decision, placement, throughput, tier
 from checker.cards import Card
 from checker.catalogue import is_placeholder
+from checker.decision import DecisionEntry
 from checker.placement import Choice, Refusal
 from checker.plan import CandidatePlan, Plan, TierPlan, devices, refusal
 
 SCHEMA = "llama-tiers/plan/1"
 
 
-def to_json(planned: Plan, host: str, remarks: Sequence[str] = ()) -> dict[str, Any]:
+def to_json(
+    planned: Plan, host: str, remarks: Sequence[str] = (), decided: DecisionEntry | None = None
+) -> dict[str, Any]:
     """Return the plan document (docs/schemas/plan.schema.json); `remarks` are those on the whole host."""
     return {
         "schema": SCHEMA,
         "host": host,
         "remarks": list(remarks),
         "gpus": [{"name": card.name, "uuid": _uuid(card)} for card in planned.cards],
-        "tiers": [_tier_json(each) for each in planned.tiers],
+        "tiers": [_tier_json(each, decided) for each in planned.tiers],
         "resident_together": [list(names) for names in planned.resident_together],
         "exclusions": [
             {"tiers": list(item.tiers), "reason": item.reason, "switched": item in planned.switched}
@@ -31,18 +34,20 @@ def to_json(planned: Plan, host: str, remarks: Sequence[str] = ()) -> dict[str, 
     }
 
 
-def _tier_json(planned: TierPlan) -> dict[str, Any]:
+def _tier_json(planned: TierPlan, decided: DecisionEntry | None) -> dict[str, Any]:
     return {
         "name": planned.name,
         "residency": tier.PINNED if planned.pinned else tier.ON_DEMAND,
         "engine": planned.engine,
+        "decided": decision.words(decided, planned.name) if decided else None,
         **_candidate_json(planned.name, planned.chosen),
         "unused_gpus": [card.name for card in planned.cards if card not in planned.chosen.choice.cards],
-        "candidates": [_tried_json(candidate) for candidate in planned.candidates],
+        "candidates": [tried_json(candidate) for candidate in planned.candidates],
     }
 
 
-def _tried_json(candidate: CandidatePlan) -> dict[str, Any]:
+def tried_json(candidate: CandidatePlan) -> dict[str, Any]:
+    """Return what a plan document says of one candidate: verdict, and the arithmetic when it does not fit."""
     refused = candidate.result if isinstance(candidate.result, Refusal) else None
     return {
         "model": candidate.model,

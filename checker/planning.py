@@ -20,24 +20,28 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from checker import calibration, cards, plan, plan_document, residuals
+from checker import calibration, cards, decision, plan, plan_document, residuals
 from checker.catalogue import (
     CAPABILITY_PATTERN,
     LEAST_CONTEXT,
     GbPerS,
+    GpuEntry,
     InventoryError,
     Mib,
     ModelEntry,
+    TierEntry,
     check_inventory,
     parse_inventory,
     parse_ram,
     sentences,
     with_placeholders,
 )
+from checker.decision import DecisionEntry
 from checker.header import Header
 from checker.placement import whole_layers
 
 DEFAULT_CONTEXT = 8192
+SCREENING_SCHEMA = "llama-tiers/screening/1"
 
 
 class PlanningError(Exception):
@@ -115,6 +119,14 @@ def read_yaml(path: Path) -> Any:
         raise PlanningError(f"{path} cannot be read: expected text in UTF-8") from error
     except yaml.YAMLError as error:
         raise PlanningError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+
+
+def read_catalogues(root: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the models and engines of a checkout; PlanningError when this is none."""
+    directory = root / "catalogue"
+    if not (directory / "models.yml").is_file():
+        raise PlanningError("this needs the repository's catalogue; run it from a checkout: .venv/bin/checker")
+    return read_yaml(directory / "models.yml")["models"], read_yaml(directory / "engines.yml")["engines"]
 
 
 def read_inventory(root: Path, inventory: Path, limit: str | None) -> list[Subject]:
@@ -233,25 +245,27 @@ def make(subject: Subject, wishes: Wishes, models: Mapping[str, Any], engines: M
 
 def _made(subject: Subject, wishes: Wishes, models: Mapping[str, Any], engines: Mapping[str, Any]) -> dict[str, Any]:
     variables = subject.variables
-    for word in ("gpus", "ram", "llama_cpp_engine", "llama_cpp_backend", *(["tiers"] if wishes.model is None else [])):
+    _refuse_templates(variables, *(["tiers"] if wishes.model is None else []))
+    models = dict(models)
+    gpus = with_placeholders(variables.get("gpus") or [])
+    tiers = _tiers(variables.get("tiers") or [], wishes, models, gpus)
+    parsed_gpus, parsed_tiers, parsed_models, host = _checked(subject, gpus, tiers, models, engines)
+    decided = None if wishes.model else decision.parse(variables.get(decision.VARIABLE))
+    if decided:
+        parsed_tiers = _decided(variables["tiers"], parsed_tiers, decided)
+    remarks = (*subject.remarks, *_taken_as(wishes, tiers))
+    planned = plan.make(parsed_gpus, parsed_tiers, parsed_models, host)
+    return plan_document.to_json(planned, subject.name, remarks, decided)
+
+
+def _refuse_templates(variables: Mapping[str, Any], *words: str) -> None:
+    for word in ("gpus", "ram", "llama_cpp_engine", "llama_cpp_backend", *words):
         template = _template(variables.get(word))
         if template:
             raise PlanningError(
                 f"{word} has a template, {template!r}, which only a play resolves: write the value itself, or plan "
                 "without the inventory, with --hardware and --model; site.yml plans it as it is"
             )
-    models = dict(models)
-    gpus = with_placeholders(variables.get("gpus") or [])
-    tiers = _tiers(variables.get("tiers") or [], wishes, models, gpus)
-    engine = str(variables.get("llama_cpp_engine") or next(iter(engines)))
-    problems = check_inventory(gpus, tiers, models, engines, engine, str(variables.get("llama_cpp_backend", "cuda")))
-    ram = parse_ram(variables.get("ram") or {}, problems)
-    if problems:
-        raise InventoryError(problems)
-    parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
-    host = calibration.calibrated(cards.host(parsed_gpus, ram, subject.profile), subject.measured, parsed_models)
-    remarks = (*subject.remarks, *_taken_as(wishes, tiers))
-    return plan_document.to_json(plan.make(parsed_gpus, parsed_tiers, parsed_models, host), subject.name, remarks)
 
 
 def _template(value: Any) -> str | None:
@@ -260,6 +274,66 @@ def _template(value: Any) -> str | None:
         return value if "{{" in value or "{%" in value else None
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
     return next(filter(None, map(_template, parts)), None)
+
+
+def _checked(
+    subject: Subject, gpus: Any, tiers: Any, models: Mapping[str, Any], engines: Mapping[str, Any]
+) -> tuple[list[GpuEntry], list[TierEntry], dict[str, ModelEntry], cards.Host]:
+    """Return the inventory's entries and the host by what is known of it; InventoryError has every problem."""
+    variables = subject.variables
+    engine = str(variables.get("llama_cpp_engine") or next(iter(engines)))
+    problems = check_inventory(gpus, tiers, models, engines, engine, str(variables.get("llama_cpp_backend", "cuda")))
+    ram = parse_ram(variables.get("ram") or {}, problems)
+    if problems:
+        raise InventoryError(problems)
+    parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
+    host = calibration.calibrated(cards.host(parsed_gpus, ram, subject.profile), subject.measured, parsed_models)
+    return parsed_gpus, parsed_tiers, parsed_models, host
+
+
+def _decided(written: Any, wished: Sequence[TierEntry], decided: DecisionEntry) -> list[TierEntry]:
+    """Return tiers with the decided candidate alone; it is found as the inventory wrote it, before the wishes.
+
+    InventoryError when the inventory has it no longer.
+    """
+    by_name = {entry.name: entry for entry in parse_inventory([], written, {})[1]}
+    narrowed = []
+    for entry in wished:
+        before = by_name[entry.name]
+        (own,) = decision.narrowed([before], decided)
+        kept = [each for each, old in zip(entry.candidates, before.candidates, strict=True) if old in own.candidates]
+        narrowed.append(entry.model_copy(update={"candidates": kept}))
+    return narrowed
+
+
+def screen(subject: Subject, tier: str | None, models: Mapping[str, Any], engines: Mapping[str, Any]) -> dict[str, Any]:
+    """Screen every candidate of a host's tiers, or of one, and return the document; errors as those of `make`."""
+    _refuse_templates(subject.variables, "tiers")
+    gpus, tiers = with_placeholders(subject.variables.get("gpus") or []), subject.variables.get("tiers") or []
+    tiers = _tiers(tiers, Wishes(tier=tier), dict(models), gpus)
+    parsed_gpus, parsed_tiers, parsed_models, host = _checked(subject, gpus, tiers, models, engines)
+    return {
+        "schema": SCREENING_SCHEMA,
+        "host": subject.name,
+        "remarks": list(subject.remarks),
+        "tiers": [
+            {
+                "name": entry.name,
+                "candidates": [
+                    {
+                        "placement": candidate.written,
+                        "words": decision.placement_words(candidate.written),
+                        "tokens_per_second": round(found.choice.speed.expected, 1) if found.choice.speed else None,
+                        **plan_document.tried_json(found),
+                    }
+                    for candidate, found in zip(
+                        entry.candidates, plan.screen(entry, parsed_gpus, parsed_models, host), strict=True
+                    )
+                ],
+            }
+            for entry in parsed_tiers
+        ],
+    }
 
 
 def _as_typed(problem: str, wishes: Wishes) -> str:

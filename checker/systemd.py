@@ -148,6 +148,17 @@ def start(unit: str, timeout_s: float = _TIMEOUT_S) -> None:
     _run("systemctl", "start", unit, timeout_s=timeout_s)
 
 
+def active_units(pattern: str) -> list[str]:
+    """Return the names of units that are active, or on their way, and fit a pattern such as `llama-tier-*`."""
+    command = ("systemctl", "list-units", "--plain", "--no-legend", "--state=active,activating,reloading", pattern)
+    return [line.split()[0] for line in _run(*command).splitlines() if line.strip()]
+
+
+def start_alone(unit: str) -> None:
+    """Start a unit without what it wants and requires."""
+    _run("systemctl", "start", "--job-mode=ignore-requirements", unit)
+
+
 def user(unit: str) -> str:
     """Return the user that a unit runs as; empty for root."""
     return _show(unit, "User").get("User", "")

@@ -8,4 +8,4 @@ ruff format --check .
 mypy
 yamllint --strict .
 ansible-lint --offline
-ansible-playbook --syntax-check -i inventories/lab site.yml playbooks/verify.yml playbooks/rollback.yml
+ansible-playbook --syntax-check -i inventories/lab site.yml playbooks/verify.yml playbooks/trial.yml playbooks/rollback.yml

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 export LAB_SUITE=$1
 tests=(tests/lab/test_site.py tests/lab/test_switching.py)
 # The engine table is held against the sources, which are at hand then.
-[ "$LAB_SUITE" != bookworm ] || tests+=(tests/lab/test_site_faults.py tests/lab/test_site_moves.py
+[ "$LAB_SUITE" != bookworm ] || tests+=(tests/lab/test_site_faults.py tests/lab/test_site_moves.py tests/lab/test_trial.py
     tests/contract/test_engines.py)
 tests/lab/lab.sh drop gpuhost
 tests/lab/lab.sh up --suite "$LAB_SUITE"

@@ -99,6 +99,8 @@ def _tier(tier: dict[str, Any]) -> list[RenderableType]:
         ", on demand" if tier["residency"] == "on_demand" else "",
     )
     lines: list[RenderableType] = [title]
+    if tier["decided"]:
+        lines.append(Padding(Text(tier["decided"], style="green"), (0, 0, 0, 2)))
     if tier["confidence"] != KNOWN:
         lines.append(Padding(Text(f"low confidence: memory by {tier['confidence']}", style="yellow"), (0, 0, 0, 2)))
     if tier["header_tolerance"] is not None:

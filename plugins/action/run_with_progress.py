@@ -10,6 +10,7 @@ The name can not begin with "with_": Ansible reads such a task key as an old-sty
 from __future__ import annotations
 
 import json
+import os
 import posixpath
 import re
 import shlex
@@ -70,6 +71,7 @@ class ActionModule(ActionBase):
                 "progress": {"type": "str", "required": True},
                 "title": {"type": "str", "required": True},
                 "timeout": {"type": "int", "default": 3600},
+                "lease": {"type": "str", "default": ""},
             }
         )
         task_vars = task_vars or {}
@@ -113,15 +115,20 @@ class ActionModule(ActionBase):
 
     def _follow(self, options: dict[str, Any], results_file: str, title: str) -> None:
         """Show the progress file's last line until the job is done."""
+        lease = f"touch {shlex.quote(options['lease'])}; " if options["lease"] else ""
         look = (
-            f"head -c 400 {shlex.quote(results_file)} 2>/dev/null; printf '\\036'; "
+            f"{lease}head -c 400 {shlex.quote(results_file)} 2>/dev/null; printf '\\036'; "
             f"tail -c 400 {shlex.quote(options['progress'])} 2>/dev/null || true"
         )
         started = time.monotonic()
         shown_at: float | None = None
         delays = iter(POLL_DELAYS_S)
+        play = os.getppid()
         while True:
             time.sleep(next(delays, POLL_DELAY_MAX_S))
+            if os.getppid() != play:
+                # Ansible's workers outlive a play that was killed, and would go on following for nobody.
+                raise AnsibleActionFail(f"{options['title']}: the play has ended; the job is left to itself")
             head, _, tail = self._low_level_execute_command(look)["stdout"].partition(SEPARATOR)
             if not is_running(head):
                 return

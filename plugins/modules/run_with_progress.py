@@ -30,6 +30,12 @@ options:
     description: Seconds after which the job is ended.
     type: int
     default: 3600
+  lease:
+    description:
+      - File on the host that is touched with every look, at least every few seconds, so that the job can tell whether
+        somebody still follows it. None when empty.
+    type: str
+    default: ""
 """
 
 EXAMPLES = r"""

@@ -26,6 +26,10 @@ options:
     description: Choose every placement anew, where else one that is proven on the host is kept while it fits.
     type: bool
     default: false
+  decision:
+    description: The inventory's decision (C(llama_tiers_decision)); a tier in it has the chosen candidate and no other.
+    type: dict
+    default: {}
 attributes:
   check_mode: {support: full}
 author: [llama-tiers]
@@ -85,6 +89,7 @@ def main() -> None:
             "profile": {"type": "dict", "default": {}},
             "ram": {"type": "dict", "default": {}},
             "replan": {"type": "bool", "default": False},
+            "decision": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
@@ -106,6 +111,7 @@ def main() -> None:
             args["profile"],
             args["ram"],
             replan=args["replan"],
+            decided=args["decision"],
         )
     except InventoryError as error:
         module.fail_json(msg=str(error), problems=error.problems)

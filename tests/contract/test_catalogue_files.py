@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from checker.catalogue import EngineFlags, ModelEntry, check_inventory
+from checker.policies import parse
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,6 +33,21 @@ def test_every_engine_says_how_it_spells_its_flags() -> None:
     for name, entry in ENGINES.items():
         EngineFlags.model_validate(entry["flags"])
         assert entry["commit"].startswith(name)
+
+
+def test_the_policies_are_right_and_know_the_tiers_of_the_reference_host() -> None:
+    policies = parse(load("catalogue/policies.yml"), "policies.yml")
+    hosts = load("inventories/reference/hosts.yml")["gpu_hosts"]["hosts"]
+    tiers = {tier["name"] for tier in hosts["9-trials"]["tiers"]}
+    assert {name for policy in policies.policies.values() for name in policy.tiers} == tiers
+
+
+def test_every_model_of_the_reference_hosts_trials_has_a_published_figure_and_its_source() -> None:
+    hosts = load("inventories/reference/hosts.yml")["gpu_hosts"]["hosts"]
+    named = {each["model"] for tier in hosts["9-trials"]["tiers"] for each in tier["candidates"]}
+    for name in named:
+        published = ModelEntry.model_validate(MODELS[name]).published
+        assert published and published.source, name
 
 
 def words_of(*files: str) -> dict[str, Any]:

@@ -11,14 +11,16 @@ from typing import Any
 
 import jsonschema
 import pytest
+import referencing
 import yaml
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests/unit"))
 
+import decision_cases  # noqa: E402
 from example_report import report  # noqa: E402
 
-from checker import plan, plan_document, planning, reports, tier  # noqa: E402
+from checker import decision, plan, plan_document, planning, reports, tier, trial  # noqa: E402
 from checker.evidence import EVIDENCE_SCHEMA, REPORT_SCHEMA  # noqa: E402
 from inventories import BIG, SMALL, inventory  # noqa: E402
 
@@ -28,11 +30,17 @@ ENDPOINTS = [BIG | {"rpc_endpoint": "127.0.0.1:50052"}, SMALL | {"rpc_endpoint":
 
 Document = dict[str, Any]
 
+# So that one schema can refer to another by its file's name.
+EVERY = referencing.Registry().with_resources(
+    (path.name, referencing.Resource.from_contents(json.loads(path.read_text(encoding="utf-8"))))
+    for path in (ROOT / "docs/schemas").glob("*.json")
+)
+
 
 def validator(name: str) -> jsonschema.Draft202012Validator:
     schema = json.loads((ROOT / f"docs/schemas/{name}.schema.json").read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator.check_schema(schema)
-    return jsonschema.Draft202012Validator(schema)
+    return jsonschema.Draft202012Validator(schema, registry=EVERY)
 
 
 def verification(**changes: Any) -> Document:
@@ -60,6 +68,51 @@ def test_a_plan_fits_its_schema(hardware: Document) -> None:
     validator("plan").validate(document)
     assert {tier["verdict"] for tier in document["tiers"]} == {"does-not-fit" if hardware else "fits"}
     assert validator("plan").schema["properties"]["schema"]["const"] == plan_document.SCHEMA
+
+
+@pytest.mark.parametrize("total_mib", [3072, 160], ids=["fits", "does not"])
+def test_a_screening_fits_its_schema(total_mib: int) -> None:
+    given = inventory()
+    subject = planning.Subject("tower", {**given, "llama_cpp_engine": "new"}, {})
+    subject.variables["gpus"][1] |= {"total_mib": total_mib}
+    document = planning.screen(subject, "deep", given["models"], given["engines"])
+    validator("screening").validate(document)
+    verdicts = [each["verdict"] for each in document["tiers"][0]["candidates"]]
+    assert verdicts == ["fits" if total_mib > 1000 else "does-not-fit"]
+    assert validator("screening").schema["properties"]["schema"]["const"] == planning.SCREENING_SCHEMA
+
+
+@pytest.mark.parametrize("decided", [True, False])
+def test_a_decision_fits_its_schema(decided: bool) -> None:
+    contenders = [decision_cases.contender("untried", None, "it was not tried yet")]
+    contenders += [decision_cases.contender("good")] if decided else []
+    made = decision.decide("tower", {"deep": contenders, "fast": []}, decision_cases.policies(), "strict", 10)
+    validator("decision").validate(decision.explanation(made))
+    file = decision.to_json(made)
+    assert (file is not None) == decided
+    if file:
+        own = {"$ref": "decision.schema.json#/$defs/decision"}
+        jsonschema.Draft202012Validator(own, registry=EVERY).validate(file)
+        assert decision.parse(file)
+    schema = validator("decision").schema
+    assert schema["properties"]["schema"]["const"] == decision.EXPLANATION_SCHEMA
+    assert schema["$defs"]["decision"]["properties"]["schema"]["const"] == decision.SCHEMA
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"outcome": trial.FAILED, "reason": "it hung", "evidence": None},
+        {"outcome": trial.INFEASIBLE, "reason": "has no room", "spec": None, "evidence": None},
+    ],
+    ids=["measured", "failed", "infeasible"],
+)
+def test_a_trial_fits_its_schema(changes: Document) -> None:
+    record = decision_cases.measured({"tensor_split": [3, 2]}, **changes).to_json()
+    validator("trial").validate(record)
+    assert not validator("trial").is_valid({**record, "evidence": {}})
+    assert validator("trial").schema["properties"]["schema"]["const"] == trial.SCHEMA
 
 
 @pytest.mark.parametrize("changes", [{}, {"failed": True}, {"unreadable": True}, {"unread": True}], ids=str)
@@ -129,7 +182,7 @@ def objects(schema: Any) -> list[Document]:
     return own + [found for part in below for found in objects(part)]
 
 
-@pytest.mark.parametrize("name", ["plan", "release", "tier", "verification"])
+@pytest.mark.parametrize("name", ["decision", "plan", "release", "screening", "tier", "trial", "verification"])
 def test_schemas_are_strict_and_described(name: str) -> None:
     found = objects(validator(name).schema)
     assert found

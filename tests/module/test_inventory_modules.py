@@ -58,7 +58,70 @@ def test_all_problems_of_an_inventory_are_said_at_once() -> None:
         assert piece in result["msg"]
 
 
-def plan(profile: dict[str, Any] | None = None, replan: bool = False, **changes: Any) -> dict[str, Any]:
+def decided(placement: Any) -> dict[str, Any]:
+    """Return an inventory's decision for the tier `deep`."""
+    deep = {
+        "model": "tiny",
+        "placement": placement,
+        "because": "the only candidate that reaches what is asked for",
+        "tokens_per_second": 50.0,
+        "load_s": 3.1,
+        "gpus": [BIG["name"], SMALL["name"]],
+        "tensor_split": [3, 2],
+        "measured_at": "2026-11-24T15:00:00Z",
+        "evidence": "ab" * 32,
+    }
+    whole = {"schema": "llama-tiers/decision/1", "host": "tower", "policy": "quick", "acceptable_tokens_per_second": 10}
+    return {**whole, "tiers": {"deep": deep}}
+
+
+@pytest.mark.parametrize("module", ["inventory_check", "tier_plan"])
+def test_a_decision_that_the_inventory_does_not_know_is_refused(module: str) -> None:
+    gone = decided({"tensor_split": [4, 1]})
+    own = {"releases": {"new": "/r"}, "keys_directory": "/k"} if module == "tier_plan" else BUILD
+
+    result = run(module, decision=gone, models_directory=MODELS_DIRECTORY, **own, **inventory())
+
+    assert result["failed"] is True
+    said = "tier deep: decided is tiny (4,1), which is none of the inventory's candidates: tiny (3,2); put it back"
+    assert said in result["problems"][0]
+
+
+def test_a_plan_takes_what_was_decided_and_names_the_evidence() -> None:
+    given = inventory()
+    given["tiers"][1]["candidates"].append({"model": "tiny", "placement": {"tensor_split": [2, 3]}})
+
+    (_, before), (fast, after) = (
+        plan(tiers=given["tiers"], **more)["specs"] for more in ({}, {"decision": decided({"tensor_split": [2, 3]})})
+    )
+    summary = plan(tiers=given["tiers"], decision=decided({"tensor_split": [2, 3]}))["summary"]
+
+    assert before["placement"]["tensor_split"] == [3, 2]
+    assert after["placement"]["tensor_split"] == [2, 3]
+    assert fast["name"] == "fast" and "decided" not in summary[0]
+    assert summary[1].endswith("; decided by policy quick: 50.0 tokens/s measured 2026-11-24, evidence abababababab")
+
+
+def test_only_the_decided_model_has_to_lie_on_the_host() -> None:
+    given = inventory()
+    given["models"]["other"] = {**given["models"]["tiny"], "file": "other.gguf", "sha256": "cd" * 32}
+    given["tiers"] = given["tiers"][1:]
+    given["tiers"][0]["candidates"].insert(0, {"model": "other", "placement": {"tensor_split": [3, 2]}})
+
+    needed = [
+        run("inventory_check", models_directory=MODELS_DIRECTORY, **BUILD, **given, **more)["models"]
+        for more in ({}, {"decision": decided({"tensor_split": [3, 2]})})
+    ]
+
+    assert needed == [["other"], ["tiny"]]
+
+
+def plan(
+    profile: dict[str, Any] | None = None,
+    replan: bool = False,
+    decision: dict[str, Any] | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
     return run(
         "tier_plan",
         profile=profile or {},
@@ -66,6 +129,7 @@ def plan(profile: dict[str, Any] | None = None, replan: bool = False, **changes:
         models_directory=MODELS_DIRECTORY,
         keys_directory="/etc/llama-tiers/keys",
         replan=replan,
+        decision=decision or {},
         **inventory(**changes),
     )
 

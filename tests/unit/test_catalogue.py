@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from checker.catalogue import check_inventory, parse_inventory, with_placeholders
-from inventories import BIG, SMALL, inventory
+from checker.catalogue import ModelEntry, check_inventory, parse_inventory, with_placeholders
+from inventories import BIG, MODELS, SMALL, inventory
 
 
 def set_at(tree: Any, path: tuple[Any, ...], value: Any) -> None:
@@ -204,3 +204,25 @@ def test_a_fallback_is_one_step(third: str) -> None:
     else:
         (problem,) = problems
         assert problem.startswith("tier third: fallback 'deep' has a fallback of its own (fast): one step is all")
+
+
+def test_what_is_published_of_a_model_ranks_it_by_math_500_before_math() -> None:
+    source = {"model": "Tiny-Instruct", "source": "https://example.org/tiny"}
+    both = ModelEntry.model_validate({**MODELS["tiny"], "published": {**source, "math_500": 93.9, "math": 80}})
+    one = ModelEntry.model_validate({**MODELS["tiny"], "published": {**source, "math": 80}})
+    assert [entry.published.score for entry in (both, one) if entry.published] == [93.9, 80]
+
+
+@pytest.mark.parametrize(
+    ("published", "said"),
+    [
+        ({"aime_2024": 69.7}, "it has neither math_500 nor math: give one of them, or leave `published` out"),
+        ({"math": 120}, "model tiny: published.math 120 is wrong: expected 100"),
+        ({"math": 80, "source": "a blog"}, "published.source 'a blog' is wrong: expected an address that begins with"),
+    ],
+)
+def test_a_published_figure_that_cannot_be_is_named(published: dict[str, Any], said: str) -> None:
+    whole = {"model": "Tiny-Instruct", "source": "https://example.org/tiny", **published}
+    given = inventory()
+    given["models"]["tiny"]["published"] = whole
+    assert said in "\n".join(check_inventory(**given))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from decision_cases import measured
 from example_report import report
 
-from checker import cli, readiness, runner
+from checker import cli, readiness, runner, trial
 from checker.runner import Failure, RunResult
 
 ROOT = Path(__file__).parents[2]
@@ -216,3 +219,51 @@ def test_a_fault_of_our_own_is_not_a_failed_verdict(
     monkeypatch.setattr(runner, "run", run)
     assert cli.main(["verify", "-i", INVENTORY]) == 2
     assert "no space left" in capsys.readouterr().err
+
+
+def test_what_was_rescued_is_no_failure() -> None:
+    events = [
+        event("runner_on_failed", host="tower", task="Fetch a file", res={"msg": "404"}),
+        event("runner_on_failed", host="shed", task="Fetch a file", res={"msg": "404"}),
+        event("playbook_on_stats", artifact_data={}, failures={"shed": 1}, dark={}, rescued={"tower": 1}),
+    ]
+    assert [failure.host for failure in runner.read_events(events).failures] == ["shed"]
+
+
+def trials(*records: Any, failures: tuple[Failure, ...] = ()) -> RunResult:
+    return RunResult({"llama_tiers_trials": {"gpuhost": [record.to_json() for record in records]}}, failures, "")
+
+
+def test_trials_are_shown_with_what_was_measured(playbook: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    failed = replace(measured("auto"), outcome=trial.FAILED, reason="it did not start: out of memory", evidence=None)
+    playbook.append(trials(measured({"tensor_split": [3, 2]}, 33.3), failed))
+    assert cli.main(["trial", "-i", INVENTORY, "--tier", "deep", "--again"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"✓ +deep +tiny +3,2 +33\.3 +3\.1", printed)
+    assert re.search(r"✗ +deep +tiny +3,2 +- +-", printed)
+    assert "deep: tiny: it did not start: out of memory" in printed
+    root, name, inventory, limit, variables, _ = playbook[0]
+    assert (root, name, inventory, limit) == (ROOT, "playbooks/trial.yml", Path(INVENTORY), None)
+    assert variables == {"trial_tier": "deep", "trial_again": True}
+    options = yaml.safe_load((ROOT / "roles/trial/meta/argument_specs.yml").read_text(encoding="utf-8"))
+    assert set(variables) <= set(options["argument_specs"]["main"]["options"])
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "said"),
+    [
+        (trials(measured("auto")), 0, ""),
+        (trials(measured("auto"), failures=(UNREACHABLE,)), 2, "attic: unreachable"),
+        (RunResult({}, (), "ERROR! nothing"), 2, "was tried\nERROR! nothing"),
+    ],
+    ids=["tried", "unreachable", "nobody"],
+)
+def test_a_trials_exit_code(
+    playbook: list[Any], capsys: pytest.CaptureFixture[str], given: RunResult, code: int, said: str
+) -> None:
+    playbook.append(given)
+    assert cli.main(["trial", "-i", INVENTORY, "--format", "json"]) == code
+    printed = capsys.readouterr()
+    assert said in printed.err
+    for line in printed.out.splitlines():
+        assert trial.from_json(json.loads(line)).model == "tiny"

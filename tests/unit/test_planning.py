@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import example_report
 import pytest
 import small_gguf
 import yaml
-from planning_cases import BIG, Q4, SMALL, shaped
+from planning_cases import BIG, Q4, Q5, SMALL, shaped
 
 from checker import cli, planning
 from checker.placement import short_name
@@ -241,6 +242,31 @@ def test_a_split_of_whole_layers_needs_no_remark(capsys: pytest.CaptureFixture[s
     wish = ["--tensor-split", "38,11", "--format", "json"]
     _, out, _ = run(capsys, "--hardware", hardware, "--model", Q4, *wish)
     assert json.loads(out)["remarks"] == []
+
+
+def test_a_decision_for_a_tier_that_has_a_rival_is_planned() -> None:
+    """The production host: deep takes the place of fast on demand, and its fallback is a third tier."""
+    (tower,) = planning.subjects(ROOT, str(ROOT / "inventories/production"), "tower", None)
+    deep = {
+        "model": "deepseek-r1-distill-qwen-14b-q4_k_m",
+        "placement": "auto",
+        "because": "the only candidate that reaches what is asked for",
+        "tokens_per_second": 18.0,
+        "load_s": 40.0,
+        "gpus": [BIG, SMALL],
+        "tensor_split": [38, 11],
+        "measured_at": "2026-11-24T15:00:00Z",
+        "evidence": "ab" * 32,
+    }
+    policy = {"host": "tower", "policy": "multi-gpu", "acceptable_tokens_per_second": 10, "tiers": {"deep": deep}}
+    variables = {**tower.variables, "llama_tiers_decision": {"schema": "llama-tiers/decision/1", **policy}}
+    document = planning.make(replace(tower, variables=variables), planning.Wishes(), *planning.read_catalogues(ROOT))
+    served = tier(document, "deep")
+    assert (served["model"], served["verdict"]) == ("deepseek-r1-distill-qwen-14b-q4_k_m", "fits")
+    assert "decided by policy multi-gpu" in served["decided"]
+    assert tier(document, "fast")["decided"] is None
+    assert any({"fast", "deep"} == set(each["tiers"]) for each in document["exclusions"])
+    assert all(each["switched"] for each in document["exclusions"])
 
 
 def test_the_inventorys_tiers_on_other_hardware(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -638,3 +664,24 @@ def test_a_model_of_a_signed_url_is_called_by_its_path(monkeypatch: pytest.Monke
     wishes = planning.Wishes(model="https://hub.example/a/some.gguf?X-Signature=SECRET")
     assert planning._tier_of(wishes, models)["candidates"] == [{"model": "some.gguf"}]
     assert list(models) == ["some.gguf"]
+
+
+def test_the_candidates_of_the_reference_host_are_screened(capsys: pytest.CaptureFixture[str]) -> None:
+    code = cli.main(
+        ["trial", "-i", str(ROOT / "inventories/reference"), "--limit", "9-trials", "--dry-run", "--format", "json"]
+    )
+    tiers = json.loads(capsys.readouterr().out)["tiers"]
+    fits = {
+        (tier["name"], f"{each['model']} {each['words']}"): each["verdict"] == "fits"
+        for tier in tiers
+        for each in tier["candidates"]
+    }
+    q4, q5 = f"{Q4} ", f"{Q5} "
+    assert code == 0
+    assert not fits["deep", q5 + "auto"] and not fits["deep", q5 + "36,13"]
+    assert not fits["deep", q4 + "36,13"] and not fits["deep", q4 + "38,11, tensor split"]
+    assert fits["deep", q4 + "auto"] and fits["deep", q4 + "38,11"]
+    assert fits["deep", q4 + "one card, the rest on the CPU"]
+    assert fits["max", "qwen2.5-32b-instruct-q4_k_m the rest on the CPU"]
+    (refused,) = [each for each in tiers[0]["candidates"] if each["model"] == Q4 and each["words"] == "36,13"]
+    assert refused["reasons"][0].startswith(f"{short_name(SMALL)} needs ")

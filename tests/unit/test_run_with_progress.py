@@ -28,6 +28,7 @@ PLAY = """
         progress: {progress}
         title: a job
         timeout: {timeout}
+        lease: {lease}
 """
 
 
@@ -62,7 +63,8 @@ def test_a_job_runs_until_its_result_is_there(head: str, running: bool) -> None:
 def run(tmp_path: Path, script: str, timeout: int = 60) -> tuple[dict[str, Any], str]:
     """Run the action on this machine; return the task's result and what was shown."""
     play = tmp_path / "play.yml"
-    play.write_text(PLAY.format(script=script, progress=tmp_path / "progress", timeout=timeout), encoding="utf-8")
+    files = {name: tmp_path / name for name in ("progress", "lease")}
+    play.write_text(PLAY.format(script=script, timeout=timeout, **files), encoding="utf-8")
     shown = subprocess.run(
         [sys.executable, "-m", "ansible", "playbook", "-i", "localhost,", "-c", "local", "-v", str(play)],
         env=os.environ
@@ -88,6 +90,12 @@ def test_a_job_shows_how_far_it_is_and_returns_its_own_result(tmp_path: Path) ->
     assert result["stdout"] == "done"
     assert "ansible_job_id" not in result
     assert list((tmp_path / "jobs").iterdir()) == []
+
+
+def test_a_job_can_tell_that_somebody_follows_it(tmp_path: Path) -> None:
+    lease = tmp_path / "lease"
+    result, _ = run(tmp_path, f"sleep 3; rm -f {lease}; sleep 5; test -e {lease} && echo followed")
+    assert result["stdout"] == "followed"
 
 
 def test_a_short_job_is_quiet_and_its_failure_is_the_tasks_failure(tmp_path: Path) -> None:

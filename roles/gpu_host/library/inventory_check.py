@@ -20,6 +20,7 @@ options:
   build_directory: {description: Folder on the host in which engines are built, type: str, required: true}
   releases_directory: {description: Folder on the host that holds what was built, type: str, required: true}
   build_free_mib: {description: 'MiB that the build of an engine needs', type: int, required: true}
+  decision: {description: The inventory's decision of which candidate each tier serves, type: dict, default: {}}
 attributes:
   check_mode: {support: full}
 author: [llama-tiers]
@@ -70,11 +71,12 @@ def main() -> None:
             "build_directory": {"type": "str", "required": True},
             "releases_directory": {"type": "str", "required": True},
             "build_free_mib": {"type": "int", "required": True},
+            "decision": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
     try:
-        from checker.catalogue import check_inventory
+        from checker.catalogue import InventoryError, check_inventory
         from checker.plan import served
         from checker.preflight import build_needs, model_needs
     except ImportError as error:
@@ -84,7 +86,10 @@ def main() -> None:
     problems = check_inventory(**words)
     if problems:
         module.fail_json(msg="the inventory cannot be used:\n" + "\n".join(problems), problems=problems)
-    names = served(given["gpus"], given["tiers"], given["models"])
+    try:
+        names = served(given["gpus"], given["tiers"], given["models"], given["decision"])
+    except InventoryError as error:
+        module.fail_json(msg=f"the inventory cannot be used:\n{error}", problems=error.problems)
     needs = [
         *build_needs(
             given["engine"],

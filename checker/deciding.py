@@ -1,0 +1,164 @@
+"""What `checker decide` and `checker trial` read and write: policies, the records of trials, a host's decision.yml.
+
+The edge of `checker.decision`: everything here ends in its records, or begins with its documents.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from checker import decision, planning, policies, trial
+from checker.catalogue import InventoryError, check_inventory, parse_inventory, with_placeholders
+from checker.decision import Decision
+from checker.planning import PlanningError, Subject
+from checker.policies import Policies
+
+FILE = "decision.yml"
+ACCEPTABLE = "llama_tiers_acceptable_tokens_per_second"
+_HEAD = """\
+---
+# Written by `checker decide` as a whole; do not edit. It says which of its candidates each tier serves, and by which
+# evidence. Without this file the inventory's order of preference holds.
+"""
+
+
+def read_policies(path: Path) -> Policies:
+    """Read a file of policies; InventoryError has every problem in it, PlanningError why it cannot be read."""
+    return policies.parse(planning.read_yaml(path), str(path))
+
+
+def directory_of(root: Path, subject: Subject, evidence: Path | None) -> Path:
+    """Return the folder with the records of a host's trials; `evidence` in the place of what the inventory says.
+
+    PlanningError when the inventory's folder of documents is a template, which only a play resolves.
+    """
+    if evidence is None:
+        documents = str(subject.variables.get("verification_documents_directory", root))
+        if "{{" in documents:
+            raise PlanningError(
+                f"verification_documents_directory {documents!r} is a template, which only a play resolves: "
+                "name the folder of the evidence with --evidence"
+            )
+        evidence = root / documents / "evidence"
+    return evidence / "trials" / subject.name
+
+
+def read_trials(directory: Path) -> list[trial.Trial]:
+    """Read the records of trials in a folder; PlanningError when there are none, or names one that is damaged."""
+    found = []
+    for path in sorted(directory.glob("*.json")):
+        try:
+            found.append(trial.from_json(json.loads(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise PlanningError(f"{path} is no record of a trial: {reason}; remove it, and try again") from error
+    if not found:
+        raise PlanningError(f"there is no trial in {directory}, so nothing was measured: run `checker trial` first")
+    return found
+
+
+def decide(
+    subject: Subject,
+    trials: Iterable[trial.Trial],
+    known: Policies,
+    policy: str | None,
+    models: Mapping[str, Any],
+    engines: Mapping[str, Any],
+) -> Decision:
+    """Decide for one host; InventoryError when the inventory cannot be used, PlanningError for an unknown policy."""
+    name = policy or known.first
+    if name not in known.policies:
+        raise PlanningError(f"no policy {name!r}; policies: {', '.join(known.policies)}")
+    variables = subject.variables
+    gpus, tiers = with_placeholders(variables.get("gpus") or []), variables.get("tiers") or []
+    engine = str(variables.get("llama_cpp_engine") or next(iter(engines)))
+    problems = check_inventory(gpus, tiers, models, engines, engine, str(variables.get("llama_cpp_backend", "cuda")))
+    acceptable = variables.get(ACCEPTABLE, known.acceptable_tokens_per_second)
+    if isinstance(acceptable, bool) or not isinstance(acceptable, int | float) or not 0 < acceptable < float("inf"):
+        problems.append(f"{ACCEPTABLE} {acceptable!r} is wrong: expected tokens per second, more than 0")
+    if problems:
+        raise InventoryError(problems)
+    parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
+    tried = list(trials)
+    uuids = [gpu.uuid for gpu in parsed_gpus]
+    candidates = {
+        entry.name: decision.contenders(entry, parsed_models, tried, engines[entry.engine or engine]["commit"], uuids)
+        for entry in parsed_tiers
+    }
+    return decision.decide(subject.name, candidates, known, name, float(acceptable))
+
+
+def path_of(inventory: Path, host: str) -> Path:
+    """Return where the decision of a host stands; PlanningError when Ansible would not read it there."""
+    base = inventory if inventory.is_dir() else inventory.parent
+    folder = base / "host_vars" / host
+    if folder.parent.parent != base or host in (".", ".."):
+        raise PlanningError(f"host {host!r} cannot have a folder in {base / 'host_vars'}: give it a plain name")
+    if not folder.exists():
+        for name in (f"{host}.yml", f"{host}.yaml", f"{host}.json"):
+            beside = folder.with_name(name)
+            if beside.exists():
+                raise PlanningError(
+                    f"{beside} would be read no longer beside a folder {folder}: move it to {folder / 'main.yml'}"
+                )
+    return folder / FILE
+
+
+def text_of(document: Mapping[str, Any]) -> str:
+    """Return the text of the decision's file."""
+    body = yaml.safe_dump(
+        {decision.VARIABLE: dict(document)}, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None
+    )
+    return _HEAD + body
+
+
+def write(path: Path, text: str) -> bool:
+    """Put a decision in its place, whole or not at all; return whether that changed anything.
+
+    PlanningError when the file there is not one of ours, or cannot be written.
+    """
+    try:
+        before = path.read_text(encoding="utf-8") if path.exists() else None
+        if before is not None and not _is_ours(before):
+            raise PlanningError(
+                f"{path} was not written by `checker decide`, so it is left alone: move what it says to another file "
+                "of its folder, such as main.yml"
+            )
+        if before == text:
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, text)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PlanningError(f"{path} cannot be written: {reason}") from error
+    return True
+
+
+def _is_ours(text: str) -> bool:
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return False
+    if not isinstance(document, dict) or set(document) != {decision.VARIABLE}:
+        return False
+    own = document[decision.VARIABLE]
+    return isinstance(own, dict) and str(own.get("schema", "")).startswith("llama-tiers/decision/")
+
+
+def _replace(path: Path, text: str) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,101 @@
+"""Explanations of decisions (docs/schemas/decision.schema.json) as people and programs read them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from checker.reports.console import printed
+
+# Criteria that have a shorter name above a column.
+_HEADS = {"verification": "verified", "layers on the CPU": "on CPU"}
+# Criteria whose finding is a sentence, which has no room in a table.
+_SENTENCES = ("measured", "verification")
+
+
+def render(explanations: Sequence[dict[str, Any]], name: str) -> str:
+    """Render the explanations of some hosts' decisions; JSON is one document, or one a line of several hosts."""
+    if name == "json":
+        indent = 2 if len(explanations) == 1 else None
+        return "\n".join(json.dumps(each, indent=indent, ensure_ascii=False) for each in explanations)
+    return printed(Group(*(part for each in explanations for part in _host(each))))
+
+
+def _host(document: dict[str, Any]) -> Iterator[RenderableType]:
+    decision, undecided = document["decision"], document["undecided"]
+    acceptable = f"acceptable are {document['acceptable_tokens_per_second']:g} tokens/s"
+    yield Text.assemble((document["host"], "bold underline"), f"  {acceptable}")
+    for policy in document["policies"]:
+        verdict = ("decides", "bold green") if policy["applies"] else ("does not apply", "bold red")
+        yield Text.assemble(("\n" + policy["name"], "bold"), "  ", verdict, f": {policy['reason']}")
+        yield Padding(Text(policy["note"], style="dim"), (0, 0, 0, 2))
+        for tier in policy["tiers"]:
+            yield Padding(Group(*_tier(tier)), (0, 0, 0, 2))
+    yield Text()
+    if decision is None:
+        yield Text("no policy decides; what serves stays", style="bold red")
+    else:
+        for name, chosen in decision["tiers"].items():
+            yield Text.assemble((f"{name}: ", "bold"), (chosen["model"], "green"), f", {chosen['because']}")
+    if undecided and decision is not None:
+        yield Text(f"left to the inventory's order: {', '.join(undecided)}", style="dim")
+    yield Text()
+
+
+def _tier(tier: dict[str, Any]) -> Iterator[RenderableType]:
+    wanted: dict[str, str] = {}
+    for candidate in tier["candidates"]:
+        wanted |= {each["name"]: each["wanted"] for each in candidate["criteria"] if each["name"] != "measured"}
+    table = Table(box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    table.add_column(tier["name"], overflow="fold")
+    table.add_column("solves\n%", justify="right")
+    for name, limit in wanted.items():
+        table.add_column(f"{_HEADS.get(name, name)}\n{_short(limit)}", justify="right")
+    for candidate in tier["candidates"]:
+        found = {each["name"]: each for each in candidate["criteria"]}
+        table.add_row(
+            _mark(candidate),
+            Text.assemble(candidate["model"], (f"\n{candidate['words']}", "dim")),
+            _published(candidate["published"]),
+            *(_cell(found.get(name)) for name in wanted),
+        )
+    yield table
+    for candidate in tier["candidates"]:
+        said = [each["found"] for each in candidate["criteria"] if each["name"] in _SENTENCES and not each["passed"]]
+        # What stands among the changes need not be said twice.
+        for sentence in said:
+            if any(sentence in change for change in tier["changes"]):
+                continue
+            yield Text(f"- {candidate['model']} ({candidate['words']}): {sentence}", style="red")
+    for change in tier["changes"]:
+        yield Text(f"- {change}", style="dim")
+
+
+def _mark(candidate: dict[str, Any]) -> Text:
+    if candidate["chosen"]:
+        return Text("▶", style="bold green")
+    return Text("✓", style="green") if candidate["passes"] else Text("✗", style="red")
+
+
+def _published(published: dict[str, float | None]) -> str:
+    known = [f"{figure:g}" for figure in (published["score"], published["aime_2024"]) if figure is not None]
+    return "\n".join(known) or "-"
+
+
+def _short(limit: str) -> str:
+    return limit.replace("at least ", "≥ ").replace("at most ", "≤ ")
+
+
+def _cell(criterion: dict[str, Any] | None) -> Text:
+    if criterion is None:
+        return Text("-", style="dim")
+    word = criterion["found"] if criterion["passed"] or criterion["name"] not in _SENTENCES else "FAIL"
+    return Text(word, style="green" if criterion["passed"] else "red")

@@ -1,0 +1,98 @@
+"""Which candidates of a host are tried, and as what: screened by the planner, told apart from what was tried before.
+
+Each is planned as if it were the only tier of the host, for while it is tried it is. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from checker import decision, plan, tier, trial
+from checker.catalogue import InventoryError, check_inventory, parse_inventory
+from checker.tier import TierSpec
+from checker.trial_run import NAME
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One candidate to try, `label` in a few words; `spec` is of a tier by the name of `trial`.
+
+    `reason` says why it has no room, and there is no spec then; `done` when a record of just this measurement is kept.
+    """
+
+    tier: str
+    model: str
+    placement: trial.Written
+    label: str
+    fingerprint: str
+    spec: TierSpec | None
+    reason: str | None
+    done: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `checker.trial_run` is told of it."""
+        return {
+            "tier": self.tier,
+            "model": self.model,
+            "placement": self.placement,
+            "label": self.label,
+            "fingerprint": self.fingerprint,
+            "spec": None if self.spec is None else self.spec.to_json(),
+            "outcome": None if self.reason is None else trial.INFEASIBLE,
+            "reason": self.reason,
+            "done": self.done,
+        }
+
+
+def candidates(
+    gpus: Sequence[Any],
+    tiers: Sequence[Any],
+    models: Mapping[str, Any],
+    engines: Mapping[str, Any],
+    engine: str,
+    backend: str,
+    places: plan.Places,
+    profile: Mapping[str, Any],
+    ram: Mapping[str, Any],
+    only: str | None,
+    finished: Collection[str],
+) -> tuple[Candidate, ...]:
+    """Screen every candidate of the tiers, or of the `only` one, in the inventory's order.
+
+    Arguments are those of `plan.for_site`; `finished` are the fingerprints of what need not be tried again.
+    InventoryError when the inventory cannot be used, or has no such tier.
+    """
+    problems = check_inventory(gpus, tiers, models, engines, engine, backend)
+    parsed_tiers = parse_inventory(gpus, tiers, models)[1]
+    names = [entry.name for entry in parsed_tiers]
+    if only is not None and only not in names:
+        problems.append(f"no tier {only!r}; tiers here: {', '.join(names)}")
+    if NAME in names:
+        problems.append(f"tiers: a tier cannot be called {NAME!r} where candidates are tried: give it another name")
+    if problems:
+        raise InventoryError(problems)
+    driver = (profile.get("driver") or {}).get("version")
+    cards = [gpu["uuid"] for gpu in gpus]
+    found = []
+    for entry, written in zip(parsed_tiers, tiers, strict=True):
+        if only not in (None, entry.name):
+            continue
+        for each, as_written in zip(entry.candidates, written["candidates"], strict=True):
+            own = {"name": NAME, "candidates": [as_written], "residency": tier.PINNED, "fallback": None}
+            alone = {**written, **own}
+            spec, reason = None, None
+            try:
+                planned = plan.for_site(gpus, [alone], models, engines, engine, backend, places, profile, ram)
+                spec = planned.specs[0]
+                measured = trial.fingerprint(spec, cards, driver)
+                # Another tier's, or one that is written in another way, has a record of its own all the same.
+                fingerprint = trial.other_fingerprint(entry.name, each.written, measured)
+            except InventoryError as error:
+                reason = "; ".join(problem.removeprefix(f"{NAME}: ") for problem in error.problems)
+                fingerprint = trial.other_fingerprint(entry.name, each.model, each.written)
+            label = f"{each.model} ({decision.placement_words(each.written)})"
+            done = spec is not None and fingerprint in finished
+            found.append(Candidate(entry.name, each.model, each.written, label, fingerprint, spec, reason, done))
+    return tuple(found)

@@ -1,0 +1,252 @@
+"""Run candidates on this host, one at a time, and have what served before serve again, whatever happens.
+
+`run` is the work of the unit llama-tiers-trial.service, `restore` its ExecStopPost=: systemd starts what served before
+when the work is done, fails, is killed or takes too long. llama-tiers-restore.service does the same at boot, when a
+trial was cut off by one. A trial goes on only while somebody follows it: whoever does touches the lease.
+
+A candidate is a tier by the name of `trial`, with the unit that the tier would have; its files lie where a boot removes
+them, but for its spec, which `restore` removes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from checker import activation, measure, proven, systemd, tier, trial
+from checker.tier import TierSpec
+
+NAME = "trial"
+UNIT = "llama-tiers-trial.service"
+DIRECTORY = Path("/var/lib/llama-tiers/trial")
+RECORDS = Path("/var/lib/llama-tiers/trials")
+LEASE = Path("/run/llama-tiers/trial.lease")
+PROGRESS = Path("/run/llama-tiers/progress/trial")
+_UNITS = Path("/run/systemd/system")
+_CANDIDATE = f"llama-tier-{NAME}.service"
+# The lease is touched every two seconds; a slow connection is no reason to end a trial.
+_LEASE_S = 30
+# Of the load time that a tier may take: beyond it the candidate has failed, a little later nobody waits for it.
+_LOAD_SPARE_S = 15
+_START_S = 1800
+
+Report = Callable[[str], None]
+
+
+def run(report: Report) -> None:
+    """Try every candidate of the job, and keep a record of each; raises when the host itself does not play along."""
+    job = json.loads((DIRECTORY / "job.json").read_text(encoding="utf-8"))
+    candidates, began, done = job["candidates"], time.monotonic(), 0
+    to_run = sum(candidate["reason"] is None for candidate in candidates)
+    with activation.alone():
+        for number, candidate in enumerate(candidates, start=1):
+            record = _record(job, candidate)
+            if candidate["reason"] is None:
+                average = (time.monotonic() - began) / done if done else job["limit_s"]
+                left = f"{'about' if done else 'at most'} {_minutes(average * (to_run - done))} left"
+                where = f"candidate {number} of {len(candidates)}, {candidate['tier']}: {candidate['label']}"
+                record = _tried(record, job, candidate, _saying(report, where, left))
+                done += 1
+            keep(record)
+
+
+def _saying(report: Report, where: str, left: str) -> Report:
+    return lambda line: report(f"{where}: {line.removeprefix(f'{NAME}: ')}; {left}")
+
+
+def _record(job: Mapping[str, Any], candidate: Mapping[str, Any]) -> trial.Trial:
+    """Return the record of a candidate as it is before it runs, which is that of one that does not run."""
+    return trial.Trial(
+        host=job["host"],
+        tier=candidate["tier"],
+        model=candidate["model"],
+        placement=candidate["placement"],
+        recorded_at=measure.now(),
+        outcome=candidate["outcome"] or trial.FAILED,
+        reason=candidate["reason"],
+        fingerprint=candidate["fingerprint"],
+        spec=None,
+        evidence=None,
+    )
+
+
+def _tried(record: trial.Trial, job: Mapping[str, Any], candidate: Mapping[str, Any], report: Report) -> trial.Trial:
+    spec = tier.from_json(candidate["spec"])
+    # The record is the tier's: only while it runs the candidate has a name of its own.
+    record = replace(record, spec=replace(spec, name=record.tier))
+    if not Path(spec.model.file).exists():
+        return replace(record, reason=f"its file is not on the host ({spec.model.file})")
+    _make_room(report)
+    report("starting")
+    try:
+        _lay_out(spec, candidate["unit"], job["limit_s"])
+        reason = activation.start(spec, report)
+        if reason is not None:
+            return replace(record, recorded_at=measure.now(), reason=f"it did not start: {reason}")
+        report("measuring")
+        evidence = measure.measure(spec, [], measure.Depth(job["depth"]), None)
+        if systemd.unit_state(spec.unit).active_state != "active":
+            said = "; ".join(evidence.problems) or "no reason is known"
+            why = f"it stopped serving while it was measured, or was not done after {job['limit_s']:g} s: {said}"
+            return replace(record, recorded_at=measure.now(), reason=why)
+        # Nothing is before it: it is asked at its own socket.
+        found = replace(evidence, tier=record.tier, front=None)
+        return replace(record, recorded_at=measure.now(), outcome=trial.MEASURED, evidence=found)
+    except systemd.SystemdError as error:
+        return replace(record, recorded_at=measure.now(), reason=str(error))
+    finally:
+        report("taking it away")
+        _take_away()
+
+
+def _make_room(report: Report) -> None:
+    """Stop what serves, and remember it first; nothing when that was done for an earlier candidate."""
+    before, names = DIRECTORY / "before.json", proven.leftovers([NAME])
+    if before.exists() or not names:
+        return
+    # What passes connections on is started by the next one.
+    passing = {_CANDIDATE, *(unit for name in names for unit in (tier.Front(name).proxy, tier.Front(name).stand_in))}
+    units = [unit for unit in systemd.active_units("llama-tier-*") if unit not in passing]
+    if systemd.is_active(activation.TARGET):
+        units.insert(0, activation.TARGET)
+    _write(before, {"units": units})
+    report("stopping what serves")
+    # The target first: without it no pinned tier comes back by itself.
+    systemd.stop(activation.TARGET)
+    for name in names:
+        activation.end(name)
+
+
+def _lay_out(spec: TierSpec, unit: str, limit_s: float) -> None:
+    # It loads once, in the time that the tier may take, and is measured for a limited time.
+    limits = (
+        "# Of a trial: llama-tiers, role trial.\n[Service]\n"
+        f"TimeoutStartSec={spec.criteria.max_load_s + _LOAD_SPARE_S:.0f}\nRuntimeMaxSec={limit_s:.0f}\n"
+    )
+    drop_in = _UNITS / f"{_CANDIDATE}.d"
+    drop_in.mkdir(parents=True, exist_ok=True)
+    (drop_in / "trial.conf").write_text(limits, encoding="utf-8")
+    (_UNITS / _CANDIDATE).write_text(unit, encoding="utf-8")
+    _write(tier.DIRECTORY / f"{NAME}.json", spec.to_json())
+    systemd.daemon_reload()
+
+
+def _take_away() -> None:
+    """Stop the candidate, if there is one, and remove its files."""
+    unit = _UNITS / _CANDIDATE
+    # systemd knows it no longer after a boot.
+    if unit.exists():
+        systemd.stop(_CANDIDATE)
+        systemd.reset_failed(_CANDIDATE)
+        unit.unlink()
+    shutil.rmtree(_UNITS / f"{_CANDIDATE}.d", ignore_errors=True)
+    (tier.DIRECTORY / f"{NAME}.json").unlink(missing_ok=True)
+    systemd.daemon_reload()
+
+
+def restore() -> None:
+    """Take the candidate away and start what served before; nothing is changed where no trial has stopped anything.
+
+    SystemdError names what does not start again; everything else serves by then.
+    """
+    before = DIRECTORY / "before.json"
+    if (_UNITS / _CANDIDATE).exists() or (tier.DIRECTORY / f"{NAME}.json").exists():
+        _take_away()
+    if not before.exists():
+        return
+    units: list[str] = json.loads(before.read_text(encoding="utf-8"))["units"]
+    failed = []
+    # Ports last: a request may ask for a rival of what is to serve first.
+    for unit in sorted(units, key=lambda unit: unit.endswith(".socket")):
+        try:
+            systemd.reset_failed(unit)
+            if unit == activation.TARGET:
+                # It would start what did not serve before, too.
+                systemd.start_alone(unit)
+            else:
+                systemd.start(unit, _START_S)
+        except systemd.SystemdError as error:
+            failed.append(str(error))
+    before.unlink()
+    if failed:
+        raise systemd.SystemdError(f"what served before does not start again: {'; '.join(failed)}")
+
+
+def keep(record: trial.Trial) -> None:
+    """Write a record among those of this host; one of the same measurement is replaced."""
+    _write(RECORDS / f"{record.tier}-{record.fingerprint[:16]}.json", record.to_json())
+
+
+def kept() -> list[dict[str, Any]]:
+    """Return the documents of the records of this host; one that is damaged is none."""
+    found = []
+    for path in sorted(RECORDS.glob("*.json")):
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            trial.from_json(document)
+        except (OSError, ValueError):
+            continue
+        found.append(document)
+    return found
+
+
+def end_without_lease() -> None:
+    """End this process when nobody has touched the lease for a while; what follows is systemd's business."""
+    while True:
+        try:
+            age_s = time.time() - LEASE.stat().st_mtime
+        except OSError:
+            age_s = float(_LEASE_S + 1)
+        if age_s > _LEASE_S:
+            said = f"nobody has followed this trial for {_LEASE_S} s: it ends, and what served before serves again"
+            print(said, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(1)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def _write(path: Path, document: Any) -> None:
+    """Write a document whole or not at all, and have it on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".new")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(document, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    beside.chmod(0o644)
+    beside.replace(path)
+
+
+def main(word: str) -> int:
+    """Do what a unit asks for by a word; return the exit code."""
+
+    def report(line: str) -> None:
+        PROGRESS.parent.mkdir(parents=True, exist_ok=True)
+        PROGRESS.write_text(line + "\n", encoding="utf-8")
+
+    try:
+        if word == "restore":
+            restore()
+        else:
+            threading.Thread(target=end_without_lease, daemon=True).start()
+            run(report)
+    except (systemd.SystemdError, tier.TierSpecError, OSError, ValueError, KeyError) as error:
+        print(f"{word}: {error}", flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,321 @@
+"""Trials, the decision and what is served by it, on a host that test_site.py provisioned; and trials that are cut off.
+
+The checkout is a copy, for its catalogue has stand-ins: a model that has no room, one that does not load, and one that
+the mirror does not have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from labhost import BIG, LAB, ROOT, SMALL, inventory_tiers, main_pids, run, ssh, ssh_ok, status_of
+
+from checker.measure import now
+
+REAL = "gemma-3-270m-it-q4_k_m"
+CACHE = Path(os.environ.get("LLAMA_TIERS_CACHE", Path.home() / ".cache/llama-tiers")) / "mirror/models"
+BROKEN_FILE = "stand-in-that-does-not-load.gguf"
+SPLIT, ALONE = {"tensor_split": [14, 5]}, {"split_mode": "none"}
+UNIT = "llama-tiers-trial.service"
+
+
+class Checkout:
+    """A copy of this checkout and of the lab's inventory, and what runs there."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.inventory = root, root / "inventories/lab"
+        self.environment = os.environ | {
+            "PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}",
+            "PYTHONPATH": str(root),
+            "ANSIBLE_CONFIG": str(root / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+            "NO_COLOR": "1",
+            "LAB_DIRECTORY": str(LAB),
+            "COLUMNS": "100",
+        }
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        """Start a command in a session of its own."""
+        out = (self.root / "out").open("w")
+        return subprocess.Popen(
+            command, cwd=self.root, env=self.environment, stdout=out, stderr=out, text=True, start_new_session=True
+        )
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, cwd=self.root, env=self.environment, capture_output=True, text=True, timeout=1800, check=False
+        )
+
+    def checker(self, word: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.run("python", "-m", "checker.cli", word, "-i", str(self.inventory), *arguments)
+
+    def decide(self, policy: str) -> dict[str, Any]:
+        done = self.checker("decide", "--policy", policy, "--evidence", str(LAB / "report/evidence"))
+        assert done.returncode == 0, done.stdout + done.stderr
+        decided: dict[str, Any] = yaml.safe_load(self.decision.read_text())["llama_tiers_decision"]
+        return decided
+
+    def site(self) -> str:
+        done = self.run("ansible-playbook", "-i", str(self.inventory), "site.yml")
+        assert done.returncode == 0, done.stdout[-5000:]
+        return done.stdout
+
+    @property
+    def decision(self) -> Path:
+        return self.inventory / "host_vars/gpuhost/decision.yml"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
+    root = tmp_path_factory.mktemp("checkout")
+    names = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    for name in names:
+        if (ROOT / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, root / name)
+    models = yaml.safe_load((root / "catalogue/models.yml").read_text())
+    real = models["models"][REAL]
+    content = bytearray((CACHE / real["file"]).read_bytes())
+    at = content.index(b"general.architecture")
+    content[at : at + 7] = b"GENERAL"
+    (CACHE / BROKEN_FILE).write_bytes(content)
+    digest = subprocess.run(["sha256sum", str(CACHE / BROKEN_FILE)], capture_output=True, text=True, check=True)
+    huge = {**real["header"], "layer_bytes": 2**30, "output_bytes": 2**32}
+    models["models"] |= {
+        "broken": {**real, "file": BROKEN_FILE, "sha256": digest.stdout[:64]},
+        "absent": {**real, "file": "nobody-has-this.gguf", "sha256": "ab" * 32},
+        "huge": {**real, "file": "nobody-asks-for-this.gguf", "sha256": "cd" * 32, "header": huge},
+    }
+    (root / "catalogue/models.yml").write_text(yaml.safe_dump(models))
+    made = Checkout(root)
+    variables = made.inventory / "group_vars/gpu_hosts/main.yml"
+    words = yaml.safe_load(variables.read_text())
+    words["tiers"] = inventory_tiers()
+    words["tiers"][1]["candidates"] = [
+        {"model": "huge"},
+        {"model": REAL, "placement": SPLIT},
+        {"model": "broken", "placement": ALONE},
+        {"model": "absent", "placement": ALONE},
+        {"model": REAL, "placement": ALONE},
+    ]
+    words["llama_tiers_acceptable_tokens_per_second"] = 1
+    variables.write_text(yaml.safe_dump(words))
+    ssh_ok("rm -rf /var/lib/llama-tiers/trials")
+    shutil.rmtree(LAB / "report/evidence/trials", ignore_errors=True)
+    yield made
+    (CACHE / BROKEN_FILE).unlink()
+
+
+def records() -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Return the records that the controller has, by tier, model and placement."""
+    found = {}
+    for path in (LAB / "report/evidence/trials/gpuhost").glob("*.json"):
+        record = json.loads(path.read_text())
+        found[record["tier"], record["model"], json.dumps(record["placement"])] = record
+    return found
+
+
+def serving() -> bool:
+    """Whether all is active that serves the inventory's tiers, their ports too."""
+    units = "llama-tiers.target llama-tier-fast llama-tier-deep llama-tier-fast.socket llama-tier-deep.socket"
+    return set(ssh(f"systemctl is-active {units}").stdout.split()) == {"active"}
+
+
+def wait_until_serving(seconds: float) -> float:
+    began = time.monotonic()
+    while not serving():
+        assert time.monotonic() - began < seconds, ssh(f"systemctl status {UNIT} 'llama-tier*'").stdout
+        time.sleep(0.5)
+    return time.monotonic() - began
+
+
+def left_behind() -> str:
+    return ssh_ok(
+        "ls /etc/llama-tiers/tiers/trial.json /run/systemd/system/llama-tier-trial.service* "
+        "/var/lib/llama-tiers/trial/before.json 2>/dev/null; true"
+    )
+
+
+def spec_of_deep() -> dict[str, Any]:
+    spec: dict[str, Any] = json.loads(ssh_ok("cat /etc/llama-tiers/tiers/deep.json"))
+    return spec
+
+
+def test_every_candidate_is_tried_or_says_why_not_and_what_served_serves(checkout: Checkout) -> None:
+    before = ssh_ok("cat /etc/llama-tiers/tiers/*.json")
+    done = checkout.checker("trial")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert serving() and not left_behind()
+    assert (status_of(8080, "fast"), status_of(8081, "deep")) == ("200", "200")
+    assert ssh_ok("cat /etc/llama-tiers/tiers/*.json") == before
+    assert "candidate 1 of 6, fast: " in done.stderr and " left" in done.stderr
+    found = {
+        key[1:]: (record["outcome"], record["reason"] or "") for key, record in records().items() if key[0] == "deep"
+    }
+    assert found[REAL, json.dumps(SPLIT)] == found[REAL, json.dumps(ALONE)] == ("measured", "")
+    outcome, reason = found["huge", '"auto"']
+    assert outcome == "infeasible" and "RTX 3060 Ti needs" in reason
+    outcome, reason = found["broken", json.dumps(ALONE)]
+    assert outcome == "failed" and reason.startswith("it did not start: ")
+    outcome, reason = found["absent", json.dumps(ALONE)]
+    assert outcome == "failed" and "could not be fetched" in reason and "404" in reason
+    on_cards = {device["uuid"] for device in records()["deep", REAL, json.dumps(SPLIT)]["evidence"]["devices"]}
+    assert {BIG, SMALL} <= on_cards
+
+
+def test_what_was_tried_is_not_run_again(checkout: Checkout) -> None:
+    pids = main_pids()
+    done = checkout.checker("trial", "--tier", "fast")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert main_pids() == pids
+    assert "candidate" not in done.stderr
+
+
+def test_the_decision_is_served_changed_and_reverted(checkout: Checkout) -> None:
+    assert checkout.decide("single-gpu")["tiers"]["deep"]["placement"] == ALONE
+    first = checkout.decision.read_text()
+    said = checkout.site()
+    assert "decided by policy single-gpu" in said
+    assert [device["layers"] for device in spec_of_deep()["devices"]] == [19]
+    assert status_of(8081, "deep") == "200"
+
+    assert checkout.decide("multi-gpu")["tiers"]["deep"]["placement"] == SPLIT
+    checkout.site()
+    assert [device["layers"] for device in spec_of_deep()["devices"]] == [14, 5]
+    assert checkout.checker("verify", "--quick").returncode == 0
+
+    checkout.decision.write_text(first)
+    checkout.site()
+    assert [device["layers"] for device in spec_of_deep()["devices"]] == [19]
+    assert serving()
+
+
+def hold(process: subprocess.Popen[str], candidate: str) -> None:
+    """Wait until a trial is at a candidate, and have that one stand still."""
+    for _ in range(2400):
+        if candidate in ssh("cat /run/llama-tiers/progress/trial").stdout:
+            while ssh("systemctl kill --signal=STOP llama-tier-trial").returncode:
+                assert process.poll() is None
+            return
+        assert process.poll() is None
+        time.sleep(0.2)
+    raise AssertionError(f"the trial never came to {candidate}")
+
+
+def measured_since(began: str) -> bool:
+    """Whether the host has kept what the candidate before the last one measured since then."""
+    documents = ssh_ok("cd /var/lib/llama-tiers/trials; for file in deep-*; do tr -d '\\n' <$file; echo; done")
+    found = [json.loads(line) for line in documents.splitlines()]
+    (record,) = [each for each in found if (each["model"], each["placement"]) == (REAL, SPLIT)]
+    return bool(record["outcome"] == "measured" and record["recorded_at"] > began)
+
+
+def test_a_controller_that_dies_leaves_what_served_before(checkout: Checkout) -> None:
+    # Ansible alone, so that nobody is left to follow the trial.
+    command = ["ansible-playbook", "-i", str(checkout.inventory), "playbooks/trial.yml", "-e", "trial_again=true"]
+    began = now()
+    process = checkout.start(*command, "-e", "trial_tier=deep")
+    hold(process, "candidate 5 of 5")
+    os.killpg(process.pid, 9)
+    process.wait()
+    assert wait_until_serving(60) > 1
+    assert not left_behind()
+    said = ssh_ok(f"journalctl -u {UNIT} -o cat --no-pager | tail -20")
+    assert "nobody has followed this trial for 30 s" in said
+    assert measured_since(began)
+
+
+def test_a_candidate_that_hangs_is_given_up(checkout: Checkout) -> None:
+    process = checkout.start(
+        "ansible-playbook", "-i", str(checkout.inventory), "playbooks/trial.yml",
+        "-e", "trial_again=true", "-e", "trial_tier=fast", "-e", "trial_limit_s=20", "-e", "trial_depth=whole",
+    )  # fmt: skip
+    while ssh("systemctl is-active llama-tier-trial").stdout.strip() != "active":
+        assert process.poll() is None, (checkout.root / "out").read_text()
+    ssh_ok("systemctl kill --signal=STOP llama-tier-trial")
+    process.wait(timeout=600)
+    assert process.returncode == 0, (checkout.root / "out").read_text()
+    assert serving() and not left_behind()
+    (record,) = [record for key, record in records().items() if key[0] == "fast"]
+    assert record["outcome"] == "failed"
+    assert "was not done after 20 s" in record["reason"]
+
+
+def test_a_full_disk_is_the_candidates_failure(checkout: Checkout) -> None:
+    ssh_ok("rm -rf /var/lib/llama-tiers/trials && mkdir -p /var/lib/llama-tiers/trials")
+    folder = ssh_ok(f"dirname $(ls /var/lib/llama-tiers/models/*/{BROKEN_FILE})").strip()
+    ssh_ok(f"rm -r {folder} && mkdir {folder} && mount -t tmpfs -o size=8m none {folder}")
+    try:
+        done = checkout.checker("trial", "--tier", "deep")
+    finally:
+        ssh_ok(f"umount {folder}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert serving()
+    (broken,) = [record for key, record in records().items() if key[1] == "broken"]
+    assert broken["outcome"] == "failed" and "could not be fetched" in broken["reason"]
+    assert "free" in broken["reason"]
+
+
+def reboot() -> None:
+    """Restart the host as its own `reboot` would: what lies in /run is gone, and what is enabled starts."""
+    name = f"llama-tiers-{hashlib.sha256(str(LAB).encode()).hexdigest()[:6]}-gpuhost"
+    podman = ["env", f"CONTAINERS_CONF={ROOT / 'tests/lab/containers.conf'}", "podman"]
+    run("ssh", "-F", LAB / "ssh_config", "-O", "exit", "gpuhost")
+    assert run(*podman, "restart", "--time", "5", name).returncode == 0
+    for _ in range(100):
+        if run(*podman, "exec", name, "systemctl", "is-system-running").stdout.strip() in (
+            "running",
+            "degraded",
+            "starting",
+        ):
+            break
+        time.sleep(0.2)
+    # As lab.sh does after every start.
+    run(*podman, "exec", name, "mount", "--make-rshared", "/")
+    run(*podman, "exec", name, "systemctl", "restart", "ssh")
+    assert run(ROOT / "tests/lab/lab.sh", "drop").returncode == 0
+
+
+def test_a_boot_in_the_middle_leaves_what_served_before(checkout: Checkout) -> None:
+    command = ["ansible-playbook", "-i", str(checkout.inventory), "playbooks/trial.yml", "-e", "trial_again=true"]
+    began = now()
+    process = checkout.start(*command, "-e", "trial_tier=deep")
+    hold(process, "candidate 5 of 5")
+    reboot()
+    process.kill()
+    process.wait()
+    wait_until_serving(60)
+    for _ in range(60):
+        if not left_behind():
+            break
+        time.sleep(1)
+    assert not left_behind()
+    assert measured_since(began)
+
+
+def test_models_that_nothing_refers_to_are_removed_when_asked(checkout: Checkout) -> None:
+    variables = checkout.inventory / "group_vars/gpu_hosts/main.yml"
+    words = yaml.safe_load(variables.read_text())
+    words["tiers"][1]["candidates"] = [{"model": REAL, "placement": SPLIT}, {"model": REAL, "placement": ALONE}]
+    variables.write_text(yaml.safe_dump(words))
+    models = "ls /var/lib/llama-tiers/models/*/*.gguf"
+    before = ssh_ok(models).split()
+    assert "nothing refers to it" in checkout.site()
+    assert ssh_ok(models).split() == before
+    done = checkout.run("ansible-playbook", "-i", str(checkout.inventory), "site.yml", "-e", "llama_tiers_prune=true")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert [Path(path).name for path in ssh_ok(models).split()] == ["gemma-3-270m-it-Q4_K_M.gguf"]
+    assert serving()

@@ -1,0 +1,90 @@
+"""Which candidates are tried and as what: screened one by one, told apart from what was measured already."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from checker import plan, trial_plan
+from checker.catalogue import InventoryError
+from inventories import BIG, SMALL, inventory
+
+RELEASES = {"new": "/opt/llama-tiers/releases/r", "old": "/opt/llama-tiers/releases/o"}
+PLACES = plan.Places(releases=RELEASES, models="/m", keys="/k")
+SPLIT = {"tensor_split": [3, 2]}
+
+
+def screened(only: str | None = None, finished: tuple[str, ...] = (), **changes: Any) -> list[trial_plan.Candidate]:
+    given = inventory(**changes)
+    given["tiers"][-1]["candidates"].append({"model": "tiny"})
+    profile = {"driver": {"version": "580.126.09"}, "gpus": []}
+    return list(trial_plan.candidates(**given, places=PLACES, profile=profile, ram={}, only=only, finished=finished))
+
+
+def test_every_candidate_gets_the_command_line_that_its_tier_would_have() -> None:
+    fast, deep, auto = screened()
+    assert [each.tier for each in (fast, deep, auto)] == ["fast", "deep", "deep"]
+    planned = plan.for_site(**inventory(), places=PLACES).specs[1]
+    assert deep.spec
+    assert deep.spec.name == "trial"
+    own = [
+        word.replace("/k/trial", "/k/deep").replace("llama-tier-trial/", "llama-tier-deep/") for word in deep.spec.argv
+    ]
+    assert tuple(own) == planned.argv
+    assert (deep.spec.placement, deep.spec.devices, deep.spec.port) == (
+        planned.placement,
+        planned.devices,
+        planned.port,
+    )
+    assert (deep.placement, auto.placement, deep.label) == (SPLIT, "auto", "tiny (3,2)")
+
+
+def test_tiers_that_exclude_each_other_are_tried_all_the_same() -> None:
+    small = [{**BIG, "total_mib": 350, "margin_mib": 0}, {**SMALL, "total_mib": 350, "margin_mib": 0}]
+    with pytest.raises(InventoryError, match="fast and deep cannot be resident together"):
+        plan.for_site(**inventory(gpus=small), places=PLACES)
+    assert [each.reason for each in screened(gpus=small)] == [None, None, None]
+
+
+def test_a_candidate_has_neither_rivals_nor_a_fallback_and_the_engine_of_its_tier() -> None:
+    tiers = inventory()["tiers"]
+    tiers[1] |= {"residency": "on_demand", "fallback": "fast", "engine": "old"}
+    _, deep, _ = screened(tiers=tiers)
+    assert deep.spec
+    assert (deep.spec.rivals, deep.spec.fallback, deep.spec.engine.release) == ((), None, RELEASES["old"])
+
+
+def test_what_has_no_room_has_the_arithmetic_and_no_spec() -> None:
+    _, deep, auto = screened(gpus=[BIG, {**SMALL, "total_mib": 160}])
+    assert deep.spec is None and deep.reason
+    assert deep.reason.startswith("tiny, context 4,096, 3,2 layers on RTX 3060 Ti, GTX 1060 3GB")
+    assert "GTX 1060 3GB needs" in deep.reason
+    assert deep.to_json()["outcome"] == "infeasible"
+    assert auto.reason is None and auto.to_json()["outcome"] is None
+
+
+def test_what_was_measured_with_all_the_same_is_done() -> None:
+    (fast, deep, auto) = screened()
+    assert [each.done for each in screened(finished=(deep.fingerprint,))] == [False, True, False]
+    assert [each.done for each in screened(finished=(deep.fingerprint,), engine="old")] == [False, False, False]
+    assert len({fast.fingerprint, deep.fingerprint, auto.fingerprint}) == 3
+
+
+def test_one_tier_alone_can_be_tried() -> None:
+    assert [each.tier for each in screened(only="fast")] == ["fast"]
+
+
+@pytest.mark.parametrize(
+    ("only", "name", "said"),
+    [
+        ("wide", "deep", "no tier 'wide'; tiers here: fast, deep"),
+        (None, "trial", "a tier cannot be called 'trial' where candidates are tried"),
+    ],
+)
+def test_a_tier_that_cannot_be_is_named(only: str | None, name: str, said: str) -> None:
+    given = inventory()
+    given["tiers"][1]["name"] = name
+    with pytest.raises(InventoryError) as caught:
+        screened(only=only, tiers=given["tiers"])
+    assert said in str(caught.value)

@@ -1,0 +1,322 @@
+"""Trials on a host whose systemd is played: what is stopped, measured, taken away, recorded, and started again."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from decision_cases import measured
+
+from checker import activation, measure, proven, systemd, tier, trial, trial_run
+from checker.trial import Trial
+
+CANDIDATE = "llama-tier-trial.service"
+TARGET = "llama-tiers.target"
+# fast is pinned; deep is loaded by its requests, and was not asked for yet.
+SERVING = (TARGET, "llama-tier-fast.service", "llama-tier-fast.socket", "llama-tier-deep.socket")
+RECORD = measured("auto")
+
+
+@dataclass
+class Played:
+    """systemd of a host: which units are active, what was asked of it, and which candidates do what."""
+
+    root: Path
+    active: set[str] = field(default_factory=lambda: set(SERVING))
+    asked: list[str] = field(default_factory=list)
+    broken: set[str] = field(default_factory=set)
+    does_not_start: set[str] = field(default_factory=set)
+    killed_while_measured: bool = False
+    seen: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def unit_file(self) -> Path:
+        return self.root / "units" / CANDIDATE
+
+    def stop(self, *units: str) -> None:
+        if CANDIDATE in units and not self.unit_file.exists():
+            raise systemd.SystemdError(f"Unit {CANDIDATE} not loaded.")
+        for unit in units:
+            self.asked.append(f"stop {unit}")
+            self.active.discard(unit)
+
+    def start(self, unit: str, _: float = 0) -> None:
+        self.asked.append(f"start {unit}")
+        unit = unit.removesuffix(" alone")
+        if unit in self.broken:
+            raise systemd.SystemdError(f"systemctl start {unit} failed")
+        self.active.add(unit)
+
+    def bring_up(self, spec: tier.TierSpec, report: Any) -> str | None:
+        """Start the candidate as it lies on the host."""
+        laid_out = tier.load("trial", self.root / "tiers")
+        self.seen.append({"unit": self.unit_file.read_text(), "spec": laid_out, "beside": sorted(self.active)})
+        self.asked.append(f"try {laid_out.model.name}")
+        if laid_out.model.name in self.does_not_start:
+            return "cudaMalloc failed: out of memory"
+        self.active.add(CANDIDATE)
+        return None
+
+    def measure(self, spec: tier.TierSpec, *_: Any) -> Any:
+        if self.killed_while_measured:
+            self.active.discard(CANDIDATE)
+        assert RECORD.evidence
+        return replace(RECORD.evidence, tier=spec.name, problems=("no answer",) if self.killed_while_measured else ())
+
+    def state(self, unit: str) -> systemd.UnitState:
+        word = "active" if unit in self.active else "inactive"
+        return systemd.UnitState(word, "running", 1, "0" * 32, "success", 1, 2)
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Played:
+    played = Played(tmp_path)
+    (tmp_path / "tiers").mkdir()
+    (tmp_path / "etc").mkdir()
+    for name in ("fast", "deep"):
+        for unit in (tier.unit_of(name), *tier.Front(name).units):
+            (tmp_path / "etc" / unit).touch()
+    monkeypatch.setattr(trial_run, "DIRECTORY", tmp_path / "trial")
+    monkeypatch.setattr(trial_run, "RECORDS", tmp_path / "records")
+    monkeypatch.setattr(trial_run, "LEASE", tmp_path / "lease")
+    monkeypatch.setattr(trial_run, "PROGRESS", tmp_path / "progress")
+    monkeypatch.setattr(trial_run, "_UNITS", tmp_path / "units")
+    monkeypatch.setattr(proven, "UNITS", tmp_path / "etc")
+    monkeypatch.setattr(tier, "DIRECTORY", tmp_path / "tiers")
+    monkeypatch.setattr(activation, "_LOCK", tmp_path / "lock")
+    monkeypatch.setattr(activation, "start", played.bring_up)
+    monkeypatch.setattr(measure, "measure", played.measure)
+    monkeypatch.setattr(systemd, "stop", played.stop)
+    monkeypatch.setattr(systemd, "start", played.start)
+    monkeypatch.setattr(systemd, "unit_state", played.state)
+    monkeypatch.setattr(systemd, "start_alone", lambda unit: played.start(f"{unit} alone"))
+    monkeypatch.setattr(systemd, "is_active", lambda unit: unit in played.active)
+    monkeypatch.setattr(systemd, "active_units", lambda pattern: sorted(fnmatch.filter(played.active, pattern)))
+    monkeypatch.setattr(systemd, "reset_failed", lambda unit: None)
+    monkeypatch.setattr(systemd, "daemon_reload", lambda: played.asked.append("reload"))
+    (tmp_path / "lease").touch()
+    return played
+
+
+def candidate(host: Played, name: str, **changes: Any) -> dict[str, Any]:
+    """Return a candidate as the role hands it over, whose model lies on the host."""
+    file = host.root / f"{name}.gguf"
+    file.write_text("GGUF")
+    spec = RECORD.spec
+    assert spec
+    spec = replace(spec, name="trial", model=replace(spec.model, name=name, file=str(file)))
+    whole = {
+        "tier": "deep",
+        "model": name,
+        "placement": "auto",
+        "label": f"{name} (auto)",
+        "fingerprint": trial.other_fingerprint(name),
+        "spec": spec.to_json(),
+        "outcome": None,
+        "reason": None,
+        "unit": f"[Service]\nExecStart={name}\n",
+    }
+    return {**whole, **changes}
+
+
+def run(host: Played, *candidates: dict[str, Any]) -> list[str]:
+    """Run a job; return what it reported."""
+    said: list[str] = []
+    trial_run.DIRECTORY.mkdir(exist_ok=True)
+    job = {"host": "tower", "depth": "whole", "limit_s": 600, "candidates": candidates}
+    (trial_run.DIRECTORY / "job.json").write_text(json.dumps(job))
+    trial_run.run(said.append)
+    return said
+
+
+def records() -> dict[str, Trial]:
+    return {document["model"]: trial.from_json(document) for document in trial_run.kept()}
+
+
+def test_each_candidate_runs_alone_with_the_tiers_unit_and_is_recorded(host: Played) -> None:
+    run(host, candidate(host, "one"), candidate(host, "two"))
+    assert [seen["unit"] for seen in host.seen] == ["[Service]\nExecStart=one\n", "[Service]\nExecStart=two\n"]
+    assert [seen["beside"] for seen in host.seen] == [[], []]
+    kept = records()
+    assert {name: record.outcome for name, record in kept.items()} == {"one": "measured", "two": "measured"}
+    one = kept["one"]
+    assert (one.host, one.tier, one.reason) == ("tower", "deep", None)
+    assert one.spec and one.spec.name == "deep" and one.spec.model.name == "one"
+    assert one.evidence and one.evidence.tier == "deep"
+
+
+def test_what_serves_is_stopped_once_and_nothing_of_a_candidate_stays(host: Played) -> None:
+    run(host, candidate(host, "one"), candidate(host, "two"))
+    # What is pinned would come back with the target.
+    assert host.asked[0] == f"stop {TARGET}" and host.asked.count(host.asked[0]) == 1
+    assert all(asked.endswith(f" {CANDIDATE}") for asked in host.asked[host.asked.index("reload") :] if "stop" in asked)
+    assert not host.unit_file.exists()
+    assert not host.unit_file.with_name(f"{CANDIDATE}.d").exists()
+    assert not (host.root / "tiers/trial.json").exists()
+    assert CANDIDATE not in host.active
+
+
+def test_what_served_serves_again(host: Played) -> None:
+    before = set(host.active)
+    run(host, candidate(host, "one"))
+    assert host.active == set()
+    trial_run.restore()
+    assert host.active == before
+    asked = len(host.asked)
+    trial_run.restore()
+    assert len(host.asked) == asked
+
+
+def test_ports_are_open_again_when_what_served_serves(host: Played) -> None:
+    run(host, candidate(host, "one"))
+    del host.asked[:]
+    trial_run.restore()
+    assert host.asked == [
+        f"start {TARGET} alone",
+        "start llama-tier-fast.service",
+        "start llama-tier-deep.socket",
+        "start llama-tier-fast.socket",
+    ]
+
+
+def test_only_what_served_serves_again(host: Played) -> None:
+    # deep was asked for and took the place of fast, whose port an operator has closed.
+    served = {TARGET, "llama-tier-deep.service", "llama-tier-deep.socket"}
+    host.active = {*served, "llama-tier-deep-proxy.service"}
+    run(host, candidate(host, "one"))
+    assert host.active == set()
+    trial_run.restore()
+    assert host.active == served
+
+
+def test_a_tier_that_has_failed_is_found_as_it_was(host: Played) -> None:
+    before = {TARGET, "llama-tier-fast-cooldown.service", "llama-tier-fast-fallback.socket", "llama-tier-deep.socket"}
+    host.active = {*before, "llama-tier-fast-fallback.service"}
+    run(host, candidate(host, "one"))
+    assert host.active == set()
+    trial_run.restore()
+    assert host.active == before
+
+
+def test_a_candidate_that_is_cut_off_is_taken_away_by_restore(host: Played) -> None:
+    before = set(host.active)
+    run(host, candidate(host, "one"))
+    # As a kill between start and end leaves it.
+    host.active = {CANDIDATE}
+    host.unit_file.write_text("[Service]\n")
+    (host.root / "tiers/trial.json").write_text("{}")
+    trial_run.restore()
+    assert host.active == before
+    assert not host.unit_file.exists() and not (host.root / "tiers/trial.json").exists()
+
+
+def test_a_candidate_that_a_boot_has_cut_off_is_taken_away(host: Played) -> None:
+    before = set(host.active)
+    run(host, candidate(host, "one"))
+    # Of its files the spec alone is not in /run.
+    (host.root / "tiers/trial.json").write_text("{}")
+    trial_run.restore()
+    assert host.active == before
+    assert not (host.root / "tiers/trial.json").exists()
+
+
+def test_what_does_not_start_again_is_named_and_the_rest_serves(host: Played) -> None:
+    run(host, candidate(host, "one"))
+    host.broken = {"llama-tier-fast.service"}
+    with pytest.raises(systemd.SystemdError, match=r"what served before does not start again: .*llama-tier-fast"):
+        trial_run.restore()
+    assert host.active == {*SERVING} - host.broken
+
+
+def test_one_that_does_not_start_is_a_record_and_the_next_is_tried(host: Played) -> None:
+    host.does_not_start = {"one"}
+    run(host, candidate(host, "one"), candidate(host, "two"))
+    kept = records()
+    assert (kept["one"].outcome, kept["one"].reason) == ("failed", "it did not start: cudaMalloc failed: out of memory")
+    assert kept["one"].spec and kept["one"].evidence is None
+    assert kept["two"].outcome == "measured"
+
+
+def test_one_that_is_not_done_in_its_time_has_failed(host: Played) -> None:
+    host.killed_while_measured = True
+    run(host, candidate(host, "one"))
+    one = records()["one"]
+    assert one.outcome == "failed"
+    assert one.reason == "it stopped serving while it was measured, or was not done after 600 s: no answer"
+
+
+def test_the_time_of_a_candidate_is_bounded_by_its_tier_and_the_limit(
+    host: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[str] = []
+    plain = host.bring_up
+
+    def look(spec: tier.TierSpec, report: Any) -> str | None:
+        limits.append((host.root / f"units/{CANDIDATE}.d/trial.conf").read_text())
+        return plain(spec, report)
+
+    monkeypatch.setattr(activation, "start", look)
+    run(host, candidate(host, "one"))
+    assert "TimeoutStartSec=135\n" in limits[0] and "RuntimeMaxSec=600\n" in limits[0]
+
+
+def test_what_has_no_room_or_no_file_is_recorded_and_stops_nobody(host: Played) -> None:
+    none = candidate(host, "none", spec=None, outcome="infeasible", reason="GTX 1060 3GB needs 3,144 MiB")
+    unfetched = candidate(host, "unfetched", spec=None, outcome="failed", reason="its model could not be fetched: full")
+    gone = candidate(host, "gone")
+    (host.root / "gone.gguf").unlink()
+    run(host, none, unfetched, gone)
+    assert host.asked == []
+    said = {name: (record.outcome, record.reason) for name, record in records().items()}
+    assert said["none"] == ("infeasible", "GTX 1060 3GB needs 3,144 MiB")
+    assert said["unfetched"] == ("failed", "its model could not be fetched: full")
+    assert said["gone"] == ("failed", f"its file is not on the host ({host.root / 'gone.gguf'})")
+
+
+def test_progress_says_which_of_how_many_and_how_long_still(host: Played) -> None:
+    said = run(host, candidate(host, "one"), candidate(host, "two"))
+    assert said[0] == ("candidate 1 of 2, deep: one (auto): stopping what serves; at most 20 min left")
+    assert "candidate 2 of 2, deep: two (auto): measuring; about 0 s left" in said
+
+
+def test_a_record_of_the_same_measurement_is_replaced(host: Played) -> None:
+    run(host, candidate(host, "one"))
+    run(host, candidate(host, "one"))
+    assert len(list((host.root / "records").glob("*.json"))) == 1
+
+
+def test_a_damaged_record_is_none(host: Played) -> None:
+    run(host, candidate(host, "one"))
+    (host.root / "records/deep-1.json").write_text("{")
+    assert list(records()) == ["one"]
+
+
+def test_a_trial_that_nobody_follows_ends(
+    host: Played, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Ended(BaseException):
+        pass
+
+    def end(*_: Any) -> None:
+        raise Ended
+
+    monkeypatch.setattr(os, "kill", end)
+    old = time.time() - 31
+    os.utime(host.root / "lease", (old, old))
+    with pytest.raises(Ended):
+        trial_run.end_without_lease()
+    assert "nobody has followed this trial for 30 s" in capsys.readouterr().out
+
+
+def test_an_unreadable_job_is_one_line(
+    host: Played, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trial_run, "end_without_lease", lambda: None)
+    assert trial_run.main("run") == 1
+    assert "job.json" in capsys.readouterr().out
