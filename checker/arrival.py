@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 
 from checker import hardware, tier
 
@@ -23,40 +24,42 @@ def wait(spec: tier.TierSpec, cards_s: float = CARDS_S, memory_s: float = MEMORY
     what a server takes, and the load itself tells.
     """
     own = list(dict.fromkeys(device.uuid for device in spec.devices if tier.is_here(device.rpc_endpoint)))
-    missing = _wait_for_cards(spec, own, cards_s)
-    if missing:
-        return missing
-    short = _wait_for_memory(spec, own, memory_s)
+    gpus = _wait_for_cards(spec, own, cards_s)
+    if isinstance(gpus, str):
+        return gpus
+    short = _wait_for_memory(spec, gpus, own, memory_s)
     if short:
         print(short, file=sys.stderr)
     return None
 
 
-def _wait_for_cards(spec: tier.TierSpec, uuids: list[str], cards_s: float) -> str | None:
+def _wait_for_cards(spec: tier.TierSpec, uuids: list[str], cards_s: float) -> Sequence[hardware.Gpu] | str:
     deadline = time.monotonic() + cards_s
     while True:
         try:
-            found = [gpu.uuid for gpu in hardware.answering_gpus()]
+            gpus = hardware.answering_gpus()
+            found = [gpu.uuid for gpu in gpus]
             gone = [uuid for uuid in uuids if uuid not in found]
-            reason = f"{', '.join(gone)} is gone, found {', '.join(found) or 'no card'}: plan again" if gone else None
+            if not gone:
+                return gpus
+            reason = f"{', '.join(gone)} is gone, found {', '.join(found) or 'no card'}: plan again"
         except hardware.HardwareError as error:
             reason = str(error)
-        if reason is None or time.monotonic() >= deadline:
-            return f"{spec.name}: {reason}" if reason else None
+        if time.monotonic() >= deadline:
+            return f"{spec.name}: {reason}"
         time.sleep(_LOOK_S)
 
 
-def _wait_for_memory(spec: tier.TierSpec, uuids: list[str], memory_s: float) -> str | None:
+def _wait_for_memory(
+    spec: tier.TierSpec, gpus: Sequence[hardware.Gpu], uuids: list[str], memory_s: float
+) -> str | None:
     needs: dict[str, float] = {}
     for device in spec.devices:
         if device.uuid in uuids:
             needs[device.uuid] = needs.get(device.uuid, 0.0) + (device.predicted_mib or 0.0)
     deadline = time.monotonic() + memory_s
     while True:
-        try:
-            free = {gpu.uuid: gpu.total_mib - gpu.used_mib for gpu in hardware.answering_gpus()}
-        except hardware.HardwareError as error:
-            return f"{spec.name}: {error}"
+        free = {gpu.uuid: gpu.total_mib - gpu.used_mib for gpu in gpus}
         short = [
             f"{uuid} has {free[uuid]:,} MiB free, {mib:,.0f} are planned"
             for uuid, mib in needs.items()
@@ -67,6 +70,10 @@ def _wait_for_memory(spec: tier.TierSpec, uuids: list[str], memory_s: float) -> 
         if time.monotonic() >= deadline:
             return f"{spec.name}: {'; '.join(short)}: something else holds memory of it, the load may fail"
         time.sleep(_POLL_S)
+        try:
+            gpus = hardware.answering_gpus()
+        except hardware.HardwareError as error:
+            return f"{spec.name}: {error}"
 
 
 def main(name: str) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from checker import tier
 from checker.llama_server import LlamaServer, ServerError
 
-_POLL_S = 0.1
+_POLL_S = 0.05
 # Two looks in a row: between two requests of a client a slot is idle for a moment.
 _LOOKS = 2
 _BUS = Path("/run/dbus/system_bus_socket")
@@ -31,13 +31,12 @@ def drain(spec: tier.TierSpec, residency_s: float, most_s: float) -> str | None:
     deadline = time.monotonic() + most_s
     idle = 0
     while time.monotonic() < deadline:
-        if _host_stops():
-            return None
         try:
             idle = 0 if server.busy_slots() else idle + 1
         except ServerError:
             return None
-        if idle >= _LOOKS and _resident_s(spec) >= residency_s:
+        resident = _resident_s(spec) >= residency_s
+        if (idle >= _LOOKS and resident) or ((not idle or not resident) and _host_stops()):
             return None
         time.sleep(_POLL_S)
     return f"{spec.name}: still busy after {most_s:g} s, what it works on is cut off"

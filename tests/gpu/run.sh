@@ -174,7 +174,7 @@ site() {
 
 again() { playbook again; }
 
-switching() { playbook switching -e @tests/gpu/switching.yml; }
+switching() { proof discover.py; mirror; playbook switching -e @tests/gpu/switching.yml; }
 
 verify() {
     local code=0
