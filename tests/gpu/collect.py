@@ -40,7 +40,7 @@ def folder_name(document: dict[str, Any]) -> str:
 def summary(document: dict[str, Any]) -> Iterator[str]:
     """Say in a line each what was found."""
     what = document["what"]
-    if what in ("site", "again"):
+    if what in ("site", "again", "switching"):
         counts = document["recap"]
         yield f"exit {document['exit_code']}, changed={counts.get('changed')}, {document['seconds']} s"
     elif what == "verify":
