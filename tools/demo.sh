@@ -14,7 +14,7 @@ The lab host serves both tiers. Look at it:
   clients     .lab/report/config/models/gpuhost.yml
   unit        ssh -F .lab/ssh_config gpuhost systemctl cat llama-tier-deep
   ask it      ssh -F .lab/ssh_config gpuhost, and there:
-                sed 's/^/Authorization: Bearer /' /etc/llama-tiers/keys/deep |
+                sed 's/^/Authorization: Bearer /;q' /etc/llama-tiers/keys/deep |
                 curl -sH @- 127.0.0.1:8081/v1/completions -d '{"prompt": "A GPU is", "max_tokens": 32}'
   again       make demo      (changes nothing)
   away        make lab-down
