@@ -1,7 +1,7 @@
 """Let a tier finish what it works on before it gives way: `ExecStop=` of its proxy, as the tier's unprivileged user.
 
-A server that is told to stop with a request in flight cuts it off, and hangs until its time limit (facts of the engine:
-11 of 11 tries); so the proxy goes first, and waits here.
+A server that is told to stop with a request in flight cuts it off, and hangs until its time limit; so the proxy goes
+first, and waits here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ def drain(spec: tier.TierSpec, residency_s: float, most_s: float) -> str | None:
         except ServerError:
             return None
         resident = _resident_s(spec) >= residency_s
-        if (idle >= _LOOKS and resident) or ((not idle or not resident) and _host_stops()):
+        if resident and idle >= _LOOKS:
+            return None
+        # Asked only when there is something to wait for: the answer takes as long as a whole look.
+        if not (resident and idle) and _host_stops():
             return None
         time.sleep(_POLL_S)
     return f"{spec.name}: still busy after {most_s:g} s, what it works on is cut off"

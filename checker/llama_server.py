@@ -91,8 +91,7 @@ class LlamaServer:
 
     def busy_slots(self) -> int:
         """Count the requests that are being worked on."""
-        url = f"{self._address}/slots"
-        slots = self._document(url, self._request("GET", "/slots", timeout_s=_CONNECT_S))
+        slots = self._call("GET", "/slots", timeout_s=_CONNECT_S, kind=list)
         try:
             return sum(bool(slot["is_processing"]) for slot in slots)
         except (KeyError, TypeError) as error:
@@ -198,27 +197,13 @@ class LlamaServer:
         timeout_s: float = _ANSWER_S,
         *,
         authorized: bool = True,
-    ) -> dict[str, Any]:
-        url = self._address + path
-        response = self._request(method, path, body, timeout_s, authorized=authorized)
-        answer = self._document(url, response)
-        if not isinstance(answer, dict):
-            raise self._no_api(url, response)
-        return answer
-
-    def _request(
-        self,
-        method: str,
-        path: str,
-        body: dict[str, Any] | None = None,
-        timeout_s: float = _ANSWER_S,
-        *,
-        authorized: bool = True,
-    ) -> requests.Response:
+        kind: type = dict,
+    ) -> Any:
+        """Return what is answered, which is of this kind."""
         url = self._address + path
         headers = {"Authorization": f"Bearer {self._key()}"} if authorized else {}
         try:
-            return self._session.request(
+            response = self._session.request(
                 method,
                 self._base_url + path,
                 json=body,
@@ -236,8 +221,9 @@ class LlamaServer:
             raise UnreachableError(f"nothing answers at {self._address} (connection refused)") from None
         except requests.RequestException as error:
             raise BrokenError(f"{url}: {error}") from None
+        return self._answer(url, response, kind)
 
-    def _document(self, url: str, response: requests.Response) -> Any:
+    def _answer(self, url: str, response: requests.Response, kind: type) -> Any:
         if response.status_code == 503:
             raise LoadingError(f"{url} still loads its model (503)")
         if response.status_code in (401, 403):
@@ -248,13 +234,12 @@ class LlamaServer:
         if response.status_code != 200:
             raise BrokenError(f"{url} answers {response.status_code}: {response.text[:200].strip()}")
         try:
-            return response.json()
+            answer = response.json()
         except requests.JSONDecodeError:
-            raise self._no_api(url, response) from None
-
-    @staticmethod
-    def _no_api(url: str, response: requests.Response) -> BrokenError:
-        return BrokenError(f"{url} does not answer as llama-server does: {response.text[:200].strip()!r}")
+            answer = None
+        if not isinstance(answer, kind):
+            raise BrokenError(f"{url} does not answer as llama-server does: {response.text[:200].strip()!r}")
+        return answer
 
     def _strange(self, path: str, error: Exception) -> BrokenError:
         return BrokenError(f"{self._address}{path} lacks what llama-server tells there: {error!r}")
