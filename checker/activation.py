@@ -152,6 +152,9 @@ def _activate(names: Sequence[str], room_mib: Mapping[str, float], report: Repor
     for name in leftovers:
         report(f"{name}: is in the inventory no longer, stopping")
         _shut(name)
+    for spec in specs:
+        if spec.fallback is None:
+            _without_stand_in(spec.name)
     around = [spec.name for spec in specs if proven.exists(spec.name) and not proven.has_proven_units(spec.name)]
     if around or leftovers or any(systemd.needs_daemon_reload(spec.unit) for spec in specs):
         systemd.daemon_reload()
@@ -205,6 +208,16 @@ def _activate(names: Sequence[str], room_mib: Mapping[str, float], report: Repor
         moved=tuple(name for name in around if name not in order and name not in given_up),
         degraded=given_up,
     )
+
+
+def _without_stand_in(name: str) -> None:
+    """Stop and remove what let a fallback answer in a tier's place, which has none any more."""
+    front = tier.Front(name)
+    left = [path for path in proven.unit_files(name) if path.name in (front.stand_in_socket, front.stand_in)]
+    if left:
+        systemd.stop(*(path.name for path in left))
+    for path in left:
+        path.unlink()
 
 
 def _given_up(spec: tier.TierSpec) -> str | None:

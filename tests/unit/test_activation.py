@@ -97,9 +97,6 @@ class Played:
             ),
             **changes,
         )
-        for path in self.units.iterdir():
-            if of(path.name) == name:
-                path.unlink()
         for file, text in unit_files(spec, unit).items():
             (self.units / file).write_text(text)
         (self.root / "tiers" / f"{name}.json").write_text(json.dumps(spec.to_json()))
@@ -1074,6 +1071,20 @@ def test_a_tier_that_failed_while_it_served_is_left_to_its_fallback(host: Played
     assert host.open_ports() == {"fast": 8080, "deep-fallback": 8081}
     assert activate("fast", "deep", retry=True).activated == ("deep",)
     assert host.open_ports() == {"fast": 8080, "deep": 8081}
+
+
+def test_a_tier_that_has_no_fallback_any_more_has_its_port_and_no_unit_of_it(host: Played) -> None:
+    host.write("fast")
+    host.write("deep", fallback="fast")
+    activate("fast", "deep")
+    host.end("llama-tier-deep.service")
+    host.states["llama-tier-deep.service"] = "failed"
+    host.start(tier.Front("deep").cooldown)
+    host.write("deep")
+    assert activate("fast", "deep").activated == ("deep",)
+    assert host.open_ports() == {"fast": 8080, "deep": 8081}
+    assert not [name for name in host.files("deep") if "fallback" in name]
+    assert activate("fast", "deep") == Outcome(activated=(), retired=())
 
 
 def test_a_tier_without_a_fallback_whose_port_is_closed_is_tried_again(host: Played) -> None:
