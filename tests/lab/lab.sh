@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # lab.sh up [--suite bookworm|trixie]   the lab: host `gpuhost` with two simulated GPUs, and `mirror`
 # lab.sh host NAME SUITE                one more host like gpuhost (for the roles' own tests)
-# lab.sh reboot NAME                    stop and start a host
+# lab.sh reboot NAME [SECONDS]          stop and start a host, which has so many seconds for its end (180)
 # lab.sh drop NAME...                   remove hosts
 # lab.sh down                           remove every host of this lab
 # Hosts are reached by `ssh -F .lab/ssh_config NAME`. docs/lab.md says what is real here and what is played.
@@ -199,7 +199,8 @@ host)
 reboot)
     alone
     # A container ends with its systemd: stopping and starting it is what a reboot is here.
-    podman stop --time 180 "$lab-$2" >/dev/null
+    ssh -F "$state/ssh_config" -O exit "$2" 2>/dev/null || true
+    podman stop --time "${3:-180}" "$lab-$2" >/dev/null
     podman start "$lab-$2" </dev/null >/dev/null 2>"$state/start.log" 8>&-
     booted "$2"
     ssh_config
