@@ -77,9 +77,10 @@ def decide(
     if name not in known.policies:
         raise PlanningError(f"no policy {name!r}; policies: {', '.join(known.policies)}")
     variables = subject.variables
+    planning.refuse_templates(variables, "tiers")
     gpus, tiers = with_placeholders(variables.get("gpus") or []), variables.get("tiers") or []
-    engine = str(variables.get("llama_cpp_engine") or next(iter(engines)))
-    problems = check_inventory(gpus, tiers, models, engines, engine, str(variables.get("llama_cpp_backend", "cuda")))
+    engine, backend = planning.engine_of(variables, engines)
+    problems = check_inventory(gpus, tiers, models, engines, engine, backend)
     acceptable = variables.get(ACCEPTABLE, known.acceptable_tokens_per_second)
     if isinstance(acceptable, bool) or not isinstance(acceptable, int | float) or not 0 < acceptable < float("inf"):
         problems.append(f"{ACCEPTABLE} {acceptable!r} is wrong: expected tokens per second, more than 0")

@@ -245,7 +245,7 @@ def make(subject: Subject, wishes: Wishes, models: Mapping[str, Any], engines: M
 
 def _made(subject: Subject, wishes: Wishes, models: Mapping[str, Any], engines: Mapping[str, Any]) -> dict[str, Any]:
     variables = subject.variables
-    _refuse_templates(variables, *(["tiers"] if wishes.model is None else []))
+    refuse_templates(variables, *(["tiers"] if wishes.model is None else []))
     models = dict(models)
     gpus = with_placeholders(variables.get("gpus") or [])
     tiers = _tiers(variables.get("tiers") or [], wishes, models, gpus)
@@ -258,7 +258,14 @@ def _made(subject: Subject, wishes: Wishes, models: Mapping[str, Any], engines: 
     return plan_document.to_json(planned, subject.name, remarks, decided)
 
 
-def _refuse_templates(variables: Mapping[str, Any], *words: str) -> None:
+def engine_of(variables: Mapping[str, Any], engines: Mapping[str, Any]) -> tuple[str, str]:
+    """Return a host's engine and back end: what its inventory names, else what the role llama_cpp takes."""
+    engine = str(variables.get("llama_cpp_engine") or next(iter(engines)))
+    return engine, str(variables.get("llama_cpp_backend", "cuda"))
+
+
+def refuse_templates(variables: Mapping[str, Any], *words: str) -> None:
+    """Raise PlanningError for one that what a host's inventory says of its cards and engine, or of `words`, has."""
     for word in ("gpus", "ram", "llama_cpp_engine", "llama_cpp_backend", *words):
         template = _template(variables.get(word))
         if template:
@@ -281,8 +288,7 @@ def _checked(
 ) -> tuple[list[GpuEntry], list[TierEntry], dict[str, ModelEntry], cards.Host]:
     """Return the inventory's entries and the host by what is known of it; InventoryError has every problem."""
     variables = subject.variables
-    engine = str(variables.get("llama_cpp_engine") or next(iter(engines)))
-    problems = check_inventory(gpus, tiers, models, engines, engine, str(variables.get("llama_cpp_backend", "cuda")))
+    problems = check_inventory(gpus, tiers, models, engines, *engine_of(variables, engines))
     ram = parse_ram(variables.get("ram") or {}, problems)
     if problems:
         raise InventoryError(problems)
@@ -308,7 +314,7 @@ def _decided(written: Any, wished: Sequence[TierEntry], decided: DecisionEntry) 
 
 def screen(subject: Subject, tier: str | None, models: Mapping[str, Any], engines: Mapping[str, Any]) -> dict[str, Any]:
     """Screen every candidate of a host's tiers, or of one, and return the document; errors as those of `make`."""
-    _refuse_templates(subject.variables, "tiers")
+    refuse_templates(subject.variables, "tiers")
     gpus, tiers = with_placeholders(subject.variables.get("gpus") or []), subject.variables.get("tiers") or []
     tiers = _tiers(tiers, Wishes(tier=tier), dict(models), gpus)
     parsed_gpus, parsed_tiers, parsed_models, host = _checked(subject, gpus, tiers, models, engines)

@@ -221,6 +221,7 @@ def test_a_folder_that_cannot_be_written_is_named(checkout: Checkout, capsys: py
         ),
         ({"verification_documents_directory": "{{ here }}"}, [], "name the folder of the evidence with --evidence"),
         ({"tiers": [{**TIER, "candidates": [{"model": "huge"}]}]}, [], "model 'huge' is not in the catalogue"),
+        ({"gpus": "{{ found }}"}, [], "gpus has a template, '{{ found }}', which only a play resolves"),
     ],
 )
 def test_what_cannot_be_used_is_named(
