@@ -116,9 +116,11 @@ class ActionModule(ActionBase):
     def _follow(self, options: dict[str, Any], results_file: str, title: str) -> None:
         """Show the progress file's last line until the job is done."""
         lease = f"touch {shlex.quote(options['lease'])}; " if options["lease"] else ""
+        job, progress = shlex.quote(results_file), shlex.quote(options["progress"])
+        # What an earlier job has left in the progress file is older than this job.
         look = (
-            f"{lease}head -c 400 {shlex.quote(results_file)} 2>/dev/null; printf '\\036'; "
-            f"tail -c 400 {shlex.quote(options['progress'])} 2>/dev/null || true"
+            f"{lease}head -c 400 {job} 2>/dev/null; printf '\\036'; "
+            f"[ {progress} -nt {job} ] && tail -c 400 {progress} 2>/dev/null || true"
         )
         started = time.monotonic()
         shown_at: float | None = None

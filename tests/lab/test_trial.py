@@ -202,13 +202,20 @@ def test_the_decision_is_served_changed_and_reverted(checkout: Checkout) -> None
     assert serving()
 
 
-def hold(process: subprocess.Popen[str], candidate: str) -> None:
-    """Wait until a trial is at a candidate, and have that one stand still."""
+def start_and_hold(checkout: Checkout, candidate: str) -> subprocess.Popen[str]:
+    """Start a trial of deep, wait until it is at a candidate, and have that one stand still."""
+    progress = "/run/llama-tiers/progress/trial"
+    ssh_ok(f"rm -f {progress}")
+    # Ansible alone, so that nobody is left to follow the trial when it ends.
+    process = checkout.start(
+        "ansible-playbook", "-i", str(checkout.inventory), "playbooks/trial.yml",
+        "-e", "trial_again=true", "-e", "trial_tier=deep",
+    )  # fmt: skip
     for _ in range(2400):
-        if candidate in ssh("cat /run/llama-tiers/progress/trial").stdout:
+        if candidate in ssh(f"cat {progress}").stdout:
             while ssh("systemctl kill --signal=STOP llama-tier-trial").returncode:
                 assert process.poll() is None
-            return
+            return process
         assert process.poll() is None
         time.sleep(0.2)
     raise AssertionError(f"the trial never came to {candidate}")
@@ -223,11 +230,8 @@ def measured_since(began: str) -> bool:
 
 
 def test_a_controller_that_dies_leaves_what_served_before(checkout: Checkout) -> None:
-    # Ansible alone, so that nobody is left to follow the trial.
-    command = ["ansible-playbook", "-i", str(checkout.inventory), "playbooks/trial.yml", "-e", "trial_again=true"]
     began = now()
-    process = checkout.start(*command, "-e", "trial_tier=deep")
-    hold(process, "candidate 5 of 5")
+    process = start_and_hold(checkout, "candidate 5 of 5")
     os.killpg(process.pid, 9)
     process.wait()
     assert wait_until_serving(60) > 1
@@ -275,10 +279,8 @@ def reboot() -> None:
 
 
 def test_a_boot_in_the_middle_leaves_what_served_before(checkout: Checkout) -> None:
-    command = ["ansible-playbook", "-i", str(checkout.inventory), "playbooks/trial.yml", "-e", "trial_again=true"]
     began = now()
-    process = checkout.start(*command, "-e", "trial_tier=deep")
-    hold(process, "candidate 5 of 5")
+    process = start_and_hold(checkout, "candidate 5 of 5")
     reboot()
     process.kill()
     process.wait()

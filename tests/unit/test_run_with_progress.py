@@ -98,6 +98,12 @@ def test_a_job_can_tell_that_somebody_follows_it(tmp_path: Path) -> None:
     assert result["stdout"] == "followed"
 
 
+def test_what_an_earlier_job_has_said_is_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "progress").write_text("[2/2] of an earlier job\n", encoding="utf-8")
+    _, shown = run(tmp_path, "sleep 4")
+    assert "[localhost] a job: working (" in shown
+
+
 def test_a_short_job_is_quiet_and_its_failure_is_the_tasks_failure(tmp_path: Path) -> None:
     result, shown = run(tmp_path, "echo no such thing >&2; exit 3")
     assert "a job:" not in shown
