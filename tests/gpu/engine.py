@@ -95,8 +95,6 @@ def flags() -> EngineFlags:
 def server_argv(model: Path, choice: placement.Choice) -> list[str]:
     """Return the command line that the product would give a tier with this placement."""
     document = {"name": "proof", "port": PORT, "context": CONTEXT, "gpus": "any", "candidates": [{"model": "m"}]}
-    if not KEY.exists():
-        KEY.write_text("gpu-proof-on-loopback\n", encoding="utf-8")
     return list(
         argv.server_argv(
             TierEntry.model_validate(document),
@@ -131,6 +129,8 @@ class NotServedError(Exception):
 @contextmanager
 def serving(command: Sequence[str], extra: Mapping[str, str]) -> Iterator[Running]:
     """Run a server while the context lasts."""
+    # A client sends it, whether the server asks for it or not.
+    KEY.write_text("gpu-proof-on-loopback\n", encoding="utf-8")
     log = proof.LOGS / "server.log"
     began = time.monotonic()
     with log.open("w") as out:
