@@ -15,8 +15,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 # What a line of the table says of a case.
 _TOLD = (
-    *("what", "fault", "tier", "model", "tensor_split", "cache_type"),
-    *("off_percent", "times_the_default", "cold", "warm", "mean_kld", "error"),
+    *("what", "fault", "tier", "model", "placement", "split_mode", "tensor_split", "cache_type", "architectures"),
+    *("off_percent", "times_the_default", "cold", "warm", "mean_kld", "wall_s", "cpu_s", "bytes", "outcome", "reason"),
+    "error",
 )
 NAMED = ("schema", "what", "date", "command", "cards", "driver", "engine", "release")
 
@@ -40,9 +41,12 @@ def folder_name(document: dict[str, Any]) -> str:
 def summary(document: dict[str, Any]) -> Iterator[str]:
     """Say in a line each what was found."""
     what = document["what"]
-    if what in ("site", "again", "switching"):
+    if what in ("site", "again", "switching", "real"):
         counts = document["recap"]
         yield f"exit {document['exit_code']}, changed={counts.get('changed')}, {document['seconds']} s"
+        for tier in document.get("tiers", []):
+            text = (tier["completion"] or {}).get("text", "")
+            yield f"{tier['name']}: {tier['verdict']}, {tier['tensor_split']}, says {text[:80]!r}"
     elif what == "verify":
         for tier in (tier for host in (document["report"] or {"hosts": []})["hosts"] for tier in host["tiers"]):
             yield f"{tier['name']}: {tier['verdict']} {'; '.join(tier['reasons'])}".strip()
@@ -53,8 +57,11 @@ def summary(document: dict[str, Any]) -> Iterator[str]:
     elif what == "search":
         yield f"ours {document.get('share_of_best_percent')} % of the best of {len(document['cases'])} splits"
     else:
-        for case in document["cases"]:
-            yield ", ".join(f"{key} {case[key]}" for key in _TOLD if case.get(key) is not None)
+        for case in (*document.get("trial", {}).get("candidates", []), *document.get("cases", [])):
+            told = [f"{key} {case[key]}" for key in _TOLD if case.get(key) is not None]
+            speed = case.get("tokens_per_second")
+            speed = speed["as_asked"]["median"] if isinstance(speed, dict) else speed
+            yield ", ".join(told if speed is None else [*told, f"{speed:g} tokens/s"])
 
 
 def main() -> int:

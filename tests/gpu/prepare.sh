@@ -3,7 +3,7 @@
 # Debian 12, with network. Folders of a size that can be carried one at a time:
 #   base     systemd and build tools as .deb, wheels of the locked requirements
 #   source   the engine's source: a git repository that holds its one commit
-#   gemma-N  with --gemma: the small real model in parts
+#   gemma-N  with --gemma: the small real model in parts, which fill up what the steps carry besides (docs/gpu.md)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python_version=${GPU_PROOF_PYTHON:-3.12} # of the machine with the GPU
@@ -68,11 +68,12 @@ source_repository() {
 }
 
 gemma() {
+    local number=0 size
     rm -rf "$out"/gemma-*
-    split --bytes=50M --numeric-suffixes=1 --suffix-length=1 "$model" "$out/gemma."
-    for part in "$out"/gemma.?; do
-        mkdir "$out/gemma-${part##*.}" && mv "$part" "$out/gemma-${part##*.}/"
-    done
+    for size in 20MB 27MB 30MB 60MB 60MB 60MB; do
+        number=$((number + 1))
+        mkdir "$out/gemma-$number" && head --bytes=$size >"$out/gemma-$number/gemma.$number"
+    done <"$model"
 }
 
 grep -q '^VERSION_CODENAME=bookworm' /etc/os-release || { echo "prepare: needs Debian 12 for its packages" >&2; exit 2; }

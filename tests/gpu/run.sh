@@ -5,8 +5,11 @@
 #   site      site.yml; builds the engine unless a release was carried (build/gpu/release)
 #   again     site.yml once more: nothing may change
 #   switching site.yml with tiers that have no room beside each other; `measure switch` then times them
+#   trial     the reference host's candidates in its memory: tried, decided, served, and beside llama.cpp's default
+#   real      site.yml with a small real model, whose parts have been carried by then
 #   verify    checker verify
-#   measure PART...  tests/gpu/measure.py: memory speed load fit kld search switch
+#   build     a part of the CUDA back end, compiled for these cards and for llama.cpp's default architectures
+#   measure PART...  tests/gpu/measure.py: memory speed load fit kld search two switch
 #   guard PART...    tests/gpu/guard.py: sandbox faults
 #   keep      puts the release into OUT, in parts
 #   status    what runs, and the end of the logs
@@ -155,26 +158,33 @@ mirror() {
         "$checkout/.venv/bin/python" "$checkout/tests/gpu/mirror.py" "$state/mirror" "$mirror_port"
 }
 
+carried_release() { # in its place, unless the host has one; the role builds anew where it is another's
+    if compgen -G "$carried/release/release.tar.xz.*" >/dev/null && ! inside test -e /opt/llama-tiers/releases; then
+        cat "$carried"/release/release.tar.xz.* | xz --decompress | inside tar x -C /
+        say "release: $(inside ls /opt/llama-tiers/releases), carried"
+    fi
+}
+
 playbook() { # name arguments...
     local start=$SECONDS log=$state/logs/$1.log code=0
+    carried_release
+    inside rm -f build/gpu/report/evidence/gpu.json
     inside .venv/bin/ansible-playbook -i inventories/gpu "${@:2}" site.yml 2>&1 | tee "$log" | grep --line-buffered -v '^$' || code=$?
-    proof record.py "$1" "$log" "$((SECONDS - start))" "$code" || code=$?
+    proof record.py "$1" "$log" "$((SECONDS - start))" "$code" "${@:2}" || code=$?
     return "$code"
 }
 
-site() {
-    proof discover.py
-    mirror
-    if compgen -G "$carried/release/release.tar.xz.*" >/dev/null && ! inside test -e /opt/llama-tiers/releases; then
-        cat "$carried"/release/release.tar.xz.* | xz --decompress | inside tar x -C /
-        say "release: the one that was carried"
-    fi
-    playbook site
-}
+site() { proof discover.py; mirror; playbook site; }
 
 again() { playbook again; }
 
 switching() { proof discover.py; mirror; playbook switching -e @tests/gpu/switching.yml; }
+
+trial() { proof discover.py; mirror; carried_release; proof trial.py; }
+
+real() { proof discover.py; mirror; proof synthesize.py real; playbook real -e @tests/gpu/real.yml; }
+
+build() { proof build.py; }
 
 verify() {
     local code=0
@@ -209,13 +219,13 @@ measure | guard)
     proof "$1.py" "${@:2}"
     ;;
 '')
-    sed -n '2,14s/^# //p' "$0" >&2
+    sed -n '2,16s/^# //p' "$0" >&2
     exit 2
     ;;
 *)
     for step; do
         case $step in
-        boot | models | site | again | switching | verify | keep | status | stop) ;;
+        boot | models | site | again | switching | trial | real | verify | build | keep | status | stop) ;;
         *) echo "run: no step $step" >&2; exit 2 ;;
         esac
         start=$SECONDS
