@@ -111,20 +111,20 @@ class LlamaServer:
         except (KeyError, TypeError, ValueError) as error:
             raise self._strange("/props", error) from error
 
-    def as_prompt(self, question: str, chat_template: str) -> str:
-        """Return a question as the model expects it: in its own template, or plain when it has none.
+    def as_prompt(self, question: str, chat_template: str, plain: str) -> str:
+        """Return a question as the model expects it: in its own template, or `plain` when it has none.
 
         A model without a template is shown with the engine's fallback, whose markers are no tokens of that model: in
         them it produces nothing but markers.
         """
         if not chat_template:
-            return question
+            return plain
         if _FALLBACK_MARKER in chat_template:
             answer = self._call("POST", "/tokenize", {"content": _FALLBACK_MARKER, "parse_special": True})
             if len(answer.get("tokens") or []) != 1:
-                return question
+                return plain
         answer = self._call("POST", "/apply-template", {"messages": [{"role": "user", "content": question}]})
-        return str(answer.get("prompt") or question)
+        return str(answer.get("prompt") or plain)
 
     def tokenize(self, text: str) -> list[int]:
         """Return a text as the model's tokens, with those that the model begins every text with."""

@@ -32,6 +32,8 @@ from checker.tier import Front, TierSpec
 from checker.watch import Watch
 
 PROMPT = "Explain quantum computing in simple terms."
+# A model without a chat template goes on with a text: of a question alone some make a list of numbers.
+PLAIN_PROMPT = f"{PROMPT}\n\nQuantum computing is"
 MAX_TOKENS = 200
 # Enough to tell language from garbage, little enough to be answered in a second.
 QUICK_TOKENS = 32
@@ -224,12 +226,12 @@ def _ask(
     spec: TierSpec, server: LlamaServer, max_tokens: int, problems: list[str]
 ) -> tuple[Served | None, str, Completion | None]:
     """Return what is served, the question as this model takes it, and what was answered."""
-    served, question = None, PROMPT
+    served, question = None, PLAIN_PROMPT
     try:
         server.health()
         props = server.props()
         served = Served(props.model_path, props.alias, props.ctx_size, props.build)
-        question = server.as_prompt(PROMPT, props.chat_template)
+        question = server.as_prompt(PROMPT, props.chat_template, PLAIN_PROMPT)
         return served, question, _complete(spec, server, question, max_tokens)
     except ServerError as error:
         problems.append(str(error))
@@ -240,7 +242,7 @@ def _complete(spec: TierSpec, server: LlamaServer, question: str, max_tokens: in
     timeout_s = _SPARE_S + _SLOWEST * max_tokens / max(spec.criteria.min_generation_tokens_per_second, 1)
     generation = server.complete(question, max_tokens, TEMPERATURE, SEED, timeout_s)
     return Completion(
-        prompt=PROMPT,
+        prompt=PLAIN_PROMPT if question == PLAIN_PROMPT else PROMPT,
         text=generation.text,
         prompt_tokens=generation.prompt_tokens,
         generated_tokens=generation.generated_tokens,

@@ -126,17 +126,26 @@ class NotServedError(Exception):
     """A server that ended, or did not become healthy; the message is the end of what it said."""
 
 
+def address(command: Sequence[str]) -> str:
+    """Return where a server listens, by its command line: a socket, as those of tiers, or a port."""
+    host = command[command.index("--host") + 1] if "--host" in command else "127.0.0.1"
+    return f"unix:{host}" if host.endswith(".sock") else f"http://{host}:{PORT}"
+
+
 @contextmanager
 def serving(command: Sequence[str], extra: Mapping[str, str]) -> Iterator[Running]:
     """Run a server while the context lasts."""
     # A client sends it, whether the server asks for it or not.
     KEY.write_text("gpu-proof-on-loopback\n", encoding="utf-8")
+    at = address(command)
+    if at.startswith("unix:"):
+        Path(at.removeprefix("unix:")).parent.mkdir(parents=True, exist_ok=True)
     log = proof.LOGS / "server.log"
     began = time.monotonic()
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **extra})
     try:
-        client = llama_server.LlamaServer(f"http://127.0.0.1:{PORT}", str(KEY))
+        client = llama_server.LlamaServer(at, str(KEY))
         while True:
             try:
                 client.health()
@@ -158,7 +167,8 @@ def serving(command: Sequence[str], extra: Mapping[str, str]) -> Iterator[Runnin
 
 def rate(running: Running, times: int = 3) -> dict[str, Any]:
     """Return tokens per second as the checker asks for them, and with the most probable token always."""
-    prompt = running.client.as_prompt(measure.PROMPT, running.client.props().chat_template)
+    template = running.client.props().chat_template
+    prompt = running.client.as_prompt(measure.PROMPT, template, measure.PLAIN_PROMPT)
     found: dict[str, list[float]] = {"as_asked": [], "greedy": []}
     generated = 0
     for _ in range(times):

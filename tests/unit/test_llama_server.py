@@ -124,11 +124,11 @@ def test_tokens_are_a_prompt_that_may_be_cached_and_answered_to_the_end(played: 
 
 
 def test_a_question_goes_plain_where_the_template_is_not_the_models_own(played: fake_tier.Server) -> None:
-    assert client(played).as_prompt("Why?", "") == "Why?"
-    assert client(played).as_prompt("Why?", "...<|im_start|>...") == "Why?"
+    assert client(played).as_prompt("Why?", "", "Why? Because") == "Why? Because"
+    assert client(played).as_prompt("Why?", "...<|im_start|>...", "Why? Because") == "Why? Because"
     played.marker_tokens = 1
-    assert client(played).as_prompt("Why?", "...<|im_start|>...") == "<user>Why?<assistant>"
-    assert client(played).as_prompt("Why?", "[INST]") == "<user>Why?<assistant>"
+    assert client(played).as_prompt("Why?", "...<|im_start|>...", "Why? Because") == "<user>Why?<assistant>"
+    assert client(played).as_prompt("Why?", "[INST]", "Why? Because") == "<user>Why?<assistant>"
 
 
 DEVICES = fake_tier.spec().devices

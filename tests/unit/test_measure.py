@@ -26,7 +26,7 @@ from checker.evidence import (
     Served,
     UnitEvidence,
 )
-from checker.measure import PROMPT, QUICK_TOKENS, Depth, front, measure
+from checker.measure import PLAIN_PROMPT, QUICK_TOKENS, Depth, front, measure
 from checker.ports import Listener
 from checker.tier import TierSpec
 from checker.verdict import judge
@@ -74,7 +74,7 @@ def test_a_good_tier_is_measured_whole(host: Host, server: fake_tier.Server) -> 
     )
     assert evidence.host == HostEvidence(170.0, 0.0, 6.0)
     assert evidence.completion is not None
-    assert (evidence.completion.prompt, evidence.completion.text) == (PROMPT, fake_tier.TEXT)
+    assert (evidence.completion.prompt, evidence.completion.text) == (PLAIN_PROMPT, fake_tier.TEXT)
     assert (evidence.completion.prompt_tokens, evidence.completion.generated_tokens) == (8, 200)
     assert evidence.completion.prompt_tokens_per_second == pytest.approx(1600)
     assert evidence.completion.generation_tokens_per_second == pytest.approx(4444.444)
