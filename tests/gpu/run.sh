@@ -216,6 +216,7 @@ trap deliver EXIT
 case ${1:-} in
 measure | guard)
     checkout
+    carried_release
     proof "$1.py" "${@:2}"
     ;;
 '')
