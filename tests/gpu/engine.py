@@ -139,7 +139,10 @@ def serving(command: Sequence[str], extra: Mapping[str, str]) -> Iterator[Runnin
     KEY.write_text("gpu-proof-on-loopback\n", encoding="utf-8")
     at = address(command)
     if at.startswith("unix:"):
-        Path(at.removeprefix("unix:")).parent.mkdir(parents=True, exist_ok=True)
+        socket = Path(at.removeprefix("unix:"))
+        socket.parent.mkdir(parents=True, exist_ok=True)
+        # A server that is killed leaves it behind, and the next one would not bind it.
+        socket.unlink(missing_ok=True)
     log = proof.LOGS / "server.log"
     began = time.monotonic()
     with log.open("w") as out:
