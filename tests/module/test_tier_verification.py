@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import example_report
 import pytest
-from modules import MODULES
+from modules import run_here
 
 from checker import tier, verification
 from checker.evidence import Report
 from checker.measure import Depth
-
-
-class Ended(Exception):
-    """The module said what it had to say."""
 
 
 class Host:
@@ -47,27 +42,7 @@ class Host:
             "fact": str(self.directory / "llama_tiers.fact"),
             **changes,
         }
-        said: dict[str, Any] = {}
-
-        class Module:
-            def __init__(self, **_: Any) -> None:
-                self.params, self.check_mode = params, check
-
-            def exit_json(self, **result: Any) -> None:
-                said.update(result)
-                raise Ended
-
-            def fail_json(self, **result: Any) -> None:
-                self.exit_json(failed=True, **result)
-
-        source = importlib.util.spec_from_file_location("tier_verification", MODULES["tier_verification"])
-        assert source and source.loader
-        module = importlib.util.module_from_spec(source)
-        source.loader.exec_module(module)
-        vars(module)["AnsibleModule"] = Module
-        with pytest.raises(Ended):
-            module.main()
-        return said
+        return run_here("tier_verification", params, check=check)
 
 
 @pytest.fixture
