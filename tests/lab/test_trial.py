@@ -224,6 +224,9 @@ def test_the_decision_is_served_changed_and_reverted(checkout: Checkout) -> None
     written = checkout.decision.read_text()
     said = checkout.site()
     assert "decided by policy single-gpu" in said
+    status = (LAB / "report/STATUS.md").read_text()
+    assert "Policy single-gpu; acceptable are" in status
+    assert "- [x] The decision is served: policy single-gpu" in status
     assert [device["layers"] for device in spec_of_deep()["devices"]] == [19]
     assert status_of(8081, "deep") == "200"
 

@@ -24,9 +24,19 @@ class Host:
         self.asked: list[dict[str, Any]] = []
 
     def report(
-        self, specs: Any, host: str, earlier: Any, depth: Depth, accepted: Any, quality: Any, *, wake: bool
+        self,
+        specs: Any,
+        host: str,
+        earlier: Any,
+        depth: Depth,
+        accepted: Any,
+        quality: Any,
+        decision: Any,
+        *,
+        wake: bool,
     ) -> Report:
-        self.asked.append({"earlier": earlier, "depth": depth, "accepted": accepted, "wake": wake})
+        asked = {"earlier": earlier, "depth": depth, "accepted": accepted, "decision": decision, "wake": wake}
+        self.asked.append(asked)
         return self.found
 
     def verify(self, *, check: bool = False, **changes: Any) -> dict[str, Any]:
@@ -38,6 +48,7 @@ class Host:
             "quality": False,
             "accepted": str(self.directory / "accepted.json"),
             "accept_slower": False,
+            "decision": {"policy": "multi-gpu"},
             "metrics": "",
             "fact": str(self.directory / "llama_tiers.fact"),
             **changes,
@@ -61,6 +72,11 @@ def test_what_was_verified_is_news_once_and_what_failed_is_none(host: Host) -> N
     failed = host.verify()
     assert (failed["changed"], failed["ansible_facts"]["llama_tiers"]["passed"]) == (False, False)
     assert (host.directory / "llama_tiers.fact").read_text() == verified, "it tells what was verified last"
+
+
+def test_the_report_is_told_of_the_decision(host: Host) -> None:
+    host.verify()
+    assert host.asked[0]["decision"] == {"policy": "multi-gpu"}
 
 
 def test_check_mode_is_quick_and_leaves_nothing(host: Host) -> None:
