@@ -48,9 +48,11 @@ class Checkout:
     def start(self, *command: str) -> subprocess.Popen[str]:
         """Start a command in a session of its own."""
         out = (self.root / "out").open("w")
+        # ssh makes what it shares non-blocking, which Ansible refuses.
         return subprocess.Popen(
-            command, cwd=self.root, env=self.environment, stdout=out, stderr=out, text=True, start_new_session=True
-        )
+            command, cwd=self.root, env=self.environment, text=True, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+        )  # fmt: skip
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
