@@ -294,7 +294,8 @@ class Evidence:
     `thorough` and `quality` are None where they were not measured for this run of the unit, `residuals` one for each
     card of the plan. `front` is what listens on the tier's port. `argv` and `environment` are what the unit runs, so
     that a measurement can be repeated. `asleep` says of a tier on demand that it was not loaded when the report was
-    made: all else is of `measured_at`.
+    made: all else is of `measured_at`. `rivals` are the tiers that are not loaded while this one is. `booted_at` is
+    when this command was last seen up, of a tier on demand its port, as a boot had left it; None when it never was.
     """
 
     tier: str
@@ -319,6 +320,8 @@ class Evidence:
     residency: str = PINNED
     measured_at: str = ""
     asleep: bool = False
+    rivals: tuple[str, ...] = ()
+    booted_at: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of the evidence."""
@@ -362,8 +365,20 @@ class TierReport:
 
 
 @dataclass(frozen=True)
+class Box:
+    """One box of the checklist: what ticks it, or why it is open."""
+
+    name: str
+    ticked: bool
+    reason: str
+
+
+@dataclass(frozen=True)
 class Report:
-    """All tiers of one host; `recorded_at` is UTC (2026-10-01T12:00:00Z), `driver` None when NVML cannot be read."""
+    """All tiers of one host; `recorded_at` is UTC (2026-10-01T12:00:00Z), `driver` None when NVML cannot be read.
+
+    `decision` is the inventory's, as `checker decide` wrote it (docs/schemas/decision.schema.json), None without one.
+    """
 
     host: str
     recorded_at: str
@@ -371,6 +386,8 @@ class Report:
     driver: Driver | None
     gpus: tuple[Gpu, ...]
     tiers: tuple[TierReport, ...]
+    decision: dict[str, Any] | None
+    checklist: tuple[Box, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of the report."""
@@ -386,6 +403,8 @@ class Report:
             "driver": None if self.driver is None else _plain(self.driver),
             "gpus": gpus,
             "tiers": [tier.to_json() for tier in self.tiers],
+            "decision": self.decision,
+            "checklist": [_plain(box) for box in self.checklist],
         }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from enum import Enum
@@ -111,6 +112,8 @@ def measure(
         environment=spec.environment,
         residency=spec.residency,
         measured_at=now(),
+        rivals=spec.rivals,
+        booted_at=booted_at(spec, earlier),
     )
 
 
@@ -137,15 +140,32 @@ def _is_whole(found: Thorough) -> bool:
     return None not in (found.warm_completion, found.short, found.full, found.stability)
 
 
-def _carried_quality(spec: TierSpec, earlier: Iterable[Mapping[str, Any]]) -> Quality | None:
-    same = [
+def _of_command(spec: TierSpec, earlier: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the evidence of a tier that ran just this command with just this model."""
+    return [
         document
         for document in earlier
-        if document["model"]["sha256"] == spec.model.sha256
+        if document["tier"] == spec.name
+        and document["model"]["sha256"] == spec.model.sha256
         and document.get("argv") == list(spec.argv)
         and document.get("environment") == spec.environment
     ]
+
+
+def _carried_quality(spec: TierSpec, earlier: Iterable[Mapping[str, Any]]) -> Quality | None:
+    same = _of_command(spec, earlier)
     return next((found for document in same if (found := quality_from_json(document.get("quality")))), None)
+
+
+def booted_at(spec: TierSpec, earlier: Iterable[Mapping[str, Any]]) -> str | None:
+    """Return when a tier was last seen as a boot had left it; `earlier` are evidence documents, newest first.
+
+    A pinned tier serves then, and the port of one on demand is open. None when this command never was.
+    """
+    with suppress(systemd.SystemdError):
+        if systemd.came_with_boot(spec.unit if spec.pinned else Front(spec.name).socket):
+            return now()
+    return next((told for document in _of_command(spec, earlier) if (told := document.get("booted_at"))), None)
 
 
 def front(spec: TierSpec) -> FrontEvidence | None:

@@ -1,6 +1,8 @@
-"""Which models of a host nothing refers to: neither the inventory, nor what is served, nor what was served before that.
+"""Which folders of a host nothing refers to: models, and releases of llama.cpp.
 
-What was served before the last change is remembered on the host, so that one step back needs no download.
+One is referred to when the inventory needs it, a link beside its folder points at it (`current`, `previous`), a tier is
+to run with it (a candidate that is tried, too), or the tiers were proven with it, now or before the last change. The
+last is remembered on the host, so that one step back needs neither a download nor a build.
 """
 
 from __future__ import annotations
@@ -8,18 +10,20 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 SCHEMA = "llama-tiers/served/1"
-# A model lies in a folder that is named by the first digits of its sha256; what is named otherwise is not ours.
-_FOLDER = re.compile(r"[0-9a-f]{12}")
+
+
+class PruneError(Exception):
+    """A tier spec that does not tell what it needs; the message names it."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """The folders of the models that are served, and of those that were served before the last change."""
+    """The folders, by name, that the tiers are served from, and those that they were before the last change."""
 
     now: tuple[str, ...]
     before: tuple[str, ...]
@@ -57,17 +61,45 @@ def write(path: Path, served: Served) -> None:
     beside.replace(path)
 
 
-def unused(directory: Path, referred: Collection[str], served: Served) -> tuple[Unused, ...]:
-    """Return the folders of models that nothing refers to; `referred` are the names of those of the inventory."""
-    kept = {*referred, *served.now, *served.before}
+def needed(specs: Iterable[Path]) -> set[str]:
+    """Return the folders of model and release, by name, of the tier specs in these files; PruneError."""
+    names = set()
+    for path in specs:
+        try:
+            spec = json.loads(path.read_text(encoding="utf-8"))
+            names |= {Path(spec["model"]["file"]).parent.name, Path(spec["engine"]["release"]).name}
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise PruneError(f"{path} does not tell which model and release it needs ({error})") from error
+    return names
+
+
+def linked(directory: Path) -> set[str]:
+    """Return the folders of a directory, by name, that links beside it point at."""
+    links = (path for path in directory.parent.glob("*") if path.is_symlink())
+    targets = (link.parent / link.readlink() for link in links)
+    return {target.name for target in targets if target.parent == directory}
+
+
+def folders(directory: Path, ours: str) -> tuple[Path, ...]:
+    """Return the folders whose whole name fits a regular expression, the newest first; any other is not ours."""
+    found = [
+        path
+        for path in (directory.iterdir() if directory.is_dir() else ())
+        if path.is_dir() and not path.is_symlink() and re.fullmatch(ours, path.name)
+    ]
+    return tuple(sorted(found, key=lambda path: path.stat().st_mtime, reverse=True))
+
+
+def unused(found: Sequence[Path], referred: Collection[str]) -> tuple[Unused, ...]:
+    """Return those of some folders that are not among the names that are referred to, in their order."""
     return tuple(
         Unused(path, sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) // 2**20)
-        for path in sorted(directory.iterdir() if directory.is_dir() else ())
-        if path.is_dir() and not path.is_symlink() and _FOLDER.fullmatch(path.name) and path.name not in kept
+        for path in found
+        if path.name not in referred
     )
 
 
 def remove(folders: Iterable[Unused]) -> None:
-    """Remove folders of models; OSError when one cannot be."""
+    """Remove folders; OSError when one cannot be."""
     for folder in folders:
         shutil.rmtree(folder.path)

@@ -195,6 +195,13 @@ def is_active(unit: str) -> bool:
     return _show(unit, "ActiveState").get("ActiveState") == "active"
 
 
+def came_with_boot(unit: str) -> bool:
+    """Tell whether a unit is up, and was before systemd called the boot finished: nobody else has started it."""
+    finished = _run("systemctl", "show", "--property=FinishTimestampMonotonic", "--value").strip()
+    state = unit_state(unit)
+    return state.active_state == "active" and 0 < state.active_monotonic_us <= int(finished or 0)
+
+
 def socket_unit(port: int) -> str:
     """Return the unit of a socket that systemd holds on a TCP port; empty when there is none."""
     listed = _run("systemctl", "list-sockets", "--no-legend", "--no-pager", "--plain", "--full")

@@ -7,10 +7,10 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
-from checker import hardware, speed_verdict, systemd
+from checker import checklist, hardware, speed_verdict, systemd
 from checker.accepted import Accepted, Gate, fingerprint, key, repeated_speed
 from checker.evidence import Evidence, Quality, Report, TierReport, from_json
-from checker.measure import Depth, front, measure, now
+from checker.measure import Depth, booted_at, front, measure, now
 from checker.tier import TierSpec, unit_of
 from checker.verdict import judge
 
@@ -25,6 +25,7 @@ def report(
     depth: Depth,
     accepted: Mapping[str, Accepted],
     quality: Mapping[str, Quality | str],
+    decision: Mapping[str, Any] | None,
     *,
     wake: bool = True,
 ) -> Report:
@@ -34,8 +35,9 @@ def report(
     all that `depth` asks for. Else it is loaded, unless `wake` is false; pinned tiers that it stopped come back.
 
     `earlier` are evidence documents of this host, newest first; `accepted` the speeds that releases and placements have
-    to reach, empty when slower ones are allowed; `quality` what was measured just now of the splits, by tier. A host
-    passes when it has tiers and each of them passes. Never raises for what is down: the tiers' reasons tell.
+    to reach, empty when slower ones are allowed; `quality` what was measured just now of the splits, by tier;
+    `decision` the inventory's, None without one. A host passes when it has tiers and each of them passes. Never raises
+    for what is down: the tiers' reasons tell.
     """
     driver, gpus = _cards()
 
@@ -66,13 +68,16 @@ def report(
         for spec in serving:
             if not _is_active(spec):
                 _load(spec)
+    tiers = tuple(found[spec.name] for spec in specs)
     return Report(
         host=host,
         recorded_at=now(),
-        passed=bool(found) and all(tier.verdict.verdict == "pass" for tier in found.values()),
+        passed=bool(tiers) and all(tier.verdict.verdict == "pass" for tier in tiers),
         driver=driver,
         gpus=gpus,
-        tiers=tuple(found[spec.name] for spec in specs),
+        tiers=tiers,
+        decision=dict(decision) if decision else None,
+        checklist=checklist.boxes(tiers, decision),
     )
 
 
@@ -106,7 +111,10 @@ def _as_measured_before(spec: TierSpec, earlier: Sequence[Mapping[str, Any]]) ->
         if found is None or found.tier != spec.name or found.unit.active_state != "active":
             continue
         same = (found.argv, found.environment, found.model.sha256) == (spec.argv, spec.environment, spec.model.sha256)
-        return replace(found, asleep=True, front=front(spec), problems=()) if same and not found.problems else None
+        if not same or found.problems:
+            return None
+        since = booted_at(spec, earlier)
+        return replace(found, asleep=True, front=front(spec), rivals=spec.rivals, booted_at=since)
     return None
 
 

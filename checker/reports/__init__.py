@@ -27,6 +27,8 @@ def _complete(document: dict[str, Any]) -> dict[str, Any]:
         **document,
         "hosts": [
             {
+                "decision": None,
+                "checklist": [],
                 **host,
                 "tiers": [
                     {"notes": [], **tier, "evidence": _with_cards({**came, **tier["evidence"]})}

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests/unit"))
 
 import decision_cases  # noqa: E402
-from example_report import report  # noqa: E402
+from example_report import DECISION, report  # noqa: E402
 
 from checker import decision, plan, plan_document, planning, reports, tier, trial  # noqa: E402
 from checker.evidence import EVIDENCE_SCHEMA, REPORT_SCHEMA  # noqa: E402
@@ -115,7 +115,10 @@ def test_a_trial_fits_its_schema(changes: Document) -> None:
     assert validator("trial").schema["properties"]["schema"]["const"] == trial.SCHEMA
 
 
-@pytest.mark.parametrize("changes", [{}, {"failed": True}, {"unreadable": True}, {"unread": True}], ids=str)
+REPORTS: list[Document] = [{}, {"failed": True}, {"unreadable": True}, {"unread": True}, {"decision": DECISION}]
+
+
+@pytest.mark.parametrize("changes", REPORTS, ids=["pass", "fail", "unreadable", "unread", "decided"])
 def test_a_report_fits_its_schema(changes: Document) -> None:
     validator("verification").validate(verification(**changes))
 

@@ -142,7 +142,9 @@ def test_a_quick_verification_carries_over_what_a_whole_one_found_and_takes_seco
 
 def test_documents_are_rendered_beside_the_lab() -> None:
     report = LAB / "report"
-    assert "deep" in (report / "STATUS.md").read_text()
+    status = (report / "STATUS.md").read_text()
+    assert "- [x] Every tier loads: deep: active; fast: active" in status
+    assert "- [ ] Tiers are back after a reboot: not seen since a boot: deep, fast" in status
     client = (report / "config/models/gpuhost.yml").read_text()
     assert "http://127.0.0.1:8081" in client
     assert not (ROOT / "STATUS.md").exists()

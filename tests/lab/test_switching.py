@@ -322,6 +322,9 @@ def test_after_a_reboot_the_pinned_tier_serves_and_the_others_wait_for_a_request
     assert rebooted.returncode == 0, rebooted.stderr
     wait_for("fast", seconds=90)
     assert states() == {"fast": "active", "deep": "inactive", "small": "inactive"}
+    boxes = {box["name"]: box for box in verify()[1]["hosts"][0]["checklist"]}
+    for name in ("Tiers are back after a reboot", "Tiers take turns"):
+        assert boxes[name]["ticked"], boxes[name]
     assert ask("deep")["code"] == "200"
 
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import example_report
 import pytest
-from modules import MODULES
+from modules import run_here
 
 from checker import tier, verification
 from checker.evidence import Report
 from checker.measure import Depth
-
-
-class Ended(Exception):
-    """The module said what it had to say."""
 
 
 class Host:
@@ -29,9 +24,19 @@ class Host:
         self.asked: list[dict[str, Any]] = []
 
     def report(
-        self, specs: Any, host: str, earlier: Any, depth: Depth, accepted: Any, quality: Any, *, wake: bool
+        self,
+        specs: Any,
+        host: str,
+        earlier: Any,
+        depth: Depth,
+        accepted: Any,
+        quality: Any,
+        decision: Any,
+        *,
+        wake: bool,
     ) -> Report:
-        self.asked.append({"earlier": earlier, "depth": depth, "accepted": accepted, "wake": wake})
+        asked = {"earlier": earlier, "depth": depth, "accepted": accepted, "decision": decision, "wake": wake}
+        self.asked.append(asked)
         return self.found
 
     def verify(self, *, check: bool = False, **changes: Any) -> dict[str, Any]:
@@ -43,31 +48,12 @@ class Host:
             "quality": False,
             "accepted": str(self.directory / "accepted.json"),
             "accept_slower": False,
+            "decision": {"policy": "multi-gpu"},
             "metrics": "",
             "fact": str(self.directory / "llama_tiers.fact"),
             **changes,
         }
-        said: dict[str, Any] = {}
-
-        class Module:
-            def __init__(self, **_: Any) -> None:
-                self.params, self.check_mode = params, check
-
-            def exit_json(self, **result: Any) -> None:
-                said.update(result)
-                raise Ended
-
-            def fail_json(self, **result: Any) -> None:
-                self.exit_json(failed=True, **result)
-
-        source = importlib.util.spec_from_file_location("tier_verification", MODULES["tier_verification"])
-        assert source and source.loader
-        module = importlib.util.module_from_spec(source)
-        source.loader.exec_module(module)
-        vars(module)["AnsibleModule"] = Module
-        with pytest.raises(Ended):
-            module.main()
-        return said
+        return run_here("tier_verification", params, check=check)
 
 
 @pytest.fixture
@@ -86,6 +72,11 @@ def test_what_was_verified_is_news_once_and_what_failed_is_none(host: Host) -> N
     failed = host.verify()
     assert (failed["changed"], failed["ansible_facts"]["llama_tiers"]["passed"]) == (False, False)
     assert (host.directory / "llama_tiers.fact").read_text() == verified, "it tells what was verified last"
+
+
+def test_the_report_is_told_of_the_decision(host: Host) -> None:
+    host.verify()
+    assert host.asked[0]["decision"] == {"policy": "multi-gpu"}
 
 
 def test_check_mode_is_quick_and_leaves_nothing(host: Host) -> None:

@@ -1,12 +1,16 @@
-"""trial_plan and model_prune: what is to be tried and why not, and which models nothing refers to."""
+"""trial_plan and prune_unused: what is to be tried and why not, and what nothing refers to."""
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
-from modules import run
+import pytest
+from modules import run, run_here
 
+from checker import proven, tier
 from inventories import BIG, SMALL, inventory
 
 FOLDERS = {
@@ -38,23 +42,88 @@ def test_an_unknown_tier_is_named() -> None:
     assert result["problems"] == ["no tier 'wide'; tiers here: fast, deep"]
 
 
-def test_models_that_nothing_refers_to_are_named_and_removed_when_asked(tmp_path: Path) -> None:
-    directory = tmp_path / "models"
-    for name in ("a" * 12, "b" * 12):
-        (directory / name).mkdir(parents=True)
-    arguments: dict[str, Any] = {
+def pruning(directory: Path, **changes: Any) -> dict[str, Any]:
+    """Return what prune_unused is told of folders that are called by four letters."""
+    given: dict[str, Any] = {
         "directory": str(directory),
-        "memory": str(tmp_path / "served.json"),
-        "referred": [{"dest": f"{directory}/{'a' * 12}/model.gguf"}],
+        "ours": "[a-z]{4}",
+        "referred": ["used"],
+        "memory": str(directory.parent / "served.json"),
+        "remove": False,
     }
+    return {**given, **changes}
 
-    named = run("model_prune", remove=False, **arguments)
-    checked = run("model_prune", remove=True, check=True, **arguments)
+
+def prune(directory: Path, **changes: Any) -> dict[str, Any]:
+    return run("prune_unused", **pruning(directory, **changes))
+
+
+def folders(directory: Path, *names: str) -> None:
+    """Make folders, each older than the one before."""
+    for age, name in enumerate(names):
+        (directory / name).mkdir(parents=True)
+        os.utime(directory / name, (10**9 - age, 10**9 - age))
+
+
+def test_what_nothing_refers_to_is_named_and_removed_when_asked(tmp_path: Path) -> None:
+    directory = tmp_path / "models"
+    folders(directory, "used", "idle")
+
+    named = prune(directory)
+    checked = prune(directory, remove=True, check=True)
     assert len(list(directory.iterdir())) == 2
-    removed = run("model_prune", remove=True, **arguments)
+    removed = prune(directory, remove=True)
 
     assert named["changed"] is False
     assert "nothing refers to it; -e llama_tiers_prune=true removes it" in named["unused"][0]
     assert (checked["changed"], removed["changed"]) == (True, True)
-    assert [path.name for path in directory.iterdir()] == ["a" * 12]
-    assert run("model_prune", remove=True, **arguments)["changed"] is False
+    assert [path.name for path in directory.iterdir()] == ["used"]
+    assert prune(directory, remove=True)["changed"] is False
+
+
+@pytest.mark.parametrize(
+    ("newest", "stay"),
+    [(1, {"used", "back"}), (3, {"used", "back", "idle"}), (4, {"used", "back", "idle", "aged"})],
+    ids=["those referred to are more", "one besides", "all"],
+)
+def test_unasked_only_the_oldest_go_of_those_that_nothing_refers_to(
+    tmp_path: Path, newest: int, stay: set[str]
+) -> None:
+    directory = tmp_path / "releases"
+    folders(directory, "used", "idle", "aged", "back", "not ours")
+    (tmp_path / "previous").symlink_to("releases/back")
+    done = prune(directory, newest=newest)
+    assert {path.name for path in directory.iterdir()} == {*stay, "not ours"}
+    assert done["changed"] is (len(stay) < 4)
+    prune(directory, newest=newest, remove=True)
+    assert {path.name for path in directory.iterdir()} == {"used", "back", "not ours"}
+
+
+def test_what_was_served_before_the_last_change_stays(tmp_path: Path) -> None:
+    directory = tmp_path / "models"
+    folders(directory, "used", "once", "idle")
+    memory = {"schema": "llama-tiers/served/1", "now": ["once"], "before": []}
+    (tmp_path / "served.json").write_text(json.dumps(memory))
+    prune(directory, remove=True)
+    assert {path.name for path in directory.iterdir()} == {"used", "once"}
+
+
+def test_what_tiers_are_to_run_or_were_proven_with_stays_and_all_while_that_is_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tier, "DIRECTORY", tmp_path / "tiers")
+    monkeypatch.setattr(proven, "DIRECTORY", tmp_path / "proven")
+    directory = tmp_path / "releases"
+    folders(directory, "used", "runs", "goes", "idle")
+    for path, name in ((tmp_path / "tiers/deep.json", "runs"), (tmp_path / "proven/deep/spec.json", "goes")):
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"model": {"file": "/m/0/model.gguf"}, "engine": {"release": f"/r/{name}"}}))
+    damaged = tmp_path / "tiers/fast.json"
+    damaged.write_text("{")
+    said = run_here("prune_unused", pruning(directory, newest=0, remove=True))
+    assert said["changed"] is False
+    assert str(damaged) in said["unused"][0] and "nothing is removed" in said["unused"][0]
+    damaged.unlink()
+    assert len(list(directory.iterdir())) == 4
+    run_here("prune_unused", pruning(directory, newest=0, remove=True))
+    assert {path.name for path in directory.iterdir()} == {"used", "runs", "goes"}

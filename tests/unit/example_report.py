@@ -7,7 +7,7 @@ from typing import Any
 
 from fake_tier import COMMIT, TEXT, spec
 
-from checker import residuals, verdict
+from checker import checklist, residuals, verdict
 from checker.evidence import (
     CardLoad,
     Completion,
@@ -74,7 +74,34 @@ def thorough(small_peak_mib: float = 95.0) -> Thorough:
     )
 
 
-def report(host: str = "tower", failed: bool = False, unreadable: bool = False, unread: bool = False) -> Report:
+DECISION = {
+    "schema": "llama-tiers/decision/1",
+    "host": "tower",
+    "policy": "multi-gpu",
+    "acceptable_tokens_per_second": 10.0,
+    "tiers": {
+        "deep": {
+            "model": "tiny",
+            "placement": "auto",
+            "because": "first of 2 that reach what is asked for, by quality",
+            "tokens_per_second": 61.25,
+            "load_s": 3.14,
+            "gpus": [BIG["name"], SMALL["name"]],
+            "tensor_split": [13, 6],
+            "measured_at": "2026-11-23T10:00:00Z",
+            "evidence": "e" * 64,
+        }
+    },
+}
+
+
+def report(
+    host: str = "tower",
+    failed: bool = False,
+    unreadable: bool = False,
+    unread: bool = False,
+    decision: dict[str, Any] | None = None,
+) -> Report:
     """Report one tier `deep`: all well, `failed` (one card empty), `unreadable` (down, and no NVML), or with a card
     that was `unread` while it worked."""
     planned = PLANNED
@@ -129,11 +156,14 @@ def report(host: str = "tower", failed: bool = False, unreadable: bool = False, 
             problems=("NVML could not be opened",),
         )
     judged = verdict.judge(planned, evidence)
+    tiers = (TierReport(planned.name, judged, evidence),)
     return Report(
         host=host,
         recorded_at="2026-11-24T15:00:00Z",
         passed=judged.verdict == "pass",
         driver=None if unreadable else Driver("580.126.09", "13.0"),
         gpus=() if unreadable else CARDS,
-        tiers=(TierReport(planned.name, judged, evidence),),
+        tiers=tiers,
+        decision=decision,
+        checklist=checklist.boxes(tiers, decision),
     )

@@ -50,7 +50,10 @@ def lines(messages: list[str], pid: int = PID) -> list[Line]:
 
 @dataclass
 class Host:
-    """What systemd and NVML tell; an error in place of an answer is raised. `front` has units that are not inactive."""
+    """What systemd and NVML tell; an error in place of an answer is raised.
+
+    `front` has units that are not inactive, `booted` those that are up since the boot.
+    """
 
     state: systemd.UnitState | systemd.SystemdError = field(
         default_factory=lambda: systemd.UnitState("active", "running", PID, RUN, "success", 1_000_000, 4_140_000)
@@ -69,6 +72,7 @@ class Host:
         }
     )
     readings: dict[str, object] = field(default_factory=dict)
+    booted: set[str] | systemd.SystemdError = field(default_factory=set)
 
 
 def told(answer: Any) -> Any:
@@ -97,6 +101,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Host:
 
     monkeypatch.setattr(systemd, "unit_state", unit_state)
     monkeypatch.setattr(systemd, "is_active", lambda unit: unit_state(unit).active_state == "active")
+    monkeypatch.setattr(systemd, "came_with_boot", lambda unit: unit in told(played.booted))
     monkeypatch.setattr(systemd, "printed", printed)
     monkeypatch.setattr(systemd, "journal", lambda *run: [line.text for line in printed(*run)])
     monkeypatch.setattr(ports, "listeners", lambda port: played.listeners)

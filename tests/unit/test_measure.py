@@ -28,7 +28,7 @@ from checker.evidence import (
 )
 from checker.measure import PLAIN_PROMPT, QUICK_TOKENS, Depth, front, measure
 from checker.ports import Listener
-from checker.tier import TierSpec
+from checker.tier import ON_DEMAND, TierSpec
 from checker.verdict import judge
 from inventories import BIG, SMALL
 
@@ -333,6 +333,22 @@ def test_quality_is_that_of_just_now_or_of_the_same_command(host: Host, server: 
     assert measure(elsewhere, kept, Depth.QUICK, None).quality is None
     failed = measure(server.spec, [], Depth.QUICK, "quality of the split was not measured: no room")
     assert (failed.quality, failed.problems) == (None, ("quality of the split was not measured: no room",))
+
+
+def test_what_came_with_a_boot_is_remembered_for_the_same_command(host: Host, server: fake_tier.Server) -> None:
+    assert quick(server.spec).booted_at is None
+    host.booted = {UNIT}
+    seen = quick(server.spec)
+    assert seen.booted_at is not None and seen.booted_at <= seen.measured_at
+    asleep = replace(server.spec, residency=ON_DEMAND, rivals=("fast",))
+    assert (quick(asleep).booted_at, quick(asleep).rivals) == (None, ("fast",)), "its port tells of one on demand"
+    host.booted = {FRONT.socket}
+    assert quick(asleep).booted_at is not None
+
+    host.booted = systemd.SystemdError("no bus")
+    kept = [seen.to_json()]
+    assert quick(server.spec, kept).booted_at == seen.booted_at
+    assert quick(replace(server.spec, argv=(*server.spec.argv, "--no-mmap")), kept).booted_at is None
 
 
 def test_memory_that_the_driver_does_not_tell_is_not_nothing(host: Host, server: fake_tier.Server) -> None:

@@ -11,10 +11,15 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from example_report import report
+import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
+from example_report import DECISION, report
 
 from checker import reports
 from inventories import SMALL
+
+ROOT = Path(__file__).parents[2]
 
 
 def document(*hosts: dict[str, Any]) -> dict[str, Any]:
@@ -176,7 +181,7 @@ def test_metrics_need_nothing_that_a_host_lacks_and_hold_any_name() -> None:
         "import sys; sys.modules.update(dict.fromkeys(('rich', 'jinja2', 'yaml', 'pydantic')));"
         "from checker import reports; print(reports.render({'hosts': []}, 'prometheus'))"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
     odd = document({"host": 'a "tower"\\n'})
     assert 'host="a \\"tower\\"\\\\n"' in reports.render(odd, "prometheus")
 
@@ -214,9 +219,93 @@ def test_status_of_evidence_that_an_older_version_wrote() -> None:
     older = document()
     tier = older["hosts"][0]["tiers"][0]
     del tier["notes"]
+    for key in ("decision", "checklist"):
+        del older["hosts"][0][key]
     for key in ("thorough", "quality", "residuals", "load"):
         del tier["evidence"][key]
     for form in ("markdown", "table"):
         assert "61.2" in reports.render(older, form), form
     for form in ("junit", "prometheus"):
         assert "deep" in reports.render(older, form), form
+
+
+def rows(status: str, section: str) -> list[list[str]]:
+    """Return the cells of the table below a heading of STATUS.md, without its head."""
+    below = status.split(f"### {section}\n")[1].split("\n###")[0]
+    table = [line for line in below.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
+
+
+def test_status_states_the_decision_with_its_evidence() -> None:
+    status = reports.render(document({"decision": DECISION}), "markdown")
+    assert "Policy multi-gpu; acceptable are 10.0 tokens/s." in status
+    because = "first of 2 that reach what is asked for, by quality"
+    assert rows(status, "Decision") == [["deep", "tiny", "61.2", "3.1", "2026-11-23", "e" * 12, because]]
+    undecided = reports.render(document(), "markdown")
+    assert "### Decision" not in undecided
+
+
+def test_status_has_a_box_for_each_thing_to_be_seen() -> None:
+    status = reports.render(document({"decision": DECISION}), "markdown")
+    below = status.split("### Checklist\n")[1].split("\n###")[0]
+    boxes = [line for line in below.splitlines() if line]
+    found = report(decision=DECISION).checklist
+    assert boxes[:-1] == [f"- [{'x' if box.ticked else ' '}] {box.name}: {box.reason}" for box in found]
+    assert {line[:5] for line in boxes} == {"- [x]", "- [ ]"}
+    assert boxes[-1].startswith("- [x] ") and "`config/models/tower.yml`" in boxes[-1]
+
+
+def test_every_host_has_its_own_decision_and_checklist_in_the_status() -> None:
+    status = reports.render(
+        document({"host": "tower", "decision": DECISION}, {"host": "shed", "failed": True}), "markdown"
+    )
+    tower, shed = status.split("## shed: FAIL")
+    assert ("### Decision" in tower, "### Decision" in shed) == (True, False)
+    assert "no decision: `checker trial`, then `checker decide`" in shed
+    assert "no decision" not in tower
+
+
+PUBLISHED = {
+    "best": {"math_500": 93.9, "aime_2024": 69.7},
+    "good": {"math": 75.5},
+    "as good": {"math_500": 75.5},
+    "silent": None,
+}
+
+
+def client_config(*models: str, catalogue: dict[str, Any] | None) -> dict[str, Any]:
+    """Have Ansible render what clients are told of a host whose tiers serve these models."""
+    found = report(host="tower").to_json()
+    (tier,) = found["tiers"]
+    found["tiers"] = [
+        {**tier, "name": f"tier{place}", "evidence": {**tier["evidence"], "model": {"name": model, "sha256": "0" * 64}}}
+        for place, model in enumerate(models)
+    ]
+    given = {"inventory_hostname": "tower", "ansible_facts": {"llama_tiers": found}}
+    templar = Templar(DataLoader(), given if catalogue is None else {**given, "models": catalogue})
+    template = trust_as_template((ROOT / "templates/client-config.yml.j2").read_text())
+    config: dict[str, Any] = yaml.safe_load(templar.template(template))
+    return config
+
+
+def test_clients_are_told_where_what_and_how_good() -> None:
+    catalogue = {name: {"published": figures} if figures else {} for name, figures in PUBLISHED.items()}
+    config = client_config("good", "silent", "best", "as good", "not in the catalogue", catalogue=catalogue)
+    assert (config["host"], config["verified_at"]) == ("tower", report().recorded_at)
+    tiers = config["tiers"]
+    assert [(tier["model"], tier["quality_rank"]) for tier in tiers] == [
+        ("good", 2),
+        ("silent", None),
+        ("best", 1),
+        ("as good", 2),
+        ("not in the catalogue", None),
+    ]
+    told = {key: tiers[0][key] for key in ("tier", "base_url", "context", "loaded", "verdict")}
+    assert told == {
+        "tier": "tier0",
+        "base_url": "http://127.0.0.1:9/v1",
+        "context": 4096,
+        "loaded": "always",
+        "verdict": "pass",
+    }
+    assert [tier["quality_rank"] for tier in client_config("best", catalogue=None)["tiers"]] == [None]

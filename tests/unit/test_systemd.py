@@ -77,6 +77,30 @@ def test_the_socket_unit_of_a_port_is_found(
     assert systemd.socket_unit(port) == ""
 
 
+@pytest.mark.parametrize(
+    ("state", "active", "finished", "with_boot"),
+    [
+        ("active", "5000000", "5000001", True),
+        ("active", "5000000", "5000000", True),
+        ("active", "5000001", "5000000", False),
+        ("active", "0", "5000000", False),
+        ("failed", "4000000", "5000000", False),
+        ("active", "5000000", "0", False),
+        ("active", "5000000", "", False),
+    ],
+    ids=["before", "last of all", "later", "never", "down since", "still booting", "unknown"],
+)
+def test_what_was_up_before_the_boot_was_finished_came_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, active: str, finished: str, with_boot: bool
+) -> None:
+    program = tmp_path / "systemctl"
+    told = f"ActiveState={state}\\nActiveEnterTimestampMonotonic={active}\\n"
+    program.write_text(f"#!/bin/sh\ncase $* in *--value*) echo '{finished}';; *) printf '{told}';; esac\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert systemd.came_with_boot("llama-tier-deep.service") is with_boot
+
+
 def process(proc: Path, pid: int, cgroup: str, comm: str, inode: int) -> None:
     (proc / f"{pid}/fd").mkdir(parents=True)
     (proc / f"{pid}/fd/3").symlink_to(f"socket:[{inode}]")

@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from example_report import CARDS, PLANNED, report, speed
+from example_report import CARDS, DECISION, PLANNED, report, speed
 
-from checker import hardware, systemd, tier, verification
+from checker import checklist, hardware, systemd, tier, verification
 from checker.accepted import Accepted, read, to_json
 from checker.evidence import Evidence, FrontEvidence, Report
 from checker.measure import Depth
@@ -29,7 +29,7 @@ def measured(planned: tier.TierSpec, earlier: object, depth: Depth, quality: obj
 
 
 def reported(*specs: tier.TierSpec, accepted: Mapping[str, Accepted] | None = None) -> Report:
-    return verification.report(specs, "tower", [], Depth.WHOLE, accepted or {}, {})
+    return verification.report(specs, "tower", [], Depth.WHOLE, accepted or {}, {}, None)
 
 
 def told(answer: Any) -> Callable[[], Any]:
@@ -220,9 +220,9 @@ def test_a_failure_that_was_carried_over_is_measured_again(monkeypatch: pytest.M
 
     monkeypatch.setattr(verification, "measure", measure)
     earlier = [report().tiers[0].evidence.to_json()]
-    assert verification.report([DEEP], "tower", earlier, Depth.AUTO, {}, {}).passed
+    assert verification.report([DEEP], "tower", earlier, Depth.AUTO, {}, {}, None).passed
     assert asked == [Depth.AUTO, Depth.WHOLE]
-    assert not verification.report([DEEP], "tower", [], Depth.AUTO, {}, {}).passed, "it was measured just now"
+    assert not verification.report([DEEP], "tower", [], Depth.AUTO, {}, {}, None).passed, "it was measured just now"
     assert asked[2:] == [Depth.AUTO]
 
 
@@ -238,6 +238,7 @@ class Switching:
         self.starts: list[str] = []
         self.measured: list[tuple[str, Depth]] = []
         self.loads = True
+        self.booted: set[str] = set()
 
     @staticmethod
     def tier(unit: str) -> str:
@@ -268,6 +269,7 @@ def switching(monkeypatch: pytest.MonkeyPatch) -> Switching:
     played = Switching()
     monkeypatch.setattr(verification, "measure", played.measure)
     monkeypatch.setattr(verification, "front", lambda spec: FRONT)
+    monkeypatch.setattr(systemd, "came_with_boot", lambda unit: unit in played.booted)
     for name in ("unit_state", "is_active", "start"):
         monkeypatch.setattr(systemd, name, getattr(played, name))
     return played
@@ -277,7 +279,7 @@ def verified(
     *specs: tier.TierSpec, earlier: Report | None = None, depth: Depth = Depth.AUTO, wake: bool = True
 ) -> Report:
     documents = [json.loads(json.dumps(each.evidence.to_json())) for each in earlier.tiers] if earlier else []
-    return verification.report(specs, "tower", documents, depth, {}, {}, wake=wake)
+    return verification.report(specs, "tower", documents, depth, {}, {}, None, wake=wake)
 
 
 def test_a_tier_that_sleeps_is_judged_by_what_was_measured_of_the_same_command(switching: Switching) -> None:
@@ -294,6 +296,26 @@ def test_a_tier_that_sleeps_is_judged_by_what_was_measured_of_the_same_command(s
     third = verified(LAZY, FAST, earlier=again)
     assert third.tiers[0] == told, "as often as nobody asks for it"
     assert switching.starts == []
+
+
+def test_a_tier_that_sleeps_was_seen_since_the_boot_when_its_port_was(switching: Switching) -> None:
+    first = verified(LAZY)
+    switching.states["deep"] = "inactive"
+    assert verified(LAZY, earlier=first).tiers[0].evidence.booted_at is None
+    switching.booted = {"llama-tier-deep.socket"}
+    again = verified(LAZY, earlier=first)
+    seen = again.tiers[0].evidence.booted_at
+    assert seen is not None and seen >= again.recorded_at[:10]
+    switching.booted = set()
+    assert verified(LAZY, earlier=again).tiers[0].evidence.booted_at == seen
+
+
+def test_a_report_holds_the_decision_and_the_checklist_of_its_tiers() -> None:
+    found = verification.report([DEEP], "tower", [], Depth.WHOLE, {}, {}, DECISION)
+    assert found.decision == DECISION
+    assert found.checklist == checklist.boxes(found.tiers, DECISION)
+    assert reported(DEEP).decision is None
+    assert verification.report([DEEP], "tower", [], Depth.WHOLE, {}, {}, {}).decision is None
 
 
 def test_what_is_before_a_tier_that_sleeps_is_looked_at_now(

@@ -36,6 +36,10 @@ options:
     description: Whether a new release or placement may be slower than what was accepted.
     type: bool
     required: true
+  decision:
+    description: The inventory's decision, as C(checker decide) wrote it, for the report to hold; empty without one.
+    type: dict
+    required: true
   metrics:
     description: File on the host that gets metrics for node_exporter's textfile collector; none when empty.
     type: path
@@ -59,6 +63,7 @@ EXAMPLES = r"""
     quality: false
     accepted: /var/lib/llama-tiers/accepted.json
     accept_slower: false
+    decision: {}
     metrics: /var/lib/prometheus/node-exporter/llama_tiers.prom
     fact: /etc/ansible/facts.d/llama_tiers.fact
   vars:
@@ -116,6 +121,7 @@ def main() -> None:
             "quality": {"type": "bool", "required": True},
             "accepted": {"type": "path", "required": True},
             "accept_slower": {"type": "bool", "required": True},
+            "decision": {"type": "dict", "required": True},
             "metrics": {"type": "path", "required": True},
             "fact": {"type": "path", "required": True},
         },
@@ -151,7 +157,14 @@ def main() -> None:
         except systemd.SystemdError as error:
             module.fail_json(msg=f"a tier did not stop or start again for its quality to be measured: {error}")
     report = verification.report(
-        specs, module.params["host"], read_earlier(evidence), depth, gate, splits, wake=not module.check_mode
+        specs,
+        module.params["host"],
+        read_earlier(evidence),
+        depth,
+        gate,
+        splits,
+        module.params["decision"],
+        wake=not module.check_mode,
     )
     document = report.to_json()
     fact = Path(module.params["fact"])
