@@ -40,8 +40,6 @@ _TAKEN_STEP_MIB = 64
 # llama.cpp's default of 1,024 MiB pushes layers off a small card.
 _MARGIN_SHARE, _MARGIN_LEAST_MIB = 0.035, 150
 
-# Two channels of DDR4-3200, by the datasheet; `ram: {bandwidth_gb_s: ...}` in the inventory goes before.
-DEFAULT_RAM_BANDWIDTH_GB_S = 51.2
 # What the operating system and everything that is no tier needs of the host's memory.
 _SYSTEM_RAM_MIB = 1536
 
@@ -119,10 +117,10 @@ class Card:
 
 @dataclass(frozen=True)
 class Ram:
-    """Memory of the host: MiB (None when not known) and GB/s."""
+    """Memory of the host: MiB and GB/s, each None when not known."""
 
     total_mib: int | None
-    bandwidth_gb_s: float = DEFAULT_RAM_BANDWIDTH_GB_S
+    bandwidth_gb_s: float | None = None
 
     @property
     def room_mib(self) -> int | None:
@@ -200,6 +198,6 @@ def host(gpus: list[GpuEntry], ram: RamEntry, profile: Mapping[str, Any]) -> Hos
         cards=tuple(card(entry, read.get(entry.uuid), measured.get(entry.uuid)) for entry in gpus),
         ram=Ram(
             total_mib=profile.get("ram_mib") or ram.total_mib,
-            bandwidth_gb_s=ram.bandwidth_gb_s or DEFAULT_RAM_BANDWIDTH_GB_S,
+            bandwidth_gb_s=ram.bandwidth_gb_s,
         ),
     )

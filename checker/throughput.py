@@ -84,6 +84,9 @@ RAM_PRIOR = Prior(
     Pace(0.75, 0.0), Pace(0.45, 0.0), Pace(1.0, 0.0), "RTX 2080 + CPU, 14B; of an assumed 51.2 GB/s (derived)"
 )
 _BOUND = Pace(1.0, 0.0)
+# Where the inventory does not say it (`ram: {bandwidth_gb_s: ...}`): two channels of DDR4-3200 are assumed, and no host
+# has more than twelve of DDR5-6400, by the datasheets.
+_ASSUMED_RAM_GB_S, _MOST_RAM_GB_S = 51.2, 614.4
 
 # One hidden vector (f32) crosses PCIe at each cut: its bytes are next to nothing, the wait for it is the cost.
 _PCIE_GB_S = 6.0
@@ -153,8 +156,8 @@ def rate(card: Card, pace: Pace) -> float:
 
 
 def ram_rate(ram: Ram, pace: Pace = RAM_PRIOR.expected) -> float:
-    """Return the bytes that the host's memory gives in a second."""
-    return ram.bandwidth_gb_s * 1e9 * pace.share
+    """Return the bytes that the host's memory is expected to give in a second."""
+    return (ram.bandwidth_gb_s or _ASSUMED_RAM_GB_S) * 1e9 * pace.share
 
 
 def hops_s(header: Header, places: int) -> float:
@@ -176,7 +179,8 @@ def speed(
     priors = [expectation(card) for card in cards]
     places = sum(count > 0 for count in placement.tensor_split) + (placement.n_gpu_layers < len(full))
     hops = hops_s(header, places)
-    bound = 1 / _seconds(header, placement, empty, cards, [_BOUND] * len(cards), ram_rate(ram, _BOUND))
+    most = (ram.bandwidth_gb_s or _MOST_RAM_GB_S) * 1e9
+    bound = 1 / _seconds(header, placement, empty, cards, [_BOUND] * len(cards), most)
     expected, low, high = (
         min(bound, 1 / (_seconds(header, placement, full, cards, paces, ram_rate(ram, ram_pace)) + hops))
         for paces, ram_pace in (

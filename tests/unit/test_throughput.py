@@ -89,6 +89,15 @@ def test_layers_on_the_cpu_are_slower_than_on_any_card() -> None:
     assert faster.expected > some.expected
 
 
+def test_what_is_assumed_of_the_hosts_memory_is_expected_and_no_bound() -> None:
+    unknown, known = (
+        throughput.speed(shaped(Q4), placed((37,)), [GTX_1060], ram) for ram in (Ram(None), Ram(None, 51.2))
+    )
+    assert unknown.expected == known.expected
+    # A server's memory is several times as fast (docs/evidence/gpu/2x-nvidia-h200/trial.json).
+    assert unknown.bound > known.bound * 1.3
+
+
 def test_only_the_used_experts_are_read() -> None:
     dense = small_header([800] * 4)
     moe = replace(dense, expert_bytes=tuple(size // 2 for size in dense.layer_bytes), n_expert=8, n_expert_used=2)
