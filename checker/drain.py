@@ -1,12 +1,15 @@
 """Let a tier finish what it works on before it gives way: `ExecStop=` of its proxy, as the tier's unprivileged user.
 
 A server that is told to stop with a request in flight cuts it off, and hangs until its time limit; so the proxy goes
-first, and waits here.
+first, and waits here. It takes connections to its end, and cuts those off; so it is held before the last look, and what
+comes then waits at the port, which is systemd's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,27 +25,53 @@ _BUS = Path("/run/dbus/system_bus_socket")
 _UP = ("running", "degraded", "starting", "initializing", "maintenance")
 
 
-def drain(spec: tier.TierSpec, residency_s: float, most_s: float) -> str | None:
+def drain(spec: tier.TierSpec, proxy: int, residency_s: float, most_s: float) -> str | None:
     """Wait until a tier may be taken away; return None, or a sentence when the wait was given up.
 
     It may go when its server has run for `residency_s` and no slot is busy, or does not answer, or the host goes down.
+    `proxy` is the process in front of it; it may be left held (SIGSTOP): systemd's SIGTERM ends it as it is.
     """
     server = LlamaServer.of(spec)
     deadline = time.monotonic() + most_s
-    idle = 0
+    idle, held = 0, False
+    connections = _sockets(proxy)
     while time.monotonic() < deadline:
+        # What a new connection asks for may not have reached the server yet.
+        before, connections = connections, _sockets(proxy)
         try:
-            idle = 0 if server.busy_slots() else idle + 1
+            idle = 0 if server.busy_slots() or connections - before else idle + 1
         except ServerError:
             return None
         resident = _resident_s(spec) >= residency_s
         if resident and idle >= _LOOKS:
-            return None
+            if held:
+                return None
+            held = True
+            _send(proxy, signal.SIGSTOP)
+            continue
+        if held:
+            held = False
+            _send(proxy, signal.SIGCONT)
         # Asked only when there is something to wait for: the answer takes as long as a whole look.
         if not (resident and idle) and _host_stops():
             return None
         time.sleep(_POLL_S)
     return f"{spec.name}: still busy after {most_s:g} s, what it works on is cut off"
+
+
+def _sockets(pid: int) -> set[str]:
+    """Return the names of the sockets that a process has open, none when it has ended."""
+    names = set()
+    for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+        # One that was closed meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            names.add(str(descriptor.readlink()))
+    return {name for name in names if name.startswith("socket:")}
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def _resident_s(spec: tier.TierSpec) -> float:
@@ -64,10 +93,11 @@ def _host_stops() -> bool:
 def main(name: str, residency_s: float, most_s: float) -> int:
     """Drain a tier as ExecStop; the exit code is always 0, for the proxy stops in any case."""
     # Empty when the proxy has ended by itself: nobody is connected then.
-    if not os.environ.get("MAINPID"):
+    proxy = os.environ.get("MAINPID")
+    if not proxy:
         return 0
     try:
-        said = drain(tier.load(name), residency_s, most_s)
+        said = drain(tier.load(name), int(proxy), residency_s, most_s)
     except tier.TierSpecError as error:
         said = str(error)
     if said:

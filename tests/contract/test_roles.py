@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from checker.cuda import version
+from checker.toolkit import REPOSITORY_TOOLKIT
+
 ROOT = Path(__file__).parents[2]
 ROLES = sorted(path for path in (ROOT / "roles").iterdir() if path.is_dir())
 
@@ -41,3 +44,8 @@ def test_the_main_task_file_is_a_table_of_contents(role: Path) -> None:
     if len(tasks) > 2:
         for task in tasks:
             assert set(task) & {"ansible.builtin.include_tasks", "ansible.builtin.include_role"}, task["name"]
+
+
+def test_the_packages_of_nvidias_repository_are_those_of_the_toolkit_that_is_chosen() -> None:
+    packages = load(ROOT / "roles/llama_cpp/vars/main.yml")["_llama_cpp_nvidia_versions"]
+    assert version(packages["cuda-nvcc"]) == REPOSITORY_TOOLKIT

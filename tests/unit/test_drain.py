@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,15 +18,56 @@ import pytest
 
 from checker import drain, tier
 
+# Takes connections, says so to who connects, and keeps them.
+PROXY = """
+import socket, sys
+with socket.socket(socket.AF_UNIX) as port:
+    port.bind(sys.argv[1])
+    port.listen()
+    kept = []
+    while True:
+        kept.append(port.accept()[0])
+        kept[-1].send(b"!")
+"""
+
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_tier.Server]:
+def proxy(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run what stands in front of the tier; its port is the socket `port` in the test's folder."""
+    with subprocess.Popen([sys.executable, "-c", PROXY, tmp_path / "port"]) as process:
+        while not connects(tmp_path / "port"):
+            time.sleep(0.01)
+        yield process
+        process.kill()
+
+
+def connects(port: Path) -> socket.socket | None:
+    """Return a connection that the proxy has taken, None when it is not there yet."""
+    client = socket.socket(socket.AF_UNIX)
+    try:
+        client.connect(str(port))
+    except OSError:
+        return None
+    client.recv(1)
+    return client
+
+
+def is_held(proxy: subprocess.Popen[bytes]) -> bool:
+    """Whether the proxy is stopped, or is so when its turn on the processor comes."""
+    time.sleep(0.1)
+    return Path(f"/proc/{proxy.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+@pytest.fixture
+def server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: subprocess.Popen[bytes]
+) -> Iterator[fake_tier.Server]:
     """Serve tier `deep`, whose spec is on a host that is up."""
     load = tier.load
     monkeypatch.setattr(tier, "load", lambda name: load(name, tmp_path))
     monkeypatch.setattr(drain, "_POLL_S", 0.01)
     monkeypatch.setattr(drain, "_BUS", tmp_path / "absent")
-    monkeypatch.setenv("MAINPID", "4711")
+    monkeypatch.setenv("MAINPID", str(proxy.pid))
     with fake_tier.serving(tmp_path) as played:
         (tmp_path / "deep.json").write_text(json.dumps(played.spec.to_json()))
         yield played
@@ -47,44 +92,100 @@ def crash() -> list[bool]:
     raise ConnectionAbortedError
 
 
-def test_an_idle_tier_goes_at_once(server: fake_tier.Server) -> None:
-    assert drain.drain(server.spec, 0, 60) is None
-    assert looks(server) == 2, "between two requests of a client a slot is idle for a moment"
+def test_an_idle_tier_goes_at_once(server: fake_tier.Server, proxy: subprocess.Popen[bytes]) -> None:
+    assert drain.drain(server.spec, proxy.pid, 0, 60) is None
+    assert looks(server) == 3, "between two requests of a client a slot is idle for a moment"
+    assert is_held(proxy)
 
 
-def test_a_busy_tier_goes_when_its_last_slot_is_idle(server: fake_tier.Server) -> None:
+def test_a_proxy_that_is_held_ends_by_sigterm_without_taking_another_connection(
+    server: fake_tier.Server, proxy: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    assert drain.drain(server.spec, proxy.pid, 0, 60) is None
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(tmp_path / "port"))
+        proxy.send_signal(signal.SIGTERM)
+        proxy.send_signal(signal.SIGCONT)
+        assert proxy.wait(10) == -signal.SIGTERM
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+
+
+def test_what_reached_the_server_before_the_proxy_was_held_is_finished(
+    server: fake_tier.Server, proxy: subprocess.Popen[bytes]
+) -> None:
+    held = []
+
+    def busy_at_the_third_look() -> list[bool]:
+        held.append(is_held(proxy))
+        return [len(held) == 3]
+
+    server.busy = Told(busy_at_the_third_look)
+    assert drain.drain(server.spec, proxy.pid, 0, 60) is None
+    assert held == [False, False, True, False, False, True]
+
+
+def test_what_was_connected_before_the_proxy_was_held_is_waited_for(
+    server: fake_tier.Server, proxy: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    clients = []
+
+    def one_connects_after_the_second_look() -> list[bool]:
+        if looks(server) == 2:
+            clients.append(connects(tmp_path / "port"))
+        return [False]
+
+    server.busy = Told(one_connects_after_the_second_look)
+    assert drain.drain(server.spec, proxy.pid, 0, 60) is None
+    assert looks(server) == 6
+
+
+def test_a_proxy_that_ends_meanwhile_is_no_reason_to_wait(
+    server: fake_tier.Server, proxy: subprocess.Popen[bytes]
+) -> None:
+    proxy.kill()
+    proxy.wait()
+    assert drain.drain(server.spec, proxy.pid, 0, 60) is None
+
+
+def test_a_busy_tier_goes_when_its_last_slot_is_idle(server: fake_tier.Server, proxy: subprocess.Popen[bytes]) -> None:
     server.busy = [False, True]
     threading.Timer(0.2, server.busy.__setitem__, (1, False)).start()
     began = time.monotonic()
-    assert drain.drain(server.spec, 0, 60) is None
+    assert drain.drain(server.spec, proxy.pid, 0, 60) is None
     assert 0.2 <= time.monotonic() - began < 10
 
 
-def test_a_moment_between_two_requests_is_no_idleness(server: fake_tier.Server) -> None:
+def test_a_moment_between_two_requests_is_no_idleness(server: fake_tier.Server, proxy: subprocess.Popen[bytes]) -> None:
     server.busy = Told(lambda: [looks(server) % 2 == 0])
-    assert drain.drain(server.spec, 0, 0.2) == "deep: still busy after 0.2 s, what it works on is cut off"
+    assert drain.drain(server.spec, proxy.pid, 0, 0.2) == "deep: still busy after 0.2 s, what it works on is cut off"
     assert looks(server) > 4
+    assert not is_held(proxy)
 
 
-def test_a_tier_serves_for_its_residency_although_it_is_idle(server: fake_tier.Server) -> None:
+def test_a_tier_serves_for_its_residency_although_it_is_idle(
+    server: fake_tier.Server, proxy: subprocess.Popen[bytes]
+) -> None:
     os.utime(server.socket, (0, time.time() - 9.7))
     began = time.monotonic()
-    assert drain.drain(server.spec, 10, 60) is None
+    assert drain.drain(server.spec, proxy.pid, 10, 60) is None
     assert time.monotonic() - began >= 0.2
     os.utime(server.socket, (0, time.time() - 11))
     asked = looks(server)
-    assert drain.drain(server.spec, 10, 60) is None
-    assert looks(server) - asked == 2
+    assert drain.drain(server.spec, proxy.pid, 10, 60) is None
+    assert looks(server) - asked == 3
 
 
-def test_the_longest_wait_goes_before_residency(server: fake_tier.Server) -> None:
+def test_the_longest_wait_goes_before_residency(server: fake_tier.Server, proxy: subprocess.Popen[bytes]) -> None:
     began = time.monotonic()
-    assert "after 0.1 s" in str(drain.drain(server.spec, 100, 0.1))
+    assert "after 0.1 s" in str(drain.drain(server.spec, proxy.pid, 100, 0.1))
     assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("gone", ["socket", "key", "crash"])
-def test_who_does_not_answer_is_not_waited_for(server: fake_tier.Server, gone: str) -> None:
+def test_who_does_not_answer_is_not_waited_for(
+    server: fake_tier.Server, proxy: subprocess.Popen[bytes], gone: str
+) -> None:
     server.busy = [True]
     if gone == "socket":
         server.socket.unlink()
@@ -93,7 +194,7 @@ def test_who_does_not_answer_is_not_waited_for(server: fake_tier.Server, gone: s
     else:
         server.busy = Told(crash)
     began = time.monotonic()
-    assert drain.drain(server.spec, 100, 60) is None
+    assert drain.drain(server.spec, proxy.pid, 100, 60) is None
     assert time.monotonic() - began < 10
 
 
@@ -101,7 +202,12 @@ def test_who_does_not_answer_is_not_waited_for(server: fake_tier.Server, gone: s
     ("says", "waits"), [("running", True), ("degraded", True), ("starting", True), ("stopping", False), ("", False)]
 )
 def test_a_host_that_goes_down_waits_for_nobody(
-    server: fake_tier.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str, waits: bool
+    server: fake_tier.Server,
+    proxy: subprocess.Popen[bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    says: str,
+    waits: bool,
 ) -> None:
     (tmp_path / "bus").touch()
     (tmp_path / "systemctl").write_text(f"#!/bin/sh\necho {says}\n")
@@ -109,7 +215,7 @@ def test_a_host_that_goes_down_waits_for_nobody(
     monkeypatch.setattr(drain, "_BUS", tmp_path / "bus")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     server.busy = [True]
-    assert (drain.drain(server.spec, 0, 0.3) is not None) == waits
+    assert (drain.drain(server.spec, proxy.pid, 0, 0.3) is not None) == waits
     assert (looks(server) > 1) == waits
 
 

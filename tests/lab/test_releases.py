@@ -1,0 +1,104 @@
+"""Another release for tiers that serve, on a host that test_site.py provisioned: seen from clients that go on asking.
+
+The host is left as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from labhost import LAB, ROOT, SUITE, main_pids, playbook, run, ssh_ok, status_of
+
+TIERS = {"fast": 8080, "deep": 8081}
+# The other engine of the table; that of the lab's inventory is 0c1e57098.
+OTHER = "b3fed31b9"
+
+
+def links() -> list[str]:
+    """Return where `current` and `previous` lead to."""
+    return ssh_ok("cd /opt/llama-tiers; readlink current; readlink previous || true").split()
+
+
+def test_a_release_whose_server_fails_its_test_moves_nothing_and_the_tiers_go_on_serving() -> None:
+    tiny = ROOT / "roles/llama_cpp/molecule/faults/files/tiny"
+    assert run("scp", "-q", "-r", "-F", LAB / "ssh_config", tiny, "gpuhost:/srv/tiny").returncode == 0
+    ssh_ok(
+        "cd /srv/tiny && echo '#define LIST_DEVICES_STATUS 1' >status.h && git init -q && git add . && "
+        "git -c user.name=test -c user.email=test@example.org commit -q -m broken"
+    )
+    commit = ssh_ok("git -C /srv/tiny rev-parse HEAD").strip()
+    broken = {
+        "commit": commit,
+        "git": {"url": "file:///srv/tiny/.git"},
+        "targets": ["llama-server", "ggml-rpc-server"],
+        "cmake_flags": {},
+        "split_modes": {"rpc": ["none", "layer"]},
+        "flags": {"load_mode_mmap": [], "log": [], "no_ui": []},
+    }
+    before = links(), main_pids()
+    changed = {"engines": {"broken": broken}, "llama_cpp_engine": "broken", "llama_cpp_source": "git"}
+    result = playbook("site.yml", "-e", json.dumps(changed))
+    assert result.returncode == 2, result.stdout[-3000:]
+    assert "llama-server --list-devices failed (exit 1)" in result.stdout, result.stdout[-3000:]
+    assert (links(), main_pids()) == before
+    assert [status_of(port, tier) for tier, port in TIERS.items()] == ["200", "200"]
+    assert ssh_ok("ls /opt/llama-tiers/releases | grep broken").split()[0].endswith(".building")
+    ssh_ok(
+        "rm -rf /srv/tiny /opt/llama-tiers/releases/broken-* /var/cache/llama-tiers/build/broken-* "
+        f"/var/cache/llama-tiers/sources/llama.cpp-{commit[:12]}"
+    )
+
+
+@contextlib.contextmanager
+def clients_that_go_on_asking() -> Iterator[list[dict[str, Any]]]:
+    """Ask each tier every 200 ms from the moment when `current` moves to the end of the block.
+
+    Yields the list that holds every answer after it.
+    """
+    script = shlex.quote(Path(__file__).with_name("client.py").read_text(encoding="utf-8"))
+    command = f"python3 -c {script} {' '.join(f'{tier}={port}' for tier, port in TIERS.items())}"
+    answers: list[dict[str, Any]] = []
+    with subprocess.Popen(
+        ["ssh", "-F", LAB / "ssh_config", "gpuhost", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as client:
+        try:
+            yield answers
+        finally:
+            told, _ = client.communicate()
+    answers += json.loads(told)
+
+
+def longest_wait(answers: list[dict[str, Any]], tier: str) -> tuple[float, float]:
+    """Return when the request to a tier that took longest began and ended, in seconds of the host's clock."""
+    seconds, began = max((answer["seconds"], answer["began"]) for answer in answers if answer["tier"] == tier)
+    return began, began + seconds
+
+
+def test_tiers_move_to_another_engine_and_back_and_no_request_fails() -> None:
+    before, pids = links(), main_pids()
+    with clients_that_go_on_asking() as there:
+        result = playbook("site.yml", "-e", json.dumps({"llama_cpp_engine": OTHER}))
+    assert result.returncode == 0, result.stdout[-4000:]
+    other, moved = links(), main_pids()
+    assert other[0].startswith(f"releases/{OTHER}-")
+    assert other[1] == before[0]
+    assert not set(moved.values()) & set(pids.values())
+    with clients_that_go_on_asking() as back:
+        result = playbook("playbooks/rollback.yml")
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert links() == [before[0], other[0]]
+    assert not set(main_pids().values()) & set(moved.values())
+    for answers, way in ((there, f"site.yml to {OTHER}"), (back, "rollback.yml")):
+        waits = {tier: longest_wait(answers, tier) for tier in TIERS}
+        told = ", ".join(f"{tier} {end - begin:.1f} s" for tier, (begin, end) in waits.items())
+        print(f"{way} on {SUITE}: {len(answers)} requests, longest waits: {told}")
+        assert [answer for answer in answers if answer["came"] != "200"] == []
+        # One tier after the other: nobody waits for both.
+        (_, first_ends), (second_begins, _) = sorted(waits.values())
+        assert first_ends <= second_begins
