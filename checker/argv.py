@@ -6,7 +6,9 @@ whose default changed between engines, or depends on the host, is always written
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from checker.tier import Device, Placement, socket_of
@@ -39,6 +41,40 @@ TEMPLATED = (
     "--fit",
     "--offline",
 )
+
+# Flags that the tables of engines may spell, and whether a value follows.
+_OF_ENGINE = {"--load-mode": True, "--mmap": False, "--log-jsonl": False, "--log-verbosity": True, "--no-ui": False}
+
+# Flags that a tier may be given besides, and whether a value follows: how the model answers, and with how many threads.
+# None of them changes where the server listens, who may ask it, what it serves or what it holds.
+_SAMPLING = """
+--samplers --seed --temp --dynatemp-range --dynatemp-exp --top-k --top-p --min-p --top-nsigma --typical
+--xtc-probability --xtc-threshold --repeat-last-n --repeat-penalty --presence-penalty --frequency-penalty
+--dry-multiplier --dry-base --dry-allowed-length --dry-penalty-last-n --mirostat --mirostat-lr --mirostat-ent
+"""
+_CHAT = "--chat-template --chat-template-kwargs --reasoning --reasoning-format --reasoning-effort --reasoning-budget"
+EXTRA = {
+    **dict.fromkeys(f"{_SAMPLING} {_CHAT} --threads --threads-batch".split(), True),
+    **dict.fromkeys(("--jinja", "--no-jinja"), False),
+}
+_FINAL = {**dict.fromkeys(TEMPLATED, True), "--offline": False, **_OF_ENGINE, **EXTRA}
+
+# The inventory's own words for what people know as a flag; for messages alone.
+_KNOWN_AS = {
+    "api.bind": "--host",
+    "port": "--port",
+    "tiers_api_keys": "--api-key --api-key-file",
+    "context": "-c --ctx-size",
+    "parallel": "-np --parallel",
+    "cache_ram_mib": "-cram --cache-ram",
+    "gpus": "-dev --device -mg --main-gpu --rpc",
+    "candidates": "-m --model -a --alias -mu --model-url -hf -hfr --hf-repo -hff --hf-file -dr --docker-repo",
+    "the placement of a candidate": """
+        -sm --split-mode -ts --tensor-split -ngl --gpu-layers --n-gpu-layers -fit --fit -ot --override-tensor
+        -ctk --cache-type-k -ctv --cache-type-v -ub --ubatch-size -fa --flash-attn -ncmoe --n-cpu-moe -cmoe --cpu-moe
+    """,
+}
+_INSTEAD = {flag: key for key, flags in _KNOWN_AS.items() for flag in flags.split()}
 
 # Any override switches pipeline parallelism off (src/llama-context.cpp); this one matches no tensor.
 _NO_PIPELINE = "no-such-tensor=CPU"
@@ -87,7 +123,44 @@ def server_argv(
         *flags.no_ui,
         *flags.log,
         "--offline",
+        *tier.arguments,
     )
+
+
+def refused(words: Sequence[str], allowed: Mapping[str, bool] = EXTRA) -> Iterator[str]:
+    """Say of each flag among the words of a command line that is not `allowed`, or not so, what is wrong with it.
+
+    `allowed` tells whether a value follows a flag. Whatever is not in it is refused, in any spelling: llama-server has
+    short names, several names for one thing, takes `_` for `-`, and of two the last (common/arg.cpp). What is said has
+    no values, of which one may be a key.
+    """
+    rest, seen = deque(words), set()
+    while rest:
+        word = rest.popleft()
+        if word not in allowed:
+            yield _why_refused(re.split(r"[=\s]", word)[0])
+            while rest and not rest[0].startswith("-"):
+                rest.popleft()
+            continue
+        if word in seen:
+            yield f"{word} stands there twice"
+        seen.add(word)
+        if allowed[word]:
+            if rest and not rest[0].startswith("--"):
+                rest.popleft()
+            else:
+                yield f"{word} is without its value"
+
+
+def _why_refused(flag: str) -> str:
+    instead = _INSTEAD.get(flag.replace("_", "-") if flag.startswith("--") else flag)
+    fix = f"use {instead} instead" if instead else "docs/inventory.md lists what a tier may be given"
+    return f"{flag} is refused: {fix}"
+
+
+def problems(argv: Sequence[str]) -> list[str]:
+    """Return what is wrong with a final command line: flags that no tier may have, and such that override others."""
+    return list(refused(argv[1:], _FINAL))
 
 
 def unknown_flags(argv: Sequence[str], help_text: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from checker import catalogue_file
+from checker import argv, catalogue_file
 from checker import header as headers
 from checker.tier import RESERVED_ENDINGS
 
@@ -42,6 +42,7 @@ CAPABILITY_PATTERN = r"^\d{1,2}\.\d$"
 ENDPOINT_PATTERN = r"^[^:\s,]+:\d{1,5}$"
 REPOSITORY_PATTERN = r"^[^/\s]+/[^/\s]+$"
 URL_PATTERN = r"^https?://"
+ONE_LINE_PATTERN = r"^[^\x00-\x1f\x7f]+$"
 
 
 LEAST_CONTEXT = 256
@@ -88,16 +89,58 @@ class RamEntry(Written):
     bandwidth_gb_s: GbPerS | None = None
 
 
+def _network(written: str) -> str:
+    """Return a network, or one address, with its length, as systemd and nftables take both."""
+    try:
+        network = ip_network(written, strict=False)
+    except ValueError:
+        network = None
+    # Of an address with a scope (fe80::1%eth0) neither knows.
+    if network is None or "%" in written:
+        raise ValueError("expected a network such as 192.168.1.0/24, or an address")
+    address = written.partition("/")[0]
+    if address != written and ip_address(address) != network.network_address:
+        raise ValueError(f"expected {network} for the network, or {address} for the one address")
+    return str(network)
+
+
+EVERYBODY = ("0.0.0.0/0", "::/0")
+
+
 class Api(Written):
-    """Where a tier listens. Its key is no part of this: see `tiers_api_keys` of the role tiers."""
+    """Where a tier listens, and which networks may reach it there.
+
+    Its key is no part of this: see `tiers_api_keys` of the role tiers.
+    """
 
     bind: str = "127.0.0.1"
+    allow: list[Annotated[str, AfterValidator(_network)]] = []
 
     @field_validator("bind")
     @classmethod
     def _is_an_address(cls, bind: str) -> str:
         ip_address(bind)
         return bind
+
+    @model_validator(mode="after")
+    def _says_who_may_reach_it(self) -> Api:
+        address = ip_address(self.bind)
+        if address.is_loopback:
+            if self.allow:
+                raise ValueError(
+                    f"bind {self.bind} is reached by this host alone: leave allow out, or bind another address"
+                )
+            return self
+        if not self.allow:
+            raise ValueError(
+                f"bind {self.bind} is reached by other hosts, and allow does not say by which: name them, such as "
+                "allow: [192.168.1.0/24], or bind 127.0.0.1"
+            )
+        # One of all IPv6 addresses is reached by IPv4 too.
+        strange = [each for each in self.allow if ip_network(each).version != address.version and self.bind != "::"]
+        if strange:
+            raise ValueError(f"allow {', '.join(strange)} is of another IP version than bind {self.bind}")
+        return self
 
 
 class PlacementEntry(Written):
@@ -178,7 +221,7 @@ class TierEntry(Written):
     KV cache that the planner may choose, the preferred one first. `engine` is a name of the engine table, None for the
     host's (`llama_cpp_engine`). A `pinned` tier is always loaded, but while a rival without room beside it is asked
     for; one that is `on_demand` is loaded by its first request. `fallback` names the tier that answers on this one's
-    port after it failed.
+    port after it failed. `arguments` end the server's command line (`argv.EXTRA`).
     """
 
     name: str = Field(pattern=NAME_PATTERN)
@@ -187,6 +230,7 @@ class TierEntry(Written):
     parallel: int = Field(default=1, ge=1)
     cache_ram_mib: Mib = 0
     api: Api = Api()
+    arguments: list[Annotated[str, Field(pattern=ONE_LINE_PATTERN, coerce_numbers_to_str=True)]] = []
     gpus: Annotated[list[str], Field(min_length=1)] | Literal["any"]
     cache_types: list[CacheType] = Field(default=["f16"], min_length=1)
     candidates: list[Candidate] = Field(min_length=1)
@@ -203,6 +247,14 @@ class TierEntry(Written):
                 f"a tier's name does not end in {', '.join(RESERVED_ENDINGS)}: its own units are called so"
             )
         return name
+
+    @field_validator("arguments")
+    @classmethod
+    def _leave_the_rest_as_it_is(cls, arguments: list[str]) -> list[str]:
+        found = list(argv.refused(arguments))
+        if found:
+            raise ValueError("; ".join(found))
+        return arguments
 
 
 def _parse_header(value: Any) -> Any:
@@ -327,7 +379,10 @@ _PATTERNS = {
     SHA256_PATTERN: "64 digits of 0 to 9 and a to f",
     REPOSITORY_PATTERN: "owner/name",
     URL_PATTERN: "an address that begins with http:// or https://",
+    ONE_LINE_PATTERN: "text on one line",
 }
+# What people look for and is had in another way.
+_ELSEWHERE = {"tls": ': a tier has no TLS of its own, put a web server in front of it (docs/inventory.md, "TLS")'}
 # In the place of an error that is in a union, pydantic names which part of the union was tried.
 _PART_OF_UNION = re.compile(r"(constrained-\w+|int|str|(literal|list|function-\w+)\[.*)$")
 
@@ -339,7 +394,7 @@ def sentences(where: str, error: ValidationError) -> Iterable[str]:
         places = [part for part in item["loc"] if isinstance(part, int) or not _PART_OF_UNION.match(part)]
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in places).lstrip(".")
         value = item.get("input")
-        hidden = item["type"] in ("missing", "extra_forbidden") or {"key", "header"} & set(item["loc"])
+        hidden = item["type"] in ("missing", "extra_forbidden") or {"key", "header", "arguments"} & set(item["loc"])
         start = path if hidden else f"{path} {value!r}"
         found.setdefault(path, (start, []))[1].append(_reason(item))
     for path, (start, reasons) in found.items():
@@ -354,7 +409,7 @@ def _reason(item: ErrorDetails) -> str:
     if item["type"] == "missing":
         return "is missing"
     if item["type"] == "extra_forbidden":
-        return "is not a known key"
+        return f"is not a known key{_ELSEWHERE.get(str(item['loc'][-1]), '')}"
     if item["type"] == "string_pattern_mismatch" and item["loc"][-1] == "uuid":
         return "is not the UUID of a card; `nvidia-smi -L` on the host prints it"
     if item["type"] == "string_pattern_mismatch":

@@ -18,6 +18,7 @@ from checker import argv, decision, kept, placement, tier
 from checker.cards import Card, Host, Ram
 from checker.cards import host as join_host
 from checker.catalogue import (
+    EVERYBODY,
     Candidate,
     EngineFlags,
     GpuEntry,
@@ -766,6 +767,7 @@ def _spec(
         rivals=rivals,
         fallback=entry.fallback,
         memory_max_mib=_memory_max_mib(choice),
+        allow=tuple(entry.api.allow),
     )
 
 
@@ -855,6 +857,9 @@ def for_site(
         for entry, each in zip(parsed_tiers, planned.tiers, strict=True)
     )
     specs = tuple(kept.steady(spec, proven.get(spec.name)) for spec in made)
+    found = [f"tier {spec.name}: command line: {problem}" for spec in specs for problem in argv.problems(spec.argv)]
+    if found:
+        raise InventoryError(found)
     over = _over(planned.tiers, host)
     beyond = f"what was measured leaves less than the margin, and what serves is kept all the same: {over}"
     return SitePlan(
@@ -868,6 +873,7 @@ def for_site(
         ),
         remarks=(
             *(f"{each.name}: {remark}" for each in planned.tiers for remark in each.chosen.remarks),
+            *exposed(parsed_tiers),
             *([beyond] if over else []),
         ),
         kept=tuple(each.name for each in planned.tiers if each.chosen.kept),
@@ -878,6 +884,17 @@ def for_site(
             for card in _held(planned.tiers)
         ),
     )
+
+
+def exposed(tiers: Sequence[TierEntry]) -> list[str]:
+    """Say of each tier that is open to every address that it is."""
+    return [
+        f"{entry.name}: {network} lets every address reach it, where keys and answers can be read on their way: name "
+        'your own networks, or put a web server with TLS in front of it (docs/inventory.md, "TLS")'
+        for entry in tiers
+        for network in entry.api.allow
+        if network in EVERYBODY
+    ]
 
 
 def served(

@@ -253,7 +253,7 @@ def _made(subject: Subject, wishes: Wishes, models: Mapping[str, Any], engines: 
     decided = None if wishes.model else decision.parse(variables.get(decision.VARIABLE))
     if decided:
         parsed_tiers = _decided(variables["tiers"], parsed_tiers, decided)
-    remarks = (*subject.remarks, *_taken_as(wishes, tiers))
+    remarks = (*subject.remarks, *_taken_as(wishes, tiers), *plan.exposed(parsed_tiers))
     planned = plan.make(parsed_gpus, parsed_tiers, parsed_models, host)
     return plan_document.to_json(planned, subject.name, remarks, decided)
 

@@ -179,7 +179,8 @@ class TierSpec:
 
     `residency` is PINNED or ON_DEMAND; `rivals` are the tiers that cannot be resident beside this one, so that each
     stops when another starts. `fallback` is the tier that answers in this one's place after it failed.
-    `memory_max_mib` is the most that it may hold of the host's memory, the cached file of its model included.
+    `memory_max_mib` is the most that it may hold of the host's memory, the cached file of its model included. `allow`
+    are the networks that may reach its port, besides the host itself; none when `bind` is of the loopback.
     """
 
     name: str
@@ -199,6 +200,7 @@ class TierSpec:
     rivals: tuple[str, ...] = ()
     fallback: str | None = None
     memory_max_mib: int | None = None
+    allow: tuple[str, ...] = ()
 
     @property
     def socket(self) -> str:
@@ -256,6 +258,7 @@ def from_json(document: dict[str, Any]) -> TierSpec:
                 "criteria": Criteria(**fields["criteria"]),
                 "argv": tuple(fields["argv"]),
                 "rivals": tuple(fields.get("rivals") or ()),
+                "allow": tuple(fields.get("allow") or ()),
                 "predicted": Predicted(**fields["predicted"]) if fields.get("predicted") else None,
             }
         )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import tarfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from checker import argv
 from checker.catalogue import EngineFlags
 
 ROOT = Path(__file__).parents[2]
@@ -56,9 +58,9 @@ def test_nothing_is_fetched_at_build_time(name: str) -> None:
     assert {flags[key] for key in ("LLAMA_BUILD_UI", "LLAMA_USE_PREBUILT_UI", "LLAMA_OPENSSL")} == {"OFF"}
 
 
-@engine
-def test_the_table_is_spelled_as_the_source_spells_it(name: str) -> None:
-    """Every CMake option, target and flag stands in the tree; row split stands there exactly when the table has it."""
+@cache
+def sources(name: str) -> dict[str, str]:
+    """Return what is looked at of an engine's tree, by path."""
     entry = ENGINES[name]
     archive = CACHE / "mirror/sources" / entry["archive"]["file"]
     if not archive.exists():
@@ -72,7 +74,13 @@ def test_the_table_is_spelled_as_the_source_spells_it(name: str) -> None:
                 content = package.extractfile(member)
                 assert content is not None
                 tree[path] = content.read().decode()
+    return tree
 
+
+@engine
+def test_the_table_is_spelled_as_the_source_spells_it(name: str) -> None:
+    """Every CMake option, target and flag stands in the tree; row split stands there exactly when the table has it."""
+    entry, tree = ENGINES[name], sources(name)
     cmake = "\n".join(text for path, text in tree.items() if path.endswith("CMakeLists.txt"))
     for option in entry["cmake_flags"]:
         assert re.search(rf"option\({option}\s", cmake), option
@@ -83,3 +91,27 @@ def test_the_table_is_spelled_as_the_source_spells_it(name: str) -> None:
             assert f'"{flag}"' in tree["common/arg.cpp"], flag
     has_row = "ggml_backend_cuda_split_buffer_type" in tree["ggml/src/ggml-cuda/ggml-cuda.cu"]
     assert ("row" in entry["split_modes"]["cuda"]) == has_row
+
+
+@engine
+def test_arguments_of_ones_own_are_what_the_source_takes_them_for(name: str) -> None:
+    """Each is another option than those of a tier's command line, and has a value exactly when one follows it there."""
+    seen = set()
+    for option in sources(name)["common/arg.cpp"].split("add_opt(common_arg(")[1:]:
+        spellings = set(re.findall(r'"(--?[a-zA-Z][^" ]*)"', option.partition("params")[0]))
+        handler = re.search(r"\]\(common_params &[^),]*,? ?([^)]*)\)", option)
+        valued = handler is not None and handler[1].startswith(("int", "const std::string"))
+        for flag in spellings & set(argv.EXTRA):
+            assert argv.EXTRA[flag] == valued, flag
+            assert not spellings & set(argv.TEMPLATED), flag
+            seen.add(flag)
+        for flag in spellings - set(argv.EXTRA):
+            assert list(argv.refused([flag, "1"])), flag
+    # The older one has no such level.
+    assert set(argv.EXTRA) - seen <= {"--reasoning-effort"}
+
+
+def test_the_documentation_lists_the_arguments_of_ones_own() -> None:
+    text = (ROOT / "docs/inventory.md").read_text(encoding="utf-8").partition("## Arguments of your own")[2]
+    listed = [flag for words in re.findall(r"^- [^`]*`([^`]*)`", text, re.MULTILINE) for flag in words.split()]
+    assert sorted(listed) == sorted(argv.EXTRA)

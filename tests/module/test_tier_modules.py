@@ -71,6 +71,8 @@ def test_a_key_that_others_may_read_is_mended(tmp_path: Path) -> None:
     ("given", "says"),
     [
         ({"fast": "too-short"}, "the key of fast is shorter than 16 characters"),
+        # llama-server would take it for a comment and serve without a key.
+        ({"fast": f"#{GIVEN}"}, "the key of fast begins with #"),
         ({"fats": GIVEN}, "names fats, but the tiers are ['fast', 'deep']"),
     ],
 )

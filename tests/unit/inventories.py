@@ -48,7 +48,7 @@ ENGINES: dict[str, Any] = {
     "old": {
         "commit": "1" * 40,
         "split_modes": {"cuda": ["none", "layer", "row"], "cpu": ["none", "layer"], "rpc": ["none", "layer"]},
-        "flags": {"load_mode_mmap": [], "log": ["-lv", "4"], "no_ui": ["--no-ui"]},
+        "flags": {"load_mode_mmap": [], "log": ["--log-verbosity", "4"], "no_ui": ["--no-ui"]},
     },
 }
 

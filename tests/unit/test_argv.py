@@ -85,7 +85,7 @@ COMMON = {
 
 @pytest.mark.parametrize(
     ("engine", "own"),
-    [("new", {"--load-mode": ["mmap"], "--log-jsonl": []}), ("old", {"-lv": ["4"]})],
+    [("new", {"--load-mode": ["mmap"], "--log-jsonl": []}), ("old", {"--log-verbosity": ["4"]})],
     ids=["new", "old"],
 )
 def test_a_split_tier_has_every_flag_once_with_its_value(engine: str, own: dict[str, list[str]]) -> None:
@@ -158,3 +158,136 @@ def test_the_templated_flags_are_those_that_a_command_line_can_hold(engine: str)
     )
     of_engine = {word for words in flags.model_dump().values() for word in words}
     assert {word for word in everything if word.startswith("--")} - of_engine == set(argv.TEMPLATED)
+
+
+# What llama-server calls the same thing, from its `--help`: all that a tier's command line decides, and what opens
+# something. With 0 no value follows.
+DECIDED: dict[tuple[str, ...], int] = {
+    ("-m", "--model"): 1,
+    ("-a", "--alias"): 1,
+    ("--host",): 1,
+    ("--api-key-file",): 1,
+    ("--rpc",): 1,
+    ("-dev", "--device"): 1,
+    ("-ngl", "--gpu-layers", "--n-gpu-layers"): 1,
+    ("-sm", "--split-mode"): 1,
+    ("-ts", "--tensor-split"): 1,
+    ("-c", "--ctx-size"): 1,
+    ("-np", "--parallel"): 1,
+    ("-ctk", "--cache-type-k"): 1,
+    ("-ctv", "--cache-type-v"): 1,
+    ("-ub", "--ubatch-size"): 1,
+    ("-fa", "--flash-attn"): 1,
+    ("-ncmoe", "--n-cpu-moe"): 1,
+    ("-ot", "--override-tensor"): 1,
+    ("-cram", "--cache-ram"): 1,
+    ("-fit", "--fit"): 1,
+    ("--offline",): 0,
+    ("-lm", "--load-mode"): 1,
+    ("--log-jsonl",): 0,
+}
+OPENING: dict[tuple[str, ...], int] = {
+    ("--port",): 1,
+    ("--api-key",): 1,
+    ("--path",): 1,
+    ("--metrics",): 0,
+    ("--props",): 0,
+    ("--slots", "--no-slots"): 0,
+    ("--slot-save-path",): 1,
+    ("--media-path",): 1,
+    ("--tools",): 1,
+    ("-ag", "--agent", "-no-ag", "--no-agent"): 0,
+    ("--ui", "--webui", "--no-ui", "--no-webui"): 0,
+    ("--ssl-key-file",): 1,
+    ("--models-dir",): 1,
+    ("-hf", "-hfr", "--hf-repo"): 1,
+    ("-mu", "--model-url"): 1,
+    ("-md", "--model-draft", "--spec-draft-model"): 1,
+    ("-cmoe", "--cpu-moe"): 0,
+    ("-mg", "--main-gpu"): 1,
+}
+GROUPS = DECIDED | OPENING | {(flag,): int(valued) for flag, valued in argv.EXTRA.items()}
+GROUP_OF = {spelling: group for group in GROUPS for spelling in group}
+
+
+def as_the_server_reads(words: Sequence[str]) -> dict[tuple[str, ...], str]:
+    """Return the values that a command line has for llama-server, by `common_params_parse_ex` (common/arg.cpp)."""
+    found, rest = {}, list(words)
+    while rest:
+        word = rest.pop(0)
+        group = GROUP_OF[word.replace("_", "-") if word.startswith("--") else word]
+        found[group] = rest.pop(0) if GROUPS[group] else word
+    return found
+
+
+def spelled(flag: str) -> st.SearchStrategy[list[str]]:
+    """Spell a flag as llama-server takes it, and as other programs do, with a value or without."""
+    forms = [flag, flag.replace("-", "_").replace("__", "--", 1), flag.upper()]
+    value = st.sampled_from(["0", "-1", "0.0.0.0", "x.sock", "on"])
+    return st.one_of(
+        st.sampled_from(forms).map(lambda form: [form]),
+        st.tuples(st.sampled_from(forms), value).map(list),
+        st.tuples(st.sampled_from(forms), value).map(lambda both: ["=".join(both)]),
+        st.tuples(st.sampled_from(forms), value).map(lambda both: [" ".join(both)]),
+    )
+
+
+FORBIDDEN = st.sampled_from(sorted(spelling for group in DECIDED | OPENING for spelling in group)).flatmap(spelled)
+HARMLESS = st.sampled_from(sorted(argv.EXTRA)).map(lambda flag: [flag, "0.5"] if argv.EXTRA[flag] else [flag])
+
+
+def flat(parts: Sequence[Sequence[str]]) -> list[str]:
+    return [word for part in parts for word in part]
+
+
+@given(st.lists(HARMLESS, max_size=3), FORBIDDEN, st.lists(HARMLESS, max_size=3))
+def test_a_tier_is_given_nothing_that_is_decided_or_opens_something(
+    before: list[list[str]], wrong: list[str], after: list[list[str]]
+) -> None:
+    assert list(argv.refused([*flat(before), *wrong, *flat(after)]))
+    assert argv.problems([*command(), *flat(before), *wrong, *flat(after)])
+
+
+@given(st.lists(st.sampled_from([*argv.EXTRA, *GROUP_OF, "0", "-1", "x", "", "--"]), max_size=4))
+def test_what_is_accepted_changes_nothing_that_was_decided(words: list[str]) -> None:
+    if list(argv.refused(words)):
+        return
+    whole = as_the_server_reads([*command()[1:], *words])
+    own = {(flag,) for flag in argv.EXTRA}
+    assert {group: value for group, value in whole.items() if group not in own} == as_the_server_reads(command()[1:])
+    assert not argv.problems([*command(), *words])
+
+
+@given(st.lists(st.sampled_from(sorted(argv.EXTRA)), unique=True))
+def test_every_argument_of_ones_own_may_be_given_once(flags: list[str]) -> None:
+    words = flat([[flag, "1"] if argv.EXTRA[flag] else [flag] for flag in flags])
+    assert list(argv.refused(words)) == []
+    assert argv.problems([*command(), *words]) == []
+    assert [*argv.refused(words * 2)] == [f"{flag} stands there twice" for flag in flags]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--ctx-size", "9"], ["--ctx-size is refused: use context instead"]),
+        (["--ctx_size", "9"], ["--ctx_size is refused: use context instead"]),
+        (["-ngl", "9"], ["-ngl is refused: use the placement of a candidate instead"]),
+        (["--host=0.0.0.0"], ["--host is refused: use api.bind instead"]),
+        (["--tools", "all"], ["--tools is refused: docs/inventory.md lists what a tier may be given"]),
+        (["--temp", "--top-k", "4"], ["--temp is without its value"]),
+        (["--seed", "-1", "--temp"], ["--temp is without its value"]),
+        (["--top-k", "4", "5"], ["5 is refused: docs/inventory.md lists what a tier may be given"]),
+    ],
+)
+def test_what_is_refused_is_named_with_what_is_meant(words: list[str], said: list[str]) -> None:
+    assert list(argv.refused(words)) == said
+
+
+@pytest.mark.parametrize("words", [["--api-key", "sesame"], ["--api-key=sesame"], ["--api-key sesame"]])
+def test_a_key_among_the_arguments_is_not_said(words: list[str]) -> None:
+    assert list(argv.refused(words)) == ["--api-key is refused: use tiers_api_keys instead"]
+
+
+@pytest.mark.parametrize("engine", ["new", "old"])
+def test_a_planned_command_line_has_no_problem(engine: str) -> None:
+    assert argv.problems(command(REMOTE, engine)) == []

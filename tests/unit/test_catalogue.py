@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from checker.catalogue import ModelEntry, check_inventory, parse_inventory, with_placeholders
 from inventories import BIG, MODELS, SMALL, inventory
+
+Address = IPv4Address | IPv6Address
 
 
 def set_at(tree: Any, path: tuple[Any, ...], value: Any) -> None:
@@ -26,6 +31,7 @@ def test_a_right_inventory_has_no_problems() -> None:
 
 DEEP = ("tiers", 1)
 CANDIDATE = (*DEEP, "candidates", 0)
+LAN = {"bind": "10.0.0.1"}
 PLACEMENT = (*CANDIDATE, "placement")
 
 
@@ -36,6 +42,45 @@ PLACEMENT = (*CANDIDATE, "placement")
         ((*CANDIDATE, "model"), "nope", ["tier deep", "candidates[0].model 'nope'", "known models: tiny"]),
         ((*DEEP, "port"), 8080, ["tiers fast and deep", "port 8080 is used twice"]),
         ((*DEEP, "port"), 0, ["tier deep", "port 0"]),
+        ((*DEEP, "api"), {"bind": "lan"}, ["tier deep: api.bind 'lan' is wrong"]),
+        (
+            (*DEEP, "api"),
+            {"bind": "0.0.0.0"},
+            ["tier deep: api", "bind 0.0.0.0 is reached by other hosts", "or bind 127"],
+        ),
+        (
+            (*DEEP, "api"),
+            {"bind": "fd00::1", "allow": []},
+            ["bind fd00::1 is reached by other hosts", "name them, such as"],
+        ),
+        ((*DEEP, "api"), {"allow": ["10.0.0.0/8"]}, ["bind 127.0.0.1 is reached by this host alone: leave allow out"]),
+        ((*DEEP, "api"), LAN | {"allow": "10.0.0.0/8"}, ["api.allow '10.0.0.0/8' is wrong: expected a list"]),
+        ((*DEEP, "api"), LAN | {"allow": ["lan"]}, ["api.allow[0] 'lan' is wrong: expected a network such as"]),
+        (
+            (*DEEP, "api"),
+            LAN | {"allow": ["fe80::1%lan0"]},
+            ["api.allow[0] 'fe80::1%lan0'", "expected a network such as"],
+        ),
+        (
+            (*DEEP, "api"),
+            LAN | {"allow": ["10.1.2.3/8"]},
+            ["api.allow[0] '10.1.2.3/8' is wrong: expected 10.0.0.0/8 for the network, or 10.1.2.3 for the one"],
+        ),
+        ((*DEEP, "api"), LAN | {"allow": ["fd00::/8"]}, ["allow fd00::/8 is of another IP version than bind 10.0.0.1"]),
+        ((*DEEP, "tls"), {"certificate": "/c"}, ["tier deep: tls is not a known key: a tier has no TLS of its own"]),
+        (
+            (*DEEP, "api"),
+            {"tls": {"key": "/k"}},
+            ["tier deep: api.tls is not a known key: a tier has no TLS of its own"],
+        ),
+        ((*DEEP, "arguments"), "--temp 0.6", ["tier deep: arguments is wrong: expected a list"]),
+        ((*DEEP, "arguments"), ["--reasoning", True], ["tier deep: arguments[1] is wrong: expected text"]),
+        ((*DEEP, "arguments"), ["--samplers", "a\nb"], ["tier deep: arguments[1] is wrong: expected text on one line"]),
+        (
+            (*DEEP, "arguments"),
+            ["--api-key", "sesame", "-c", 9],
+            ["tier deep: arguments is wrong: --api-key is refused: use tiers_api_keys instead; -c is refused: use "],
+        ),
         ((*PLACEMENT, "tensor_split"), [5], ["tier deep", "tensor_split [5]", "1 entries", "2 gpus"]),
         ((*PLACEMENT, "tensor_split"), [3, 3], ["tier deep", "tensor_split [3, 3]", "adds up to 6", "n_layer + 1 = 5"]),
         ((*PLACEMENT, "tensor_split"), [5, 0], ["tier deep", "tensor_split[1] 0"]),
@@ -109,6 +154,25 @@ def test_a_problem_is_named(path: tuple[Any, ...], value: Any, said: list[str]) 
     set_at(given, path, value)
     problems = check_inventory(**given)
     assert any(all(part in problem for part in said) for problem in problems), problems
+
+
+@pytest.mark.parametrize("bind", ["127.0.0.1", "127.8.8.8", "::1"])
+def test_a_tier_on_the_loopback_names_nobody(bind: str) -> None:
+    whole = inventory()
+    whole["tiers"][1]["api"] = {"bind": bind}
+    assert check_inventory(**whole) == []
+
+
+@given(st.ip_addresses(), st.lists(st.ip_addresses(network="0.0.0.0/0") | st.ip_addresses(network="::/0"), max_size=2))
+def test_an_address_that_others_reach_is_never_without_who_they_are(bind: Address, allow: list[Address]) -> None:
+    whole = inventory()
+    whole["tiers"][1]["api"] = {"bind": str(bind), "allow": [str(address) for address in allow]}
+    problems = check_inventory(**whole)
+    if bind.is_loopback:
+        assert bool(problems) == bool(allow)
+    else:
+        reaching = [each for each in allow if each.version == bind.version or str(bind) == "::"]
+        assert bool(problems) == (not allow or reaching != allow)
 
 
 def test_a_split_mode_is_held_against_the_engine_of_its_tier() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planning_cases import Q4, Q5, shaped
 
-from checker import argv, plan, plan_document, tier
+from checker import argv, plan, plan_document, planning, tier
 from checker.cards import default_margin_mib
 from checker.cards import host as join_host
 from checker.catalogue import InventoryError, RamEntry, parse_inventory
@@ -280,7 +280,56 @@ def test_a_tier_may_name_an_engine_of_its_own() -> None:
     assert [spec.argv[0] for spec in (fast, deep)] == [f"{RELEASES[name]}/bin/llama-server" for name in ("new", "old")]
     assert pairs(deep.argv)["--split-mode"] == "row"
     assert ("--load-mode" in fast.argv, "--load-mode" in deep.argv) == (True, False)
-    assert ("-lv" in fast.argv, "-lv" in deep.argv) == (False, True)
+    assert ("--log-verbosity" in fast.argv, "--log-verbosity" in deep.argv) == (False, True)
+
+
+def test_a_tier_that_other_hosts_reach_says_so_and_which() -> None:
+    tiers = inventory()["tiers"]
+    tiers[1] |= {"api": {"bind": "0.0.0.0", "allow": ["192.168.1.0/24", "10.8.0.7"]}}
+    made = specs(tiers=tiers)
+    assert (made["fast"].bind, made["fast"].allow) == ("127.0.0.1", ())
+    assert (made["deep"].bind, made["deep"].allow) == ("0.0.0.0", ("192.168.1.0/24", "10.8.0.7/32"))
+    assert tier.from_json(made["deep"].to_json()) == made["deep"]
+
+
+@pytest.mark.parametrize(("bind", "network"), [("0.0.0.0", "0.0.0.0/0"), ("::", "::/0"), ("::", "0.0.0.0/0")])
+def test_a_tier_that_everybody_reaches_is_remarked_on(bind: str, network: str) -> None:
+    tiers = inventory()["tiers"]
+    tiers[1] |= {"api": {"bind": bind, "allow": ["10.0.0.0/8" if bind == "0.0.0.0" else "fd00::/8", network]}}
+    (said,) = plan.for_site(**inventory(tiers=tiers), places=PLACES).remarks
+    assert said.startswith(f"deep: {network} lets every address reach it")
+    given = {**inventory(tiers=tiers), "llama_cpp_engine": "new"}
+    document = planning.make(planning.Subject("tower", given, {}), planning.Wishes(), MODELS, ENGINES)
+    assert document["remarks"] == [said]
+
+
+def test_a_tiers_own_arguments_end_its_command_line() -> None:
+    tiers = inventory()["tiers"]
+    tiers[1] |= {"arguments": ["--temp", 0.6, "--jinja", "--chat-template-kwargs", '{"enable_thinking": false}']}
+    made = specs(tiers=tiers)
+    own = ("--temp", "0.6", "--jinja", "--chat-template-kwargs", '{"enable_thinking": false}')
+    assert made["deep"].argv == specs()["deep"].argv + own
+    assert made["fast"] == specs()["fast"]
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (["--metrics"], "--metrics is refused: docs/inventory.md lists"),
+        (["--host", "0.0.0.0"], "--host stands there twice"),
+        (["-c", "64"], "-c is refused: use context instead"),
+        (["--log-verbosity"], "--log-verbosity is without its value"),
+    ],
+)
+def test_what_an_engines_table_brings_is_held_against_the_whole_command_line(written: list[str], said: str) -> None:
+    engines = {**ENGINES, "new": {**ENGINES["new"], "flags": {**ENGINES["new"]["flags"], "log": written}}}
+    with pytest.raises(InventoryError) as refusal:
+        specs(engines=engines)
+    assert [problem.partition(": command line: ")[0] for problem in refusal.value.problems] == [
+        "tier fast",
+        "tier deep",
+    ]
+    assert all(said in problem for problem in refusal.value.problems)
 
 
 def test_the_same_tier_lies_the_same_with_every_engine() -> None:

@@ -68,6 +68,10 @@ def main() -> None:
     short = [name for name, key in keys.items() if len(key) < 16]
     if short:
         module.fail_json(msg=f"tiers_api_keys: the key of {', '.join(short)} is shorter than 16 characters")
+    # llama-server would take the line for a comment, and ask for no key at all.
+    comments = [name for name, key in keys.items() if key.startswith("#")]
+    if comments:
+        module.fail_json(msg=f"tiers_api_keys: the key of {', '.join(comments)} begins with #: take another one")
     unknown = sorted(set(keys) - set(module.params["tiers"]))
     if unknown:
         module.fail_json(msg=f"tiers_api_keys names {', '.join(unknown)}, but the tiers are {module.params['tiers']}")
