@@ -134,7 +134,8 @@ def current_release() -> str:
 def accepted_at_1000_tokens_per_second() -> list[dict[str, Any]]:
     """Serve the inventory's tiers with a context that is filled in seconds, measured whole; return them.
 
-    What the host keeps of deep's speed says then that it was far faster: whatever comes next is slower.
+    What the host keeps of their speeds says then that deep was far faster, so that whatever comes next is slower, and
+    that fast was slow: on a busy machine it may be, with nothing changed.
     """
     tiers = inventory_tiers()
     for tier in tiers:
@@ -143,8 +144,7 @@ def accepted_at_1000_tokens_per_second() -> list[dict[str, Any]]:
     assert result.returncode == 0, result.stdout[-3000:]
     kept = json.loads(ssh_ok("cat /var/lib/llama-tiers/accepted.json"))
     for entry in kept["accepted"].values():
-        if entry["fingerprint"]["placement"]["tensor_split"] == [14, 5]:
-            entry["tokens_per_second"] = 1000.0
+        entry["tokens_per_second"] = 1000.0 if entry["fingerprint"]["placement"]["tensor_split"] == [14, 5] else 1.0
     ssh_ok(f"echo '{json.dumps(kept)}' >/var/lib/llama-tiers/accepted.json")
     return tiers
 
