@@ -247,7 +247,7 @@ def test_the_decision_is_served_changed_and_reverted(checkout: Checkout) -> None
 
 @contextmanager
 def held_at_the_last_candidate(checkout: Checkout) -> Iterator[subprocess.Popen[str]]:
-    """Have a trial of deep stand still at its last candidate, whose readiness does not end, as slow as the host may be."""
+    """Have a trial of deep stand still at its last candidate, whose readiness does not end."""
     hold, drop_ins = "/etc/llama-tiers-hold", "/etc/systemd/system/llama-tier-trial.service.d"
     its_own = f'grep -q \'"{REAL}"\' $spec && grep -q \'"split_mode": "none"\' $spec'
     script = f"spec=/etc/llama-tiers/tiers/trial.json; if {its_own}; then sleep 86399; fi"
