@@ -84,9 +84,9 @@ RAM_PRIOR = Prior(
     Pace(0.75, 0.0), Pace(0.45, 0.0), Pace(1.0, 0.0), "RTX 2080 + CPU, 14B; of an assumed 51.2 GB/s (derived)"
 )
 _BOUND = Pace(1.0, 0.0)
-# Where the inventory does not say it (`ram: {bandwidth_gb_s: ...}`): two channels of DDR4-3200 are assumed, and no host
-# has more than twelve of DDR5-6400, by the datasheets.
-_ASSUMED_RAM_GB_S, _MOST_RAM_GB_S = 51.2, 614.4
+# Where the inventory does not say it (`ram: {bandwidth_gb_s: ...}`): two channels of DDR4-3200 are assumed. The most
+# that a host can have are two sockets with twelve channels of MRDIMM-8800 each (Xeon 6900P), by the datasheets.
+_ASSUMED_RAM_GB_S, _MOST_RAM_GB_S = 51.2, 1689.6
 
 # One hidden vector (f32) crosses PCIe at each cut: its bytes are next to nothing, the wait for it is the cost.
 _PCIE_GB_S = 6.0

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -244,23 +245,31 @@ def test_the_decision_is_served_changed_and_reverted(checkout: Checkout) -> None
     assert serving()
 
 
-def start_and_hold(checkout: Checkout, candidate: str) -> subprocess.Popen[str]:
-    """Start a trial of deep, wait until it is at a candidate, and have that one stand still."""
-    progress = "/run/llama-tiers/progress/trial"
-    ssh_ok(f"rm -f {progress}")
+@contextmanager
+def held_at_the_last_candidate(checkout: Checkout) -> Iterator[subprocess.Popen[str]]:
+    """Have a trial of deep stand still at its last candidate, whose readiness does not end."""
+    hold, drop_ins = "/etc/llama-tiers-hold", "/etc/systemd/system/llama-tier-trial.service.d"
+    its_own = f'grep -q \'"{REAL}"\' $spec && grep -q \'"split_mode": "none"\' $spec'
+    script = f"spec=/etc/llama-tiers/tiers/trial.json; if {its_own}; then sleep 86399; fi"
+    ssh_ok(
+        f"mkdir -p {drop_ins} && printf '[Service]\nExecStartPost=/bin/sh {hold}\n' >{drop_ins}/hold.conf && "
+        f"echo {shlex.quote(script)} >{hold} && systemctl daemon-reload"
+    )
     # Ansible alone, so that nobody is left to follow the trial when it ends.
     process = checkout.start(
         "ansible-playbook", "-i", str(checkout.inventory), "playbooks/trial.yml",
         "-e", "trial_again=true", "-e", "trial_tier=deep",
     )  # fmt: skip
-    for _ in range(2400):
-        if candidate in ssh(f"cat {progress}").stdout:
-            while ssh("systemctl kill --signal=STOP llama-tier-trial").returncode:
-                assert process.poll() is None
-            return process
-        assert process.poll() is None
-        time.sleep(0.2)
-    raise AssertionError(f"the trial never came to {candidate}")
+    try:
+        while ssh("pgrep -f '[s]leep 86399'").returncode:
+            assert process.poll() is None, (checkout.root / "out").read_text()
+            time.sleep(0.5)
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, 9)
+        process.wait()
+        ssh_ok(f"rm -rf {drop_ins} {hold}; systemctl daemon-reload")
 
 
 def measured_since(began: str) -> bool:
@@ -273,11 +282,10 @@ def measured_since(began: str) -> bool:
 
 def test_a_controller_that_dies_leaves_what_served_before(checkout: Checkout) -> None:
     began = now()
-    process = start_and_hold(checkout, "candidate 5 of 5")
-    os.killpg(process.pid, 9)
-    process.wait()
-    assert wait_until_serving(60) > 1
-    assert not left_behind()
+    with held_at_the_last_candidate(checkout) as process:
+        os.killpg(process.pid, 9)
+        assert wait_until_serving(60) > 1
+        assert not left_behind()
     said = ssh_ok(f"journalctl -u {UNIT} -o cat --no-pager | tail -20")
     assert "nobody has followed this trial for 30 s" in said
     assert measured_since(began)
@@ -322,16 +330,15 @@ def reboot() -> None:
 
 def test_a_boot_in_the_middle_leaves_what_served_before(checkout: Checkout) -> None:
     began = now()
-    process = start_and_hold(checkout, "candidate 5 of 5")
-    reboot()
-    process.kill()
-    process.wait()
-    wait_until_serving(60)
-    for _ in range(60):
-        if not left_behind():
-            break
-        time.sleep(1)
-    assert not left_behind()
+    with held_at_the_last_candidate(checkout) as process:
+        reboot()
+        os.killpg(process.pid, 9)
+        wait_until_serving(60)
+        for _ in range(60):
+            if not left_behind():
+                break
+            time.sleep(1)
+        assert not left_behind()
     assert measured_since(began)
 
 

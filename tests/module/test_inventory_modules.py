@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from cuda_hosts import GOOD
+from example_report import DECISION
 from modules import MODULES, run
 
 from checker import hardware
@@ -60,19 +61,7 @@ def test_all_problems_of_an_inventory_are_said_at_once() -> None:
 
 def decided(placement: Any) -> dict[str, Any]:
     """Return an inventory's decision for the tier `deep`."""
-    deep = {
-        "model": "tiny",
-        "placement": placement,
-        "because": "the only candidate that reaches what is asked for",
-        "tokens_per_second": 50.0,
-        "load_s": 3.1,
-        "gpus": [BIG["name"], SMALL["name"]],
-        "tensor_split": [3, 2],
-        "measured_at": "2026-11-24T15:00:00Z",
-        "evidence": "ab" * 32,
-    }
-    whole = {"schema": "llama-tiers/decision/1", "host": "tower", "policy": "quick", "acceptable_tokens_per_second": 10}
-    return {**whole, "tiers": {"deep": deep}}
+    return {**DECISION, "tiers": {"deep": {**DECISION["tiers"]["deep"], "placement": placement}}}
 
 
 @pytest.mark.parametrize("module", ["inventory_check", "tier_plan"])
@@ -99,7 +88,8 @@ def test_a_plan_takes_what_was_decided_and_names_the_evidence() -> None:
     assert before["placement"]["tensor_split"] == [3, 2]
     assert after["placement"]["tensor_split"] == [2, 3]
     assert fast["name"] == "fast" and "decided" not in summary[0]
-    assert summary[1].endswith("; decided by policy quick: 50.0 tokens/s measured 2026-11-24, evidence abababababab")
+    known = "61.2 tokens/s measured 2026-11-23, evidence eeeeeeeeeeee"
+    assert summary[1].endswith(f"; decided by policy multi-gpu: {known}")
 
 
 def test_only_the_decided_model_has_to_lie_on_the_host() -> None:
