@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from checker import checklist, hardware, speed_verdict, systemd
-from checker.accepted import Gate, Host, Reached, fingerprint, host_of, key
+from checker.accepted import Gate, Host, Reached, fingerprint, host_of, key, only_slower
 from checker.evidence import Evidence, Quality, Report, TierReport, from_json
 from checker.measure import Depth, booted_at, front, measure, now
 from checker.tier import TierSpec, unit_of
@@ -60,9 +60,7 @@ def report(
             if wake:
                 _load(spec)
         found[spec.name] = measured(spec, depth)
-        told = found[spec.name]
-        if depth is Depth.AUTO and told.verdict.verdict == "fail" and _carried(told.evidence, earlier):
-            # What an earlier measurement of this run found need not be so any more.
+        if depth is not Depth.QUICK and _is_in_doubt(found[spec.name], depth, earlier):
             found[spec.name] = measured(spec, Depth.WHOLE)
     if wake:
         for spec in serving:
@@ -122,6 +120,13 @@ def _judged(spec: TierSpec, evidence: Evidence, accepted: Mapping[str, Reached],
     before = accepted.get(key(spec.name, evidence, host))
     gate = Gate(before, same=before.fingerprint == fingerprint(evidence, host)) if before else None
     return TierReport(spec.name, judge(spec, evidence, gate), evidence)
+
+
+def _is_in_doubt(told: TierReport, depth: Depth, earlier: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a tier fails for what may be otherwise by now: an earlier measurement of this run, or a busy host."""
+    if told.verdict.verdict == "pass":
+        return False
+    return only_slower(told.verdict) or (depth is Depth.AUTO and _carried(told.evidence, earlier))
 
 
 def _carried(evidence: Evidence, earlier: Sequence[Mapping[str, Any]]) -> bool:

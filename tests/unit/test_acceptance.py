@@ -193,6 +193,24 @@ def test_what_is_tried_again_is_judged_anew(site: Site) -> None:
     assert site.speeds.refused == {}
 
 
+def test_what_is_slower_for_a_moment_is_measured_again_before_anything_moves(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something else kept the host busy during the first measurement."""
+    site.activate(site.plan("deep", split=(10, 9)))
+    speeds = iter((40.0, 60.0))
+
+    def busy_at_first(spec: tier.TierSpec, *given: Any) -> Evidence:
+        if spec.name == "deep":
+            site.tokens_per_second["deep", "old", (10, 9)] = next(speeds)
+        return site.measure(spec, *given)
+
+    monkeypatch.setattr(verification, "measure", busy_at_first)
+    assert site.verify().passed
+    assert site.serves("deep") == ("old", (10, 9))
+    assert sorted(entry.tokens_per_second for entry in site.speeds.accepted.values()) == [60.0, 61.0]
+
+
 def test_what_is_accepted_although_it_is_slower_stays_and_is_refused_no_longer(site: Site) -> None:
     slow = site.plan("deep", split=(10, 9))
     site.tokens_per_second["deep", "old", (10, 9)] = 40.0
