@@ -210,6 +210,36 @@ def _activate(names: Sequence[str], room_mib: Mapping[str, float], report: Repor
     )
 
 
+def go_back(names: Sequence[str], report: Report) -> None:
+    """Have all tiers of this host serve as they were accepted last; ActivationError names the first that fails.
+
+    All of them, for by now one may have the place, the port or the release of another. One that was never accepted
+    stays as it is. After a failure what served until now serves again, as after one of `activate`.
+    """
+    with alone():
+        left = {name: release for name in names if (release := proven.release(name))}
+        for name in names:
+            proven.put_back_accepted(name)
+        # They were resident at once.
+        room_mib: dict[str, float] = {}
+        for name in names:
+            for card, mib in turns.hold(tier.load(name)).mib.items():
+                room_mib[card] = room_mib.get(card, 0.0) + mib
+        _activate(names, room_mib, report, retry=False)
+        leave(left)
+
+
+def leave(releases: Mapping[str, str]) -> None:
+    """Make the release that a tier is proven with the current one, in place of one that nobody is proven with.
+
+    `releases` are those that are not to be it any more, by the tier that had one, or was to have one.
+    """
+    fresh = _fresh_release()
+    for name, release in releases.items():
+        if release == fresh:
+            _point_current(proven.release(name))
+
+
 def _without_stand_in(name: str) -> None:
     """Stop and remove what let a fallback answer in a tier's place, which has none any more."""
     front = tier.Front(name)

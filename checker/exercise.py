@@ -17,7 +17,7 @@ from checker.llama_server import Generation, LlamaServer, ServerError
 REPEATS = 3
 # One micro-batch of the engine's default, so that the prompt's speed is that of full ones.
 _SHORT_PROMPT = 512
-_SHORT_ANSWER = 64
+SHORT_ANSWER = 64
 _FULL_ANSWER = 32
 # The engine keeps some places of a context free for what it adds itself.
 _FULL_SPARE = 8
@@ -59,13 +59,12 @@ def exercise(
     client = server()
     try:
         tokens = client.tokenize(text.read())
-        count = min(_SHORT_PROMPT, context // 4)
-        short = [_whole(client, filled(tokens, count), _SHORT_ANSWER, seed) for _ in range(REPEATS)]
-        done = Exercised(short=speed(count, short))
+        short = short_speed(client, tokens, context, seed)
+        done = Exercised(short=short)
         count = context - _FULL_ANSWER - _FULL_SPARE
         prompt = filled(tokens, count)
         patience_s = _SPARE_S + _SLOWEST * count * max(
-            sample.prompt_s / max(sample.prompt_tokens, 1) for sample in short
+            sample.prompt_s / max(sample.prompt_tokens, 1) for sample in short.samples
         )
         # Only the first of them computes the prompt; the others find it in the cache and time the answer again.
         full = [_whole(client, prompt, _FULL_ANSWER, seed, patience_s) for _ in range(REPEATS)]
@@ -74,6 +73,12 @@ def exercise(
         problem(str(error))
         return done
     return Exercised(done.short, done.full, stability(server, slots, question, seed, held))
+
+
+def short_speed(client: LlamaServer, tokens: Sequence[int], context: int, seed: int) -> Speed:
+    """Time a short prompt of some text, given in tokens, and its answer; ServerError when the server fails."""
+    count = min(_SHORT_PROMPT, context // 4)
+    return speed(count, [_whole(client, filled(tokens, count), SHORT_ANSWER, seed) for _ in range(REPEATS)])
 
 
 def filled(tokens: Sequence[int], count: int) -> list[int]:

@@ -3,7 +3,8 @@
 A tier is *proven* when its unit became active (readiness included) with the inputs that lie on the host: units, tier
 spec and key. The proven units and spec are kept under /var/lib/llama-tiers/proven/<tier>/, with a digest of what the
 server depends on, so that a run that was cut off is finished by the next one, a second run restarts nothing, and a
-failed successor is replaced by what served before.
+failed successor is replaced by what served before. A tier is *accepted* when it passed a whole verification: the units
+and spec of then are kept in accepted/ beside them, for a successor that serves and is found to be too slow.
 """
 
 from __future__ import annotations
@@ -100,8 +101,31 @@ def remember(spec: tier.TierSpec) -> None:
 
 def put_back(name: str) -> None:
     """Lay out the units and the spec that were proven last, where there are any."""
-    directory = DIRECTORY / name
-    if not exists(name):
+    _lay_out(name, DIRECTORY / name)
+
+
+def accept(name: str) -> None:
+    """Keep the units and the spec with which a tier was proven last as those that were accepted."""
+    directory, beside = DIRECTORY / name, DIRECTORY / name / "accepted.new"
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(directory / "units", beside / "units")
+    shutil.copy2(directory / "spec.json", beside)
+    shutil.rmtree(directory / "accepted", ignore_errors=True)
+    beside.rename(directory / "accepted")
+
+
+def accepted(name: str) -> tier.TierSpec | None:
+    """Return the spec with which a tier was accepted last; None when it never was, or that cannot be read."""
+    return _read_spec(DIRECTORY / name / "accepted/spec.json")
+
+
+def put_back_accepted(name: str) -> None:
+    """Lay out the units and the spec that were accepted last, where there are any."""
+    _lay_out(name, DIRECTORY / name / "accepted")
+
+
+def _lay_out(name: str, directory: Path) -> None:
+    if not (directory / "spec.json").exists():
         return
     for path in unit_files(name):
         path.unlink()
@@ -133,6 +157,18 @@ def specs() -> dict[str, Any]:
         with contextlib.suppress(OSError, ValueError):
             found[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
     return found
+
+
+def runs(spec: tier.TierSpec) -> bool:
+    """Whether a tier was proven with a server that is the one of a spec."""
+    found = _read_spec(DIRECTORY / spec.name / "spec.json")
+    return found is not None and found.running() == spec.running()
+
+
+def _read_spec(path: Path) -> tier.TierSpec | None:
+    with contextlib.suppress(OSError, ValueError, tier.TierSpecError):
+        return tier.from_json(json.loads(path.read_text(encoding="utf-8")))
+    return None
 
 
 def release(name: str) -> str | None:

@@ -1,8 +1,9 @@
 """Which folders of a host nothing refers to: models, and releases of llama.cpp.
 
 One is referred to when the inventory needs it, a link beside its folder points at it (`current`, `previous`), a tier is
-to run with it (a candidate that is tried, too), or the tiers were proven with it, now or before the last change. The
-last is remembered on the host, so that one step back needs neither a download nor a build.
+to run with it (a candidate that is tried, too), or to go back to it (it was accepted with it), or the tiers were proven
+with it, now or before the last change. The last is remembered on the host, so that one step back needs neither a
+download nor a build.
 """
 
 from __future__ import annotations

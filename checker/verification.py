@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from checker import checklist, hardware, speed_verdict, systemd
-from checker.accepted import Accepted, Gate, fingerprint, key, repeated_speed
+from checker.accepted import Gate, Host, Reached, fingerprint, host_of, key, only_slower
 from checker.evidence import Evidence, Quality, Report, TierReport, from_json
 from checker.measure import Depth, booted_at, front, measure, now
 from checker.tier import TierSpec, unit_of
@@ -23,7 +23,7 @@ def report(
     host: str,
     earlier: Sequence[Mapping[str, Any]],
     depth: Depth,
-    accepted: Mapping[str, Accepted],
+    accepted: Mapping[str, Reached],
     quality: Mapping[str, Quality | str],
     decision: Mapping[str, Any] | None,
     *,
@@ -39,10 +39,10 @@ def report(
     `decision` the inventory's, None without one. A host passes when it has tiers and each of them passes. Never raises
     for what is down: the tiers' reasons tell.
     """
-    driver, gpus = _cards()
+    driver, gpus = cards()
 
     def judged(spec: TierSpec, evidence: Evidence) -> TierReport:
-        return _judged(spec, evidence, accepted, driver, gpus)
+        return _judged(spec, evidence, accepted, host_of(driver, gpus))
 
     def measured(spec: TierSpec, depth: Depth) -> TierReport:
         return judged(spec, measure(spec, earlier, depth, quality.get(spec.name)))
@@ -60,9 +60,7 @@ def report(
             if wake:
                 _load(spec)
         found[spec.name] = measured(spec, depth)
-        told = found[spec.name]
-        if depth is Depth.AUTO and told.verdict.verdict == "fail" and _carried(told.evidence, earlier):
-            # What an earlier measurement of this run found need not be so any more.
+        if depth is not Depth.QUICK and _is_in_doubt(found[spec.name], depth, earlier):
             found[spec.name] = measured(spec, Depth.WHOLE)
     if wake:
         for spec in serving:
@@ -118,18 +116,17 @@ def _as_measured_before(spec: TierSpec, earlier: Sequence[Mapping[str, Any]]) ->
     return None
 
 
-def _judged(
-    spec: TierSpec,
-    evidence: Evidence,
-    accepted: Mapping[str, Accepted],
-    driver: hardware.Driver | None,
-    gpus: Sequence[hardware.Gpu],
-) -> TierReport:
-    cards = [gpu.uuid for gpu in gpus]
-    before = accepted.get(key(evidence, cards))
-    own = fingerprint(evidence, cards, driver.version if driver else None)
-    gate = Gate(before, same=before.fingerprint == own) if before else None
+def _judged(spec: TierSpec, evidence: Evidence, accepted: Mapping[str, Reached], host: Host) -> TierReport:
+    before = accepted.get(key(spec.name, evidence, host))
+    gate = Gate(before, same=before.fingerprint == fingerprint(evidence, host)) if before else None
     return TierReport(spec.name, judge(spec, evidence, gate), evidence)
+
+
+def _is_in_doubt(told: TierReport, depth: Depth, earlier: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a tier fails for what may be otherwise by now: an earlier measurement of this run, or a busy host."""
+    if told.verdict.verdict == "pass":
+        return False
+    return only_slower(told.verdict) or (depth is Depth.AUTO and _carried(told.evidence, earlier))
 
 
 def _carried(evidence: Evidence, earlier: Sequence[Mapping[str, Any]]) -> bool:
@@ -137,28 +134,8 @@ def _carried(evidence: Evidence, earlier: Sequence[Mapping[str, Any]]) -> bool:
     return evidence.thorough is not None and evidence.thorough.measured_at in told
 
 
-def newly_accepted(found: Report, accepted: Mapping[str, Accepted]) -> dict[str, Accepted]:
-    """Return all accepted speeds after a report: each tier that passed and was measured whole has its own.
-
-    One that was accepted with the very same release, driver and placement stays as it is, so that noise does not wear
-    the gate down from run to run.
-    """
-    cards = [gpu.uuid for gpu in found.gpus]
-    driver = found.driver.version if found.driver else None
-    now_accepted = dict(accepted)
-    for tier in found.tiers:
-        speed = repeated_speed(tier.evidence)
-        # What was measured before says nothing of the driver that is here now.
-        if tier.verdict.verdict != "pass" or speed is None or tier.evidence.asleep:
-            continue
-        own = fingerprint(tier.evidence, cards, driver)
-        before = accepted.get(key(tier.evidence, cards))
-        if before is None or before.fingerprint != own:
-            now_accepted[key(tier.evidence, cards)] = Accepted(speed, found.recorded_at, own)
-    return now_accepted
-
-
-def _cards() -> tuple[hardware.Driver | None, tuple[hardware.Gpu, ...]]:
+def cards() -> tuple[hardware.Driver | None, tuple[hardware.Gpu, ...]]:
+    """Read the driver and the cards that answer; None and none when NVML cannot be read."""
     try:
         return hardware.read_driver(), hardware.answering_gpus()
     except hardware.HardwareError:

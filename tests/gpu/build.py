@@ -1,8 +1,8 @@
-"""build.py: what it takes to compile for this machine's cards alone, beside llama.cpp's default architectures.
+"""build.py: what it takes to compile the engine for this machine's cards, beside llama.cpp's default architectures.
 
-A whole build for the default takes longer than a step may. So some files of the CUDA back end, of those that the tiers'
-models run, are compiled for both, by the compilers and with the flags of the release, and the seconds of all processes
-are added up. The figures are those of these files and of nothing else.
+Both are whole builds of the release's programs, by its compilers and with its flags, from nothing and without a
+compiler cache. A step may be cut off before the second one is done: what is compiled by then stays, the next call goes
+on, and the seconds of all calls are added up. What was being compiled at the cut is compiled again, and counts twice.
 """
 
 from __future__ import annotations
@@ -10,41 +10,38 @@ from __future__ import annotations
 import os
 import re
 import resource
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import proof
 
-# Products with the mission's quantisations, attention on both types of cache, and what is between them.
-FILES = (
-    *(f"mmq-instance-{kind}" for kind in ("q4_k", "q5_k", "q6_k")),
-    *(f"fattn-vec-instance-{kind}-{kind}" for kind in ("f16", "q8_0")),
-    *("mmvq", "norm", "quantize", "rope"),
-)
-# The compiler takes the architectures of a file at the same time, or the last file alone decides how long all take.
-THREADS = 8
-LIMIT_S = 240
-SOURCE = proof.STATE / "build/source"
-OBJECT = re.compile(r"^(\S+\.cu\.o):", re.MULTILINE)
+# The compiler takes some architectures of a file at the same time, or the longest file alone decides how long all take.
+THREADS = 4
+# A step may take ten minutes, and unpacking and cmake are before.
+LIMIT_S = 530
+ROOT = proof.STATE / "build"
+SOURCE = ROOT / "source"
 ARCHITECTURES = re.compile(r"Using CMAKE_CUDA_ARCHITECTURES=(\S+)")
 
 
 def unpack() -> None:
-    shutil.rmtree(SOURCE.parent, ignore_errors=True)
-    SOURCE.mkdir(parents=True)
+    if SOURCE.exists():
+        return
+    place = SOURCE.with_suffix(".new")
+    place.mkdir(parents=True)
     packed = ["git", "-C", str(proof.STATE / "source/llama.cpp.git"), "archive", "HEAD"]
     with subprocess.Popen(packed, stdout=subprocess.PIPE) as git:
-        subprocess.run(["tar", "x", "-C", str(SOURCE)], stdin=git.stdout, check=True)
+        subprocess.run(["tar", "x", "-C", str(place)], stdin=git.stdout, check=True)
+    place.rename(SOURCE)
 
 
 def configure(name: str, flags: Mapping[str, str]) -> tuple[Path, list[str]]:
     """Make a build folder; return it with the architectures that it is for."""
-    tree = SOURCE.parent / name
+    tree = ROOT / name
     command = ["cmake", "-S", str(SOURCE), "-B", str(tree), "-G", "Ninja", "-DGGML_CCACHE=OFF"]
     done = subprocess.run(
         [*command, *(f"-D{key}={value}" for key, value in flags.items())], capture_output=True, text=True, check=False
@@ -56,57 +53,66 @@ def configure(name: str, flags: Mapping[str, str]) -> tuple[Path, list[str]]:
     return tree, found[1].split(";") if found else []
 
 
-def cuda_objects(tree: Path) -> list[str]:
-    """Name the objects of the CUDA back end."""
-    command = ["ninja", "-C", str(tree), "-t", "targets", "all"]
-    return OBJECT.findall(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
-def compile_objects(tree: Path, objects: Sequence[str]) -> dict[str, Any]:
-    """Compile objects with all cores; return the seconds, those of all processes, and the objects' bytes."""
+def compile_programs(tree: Path, programs: list[str], limit_s: float) -> dict[str, Any]:
+    """Compile with all cores for as long as there is time; return the seconds, also those of all processes."""
     began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
-        ["timeout", str(LIMIT_S), "ninja", "-C", str(tree), *objects],
+        ["timeout", "--signal=INT", str(max(1, int(limit_s))), "ninja", "-C", str(tree), *programs],
         capture_output=True,
         text=True,
         env={**os.environ, "NVCC_APPEND_FLAGS": f"--threads={THREADS}"},
         check=False,
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    found = {
+    found: dict[str, Any] = {
         "wall_s": round(time.monotonic() - began, 1),
         "cpu_s": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
-        "bytes": sum((tree / each).stat().st_size for each in objects if (tree / each).exists()),
+        "complete": done.returncode == 0,
     }
-    return found if done.returncode == 0 else found | {"error": f"exit {done.returncode}: {done.stdout[-1000:]}"}
+    if done.returncode == 0:
+        found["bytes"] = {name: (tree / "bin" / name).stat().st_size for name in programs}
+    elif done.returncode != 124:
+        found["error"] = f"exit {done.returncode}: {done.stdout[-1000:]}"
+    return found
+
+
+def add(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a case with what this call did of it."""
+    seconds = {key: round(before.get(key, 0) + now[key], 1) for key in ("wall_s", "cpu_s")}
+    return {**before, **now, **seconds, "calls": before.get("calls", 0) + 1}
 
 
 def main() -> int:
+    deadline = time.monotonic() + LIMIT_S
     built = proof.release()
     own = dict(built["cmake_flags"])
     # Without GGML_NATIVE=OFF llama.cpp, too, compiles for the cards that it sees.
     default = {key: value for key, value in own.items() if key != "CMAKE_CUDA_ARCHITECTURES"} | {"GGML_NATIVE": "OFF"}
-    found = proof.head("build", "tests/gpu/run.sh build") | {
-        "cores": len(os.sched_getaffinity(0)),
-        "threads_of_a_compiler": THREADS,
-        "release_build": {key: built[key] for key in ("architectures", "compile_s", "jobs", "bytes")},
-        "files": [f"{name}.cu" for name in FILES],
-        "cases": [],
-    }
+    earlier = proof.read("build")
+    cases = {case["what"]: case for case in earlier.get("cases", []) if earlier.get("release") == built["name"]}
     unpack()
     for name, flags in (("own", own), ("default", default)):
+        if cases.get(name, {}).get("complete"):
+            continue
         tree, architectures = configure(name, flags)
-        every = cuda_objects(tree)
-        chosen = [each for each in every if Path(each).name.removesuffix(".cu.o") in FILES]
-        found["of_files"] = len(every)
-        found["cases"].append({"what": name, "architectures": architectures, **compile_objects(tree, chosen)})
-        print(found["cases"][-1], flush=True)
-        proof.write("build", found)
-    mine, others = found["cases"]
-    found["passed"] = not any("error" in case for case in found["cases"])
-    found["times_the_own"] = {key: round(others[key] / mine[key], 2) for key in ("wall_s", "cpu_s", "bytes")}
-    proof.write("build", found)
-    return 0 if found["passed"] else 1
+        now = compile_programs(tree, list(built["bytes"]), deadline - time.monotonic())
+        cases[name] = {"what": name, "architectures": architectures} | add(cases.get(name, {}), now)
+        document = proof.head("build", "tests/gpu/run.sh build") | {
+            "cores": len(os.sched_getaffinity(0)),
+            "threads_of_a_compiler": THREADS,
+            "cases": list(cases.values()),
+            "passed": all(cases.get(each, {}).get("complete") for each in ("own", "default")),
+        }
+        if document["passed"]:
+            document["times_the_own"] = {
+                key: round(cases["default"][key] / cases["own"][key], 2) for key in ("wall_s", "cpu_s")
+            }
+        proof.write("build", document)
+        print(cases[name], flush=True)
+        if not cases[name]["complete"]:
+            print("not done: the same step once more goes on", flush=True)
+            return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -238,9 +238,17 @@ def _run(command: Sequence[str], choice: placement.Choice) -> subprocess.Complet
 
 
 def bench(
-    model: Path, choice: placement.Choice, tokens: int = measure.MAX_TOKENS, times: int = 3, prompt: int = 0
-) -> Any:
-    """Return llama-bench's tokens per second for a placement: of generation, and of a prompt if asked for."""
+    model: Path,
+    choice: placement.Choice,
+    tokens: int,
+    times: int = 3,
+    prompt: int = 0,
+    depths: Sequence[int] = (0,),
+) -> dict[str, Any]:
+    """Return llama-bench's tokens per second for a placement: of generation, and of a prompt if asked for.
+
+    `depths` are the tokens that the context holds before, each for a measurement of its own.
+    """
     devices, chosen = plan.devices(choice), choice.placement
     command = [
         *(str(proof.RELEASE / "bin/llama-bench"), "-m", str(model), "-o", "json", "-r", str(times)),
@@ -248,19 +256,28 @@ def bench(
         *("-dev", "/".join(device.name for device in devices), "-ngl", str(chosen.n_gpu_layers)),
         *("-sm", chosen.split_mode, "-ts", "/".join(map(str, chosen.tensor_split)), "-fa", chosen.flash_attn),
         *("-ctk", chosen.cache_type_k, "-ctv", chosen.cache_type_v, "-ub", str(chosen.ubatch_size)),
-        *("-p", str(prompt), "-n", str(tokens)),
+        *("-p", str(prompt), "-n", str(tokens), "-d", ",".join(map(str, depths))),
     ]
     done = _run(command, choice)
     if done.returncode:
         return {"error": f"exit {done.returncode}: {done.stderr.strip()[-300:]}"}
-    rows = json.loads(done.stdout)
+    return bench_speeds(json.loads(done.stdout))
+
+
+def bench_speeds(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the tokens per second of what llama-bench prints as JSON: the average, and all."""
     return {
-        f"{'pp' if row['n_prompt'] else 'tg'}{row['n_prompt'] or row['n_gen']}": {
+        bench_name(row["n_prompt"], row["n_gen"], row["n_depth"]): {
             "tokens_per_second": round(row["avg_ts"], 2),
             "all": [round(value, 2) for value in row["samples_ts"]],
         }
         for row in rows
     }
+
+
+def bench_name(prompt: int, generated: int, depth: int = 0) -> str:
+    """Name a measurement as llama-bench's tables do: pp512, tg64, tg64 @ d512."""
+    return (f"pp{prompt}" if prompt else f"tg{generated}") + (f" @ d{depth}" if depth else "")
 
 
 def perplexity(

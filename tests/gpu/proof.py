@@ -37,9 +37,10 @@ def devices_per_card(cards: int) -> int:
 
 
 def release() -> dict[str, Any]:
-    """Return what the role wrote down of the release that is current; empty before there is one."""
-    path = RELEASE / "release.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    """Return what the role wrote down of the release that is current, or was carried; empty before there is one."""
+    places = (RELEASE / "release.json", *RELEASE.parent.glob("releases/*/release.json"))
+    written = next((path for path in places if path.exists()), None)
+    return dict(json.loads(written.read_text(encoding="utf-8"))) if written else {}
 
 
 def head(what: str, command: str) -> dict[str, Any]:
@@ -70,6 +71,12 @@ def write(name: str, document: dict[str, Any]) -> None:
     temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)
     print(f"evidence: {path}", flush=True)
+
+
+def read(name: str) -> dict[str, Any]:
+    """Return a file of evidence of this machine; empty before there is one."""
+    path = EVIDENCE / f"{name}.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def run_parts(parts: Mapping[str, Callable[[], None]], usage: str | None) -> int:

@@ -8,7 +8,7 @@
 #   trial     the reference host's candidates in its memory: tried, decided, served, and beside llama.cpp's default
 #   real      site.yml with a small real model, whose parts have been carried by then
 #   verify    checker verify
-#   build     a part of the CUDA back end, compiled for these cards and for llama.cpp's default architectures
+#   build     the engine compiled for these cards and for llama.cpp's default architectures; goes on where it was cut off
 #   measure PART...  tests/gpu/measure.py: memory speed load fit kld search two switch
 #   guard PART...    tests/gpu/guard.py: sandbox faults
 #   keep      puts the release into OUT, in parts
@@ -144,10 +144,12 @@ controller() {
 
 proof() { inside .venv/bin/python "tests/gpu/$1" "${@:2}"; } # program arguments...
 
+carried_source() {
+    [ ! -d "$carried/source" ] || [ -d "$state/source" ] || cp -r "$carried/source" "$state/source"
+}
+
 models() {
-    if [ -d "$carried/source" ]; then
-        rm -rf "$state/source" && cp -r "$carried/source" "$state/source"
-    fi
+    carried_source
     proof discover.py
     proof synthesize.py "$@"
 }
@@ -184,7 +186,7 @@ trial() { proof discover.py; mirror; carried_release; proof trial.py; }
 
 real() { proof discover.py; mirror; proof synthesize.py real; playbook real -e @tests/gpu/real.yml; }
 
-build() { proof build.py; }
+build() { carried_source; carried_release; proof build.py; }
 
 verify() {
     local code=0

@@ -7,11 +7,25 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from labhost import BIG, DROP_INS, SMALL, inventory_gpus, inventory_tiers, main_pids, playbook, recap, ssh_ok, status_of
+from labhost import (
+    BIG,
+    DROP_INS,
+    LAB,
+    SMALL,
+    Run,
+    inventory_gpus,
+    inventory_tiers,
+    main_pids,
+    playbook,
+    recap,
+    ssh_ok,
+    status_of,
+)
 
 from checker.cards import default_reserved_mib
 
@@ -101,3 +115,85 @@ def test_tiers_swap_cards_that_hold_one_of_them_and_swap_back_when_one_fails(
         assert [status_of(8080, "fast"), status_of(8081, "deep")] == ["200", "200"]
     finally:
         ssh_ok(f"rm -r {DROP_INS} && systemctl daemon-reload")
+
+
+def measured_whole(tiers: list[dict[str, Any]], *arguments: str, name: str = "site.yml") -> Run:
+    return playbook(name, "-e", json.dumps({"tiers": tiers}), "-e", "verification_depth=auto", *arguments)
+
+
+def command_of(tier: str) -> str:
+    """Return the command line of the process that serves."""
+    return ssh_ok(f"tr '\\0' ' ' </proc/{main_pids()[tier]}/cmdline")
+
+
+def current_release() -> str:
+    return ssh_ok("readlink /opt/llama-tiers/current").strip().removeprefix("releases/")
+
+
+@pytest.fixture(scope="module")
+def accepted_at_1000_tokens_per_second() -> list[dict[str, Any]]:
+    """Serve the inventory's tiers with a context that is filled in seconds, measured whole; return them.
+
+    What the host keeps of their speeds says then that deep was far faster, so that whatever comes next is slower, and
+    that fast was slow: on a busy machine it may be, with nothing changed.
+    """
+    tiers = inventory_tiers()
+    for tier in tiers:
+        tier["context"] = 1024
+    result = measured_whole(tiers)
+    assert result.returncode == 0, result.stdout[-3000:]
+    kept = json.loads(ssh_ok("cat /var/lib/llama-tiers/accepted.json"))
+    for entry in kept["accepted"].values():
+        entry["tokens_per_second"] = 1000.0 if entry["fingerprint"]["placement"]["tensor_split"] == [14, 5] else 1.0
+    ssh_ok(f"echo '{json.dumps(kept)}' >/var/lib/llama-tiers/accepted.json")
+    return tiers
+
+
+def test_a_release_that_is_slower_than_what_was_accepted_is_rolled_back_with_all_its_tiers(
+    accepted_at_1000_tokens_per_second: list[dict[str, Any]],
+) -> None:
+    tiers, before = accepted_at_1000_tokens_per_second, current_release()
+    folder = "/opt/llama-tiers/releases"
+    ssh_ok(f"cd {folder} && cp -a {before} {before}-2 && sed -i 's/{before}/{before}-2/' {before}-2/release.json")
+    result = measured_whole(
+        tiers, *("-e", f"llama_cpp_rollback_release={before}-2"), *("-e", "verification_roll_back=true"),
+        name="playbooks/rollback.yml",
+    )  # fmt: skip
+    assert result.returncode == 2, result.stdout[-3000:]
+    assert f"on release {before} serves again; fast went back too" in result.stdout, result.stdout[-3000:]
+    assert current_release() == before
+    for name in ("fast", "deep"):
+        assert command_of(name).startswith(f"{folder}/{before}/bin/llama-server ")
+        assert f"{folder}/{before}/" in ssh_ok(f"systemctl cat llama-tier-{name}")
+        assert spec_of(name)["engine"]["release"] == f"{folder}/{before}"
+    assert [status_of(8080, "fast"), status_of(8081, "deep")] == ["200", "200"]
+
+
+def test_a_split_that_is_slower_than_what_was_accepted_is_rolled_back_and_not_tried_again(
+    accepted_at_1000_tokens_per_second: list[dict[str, Any]],
+) -> None:
+    tiers, before = accepted_at_1000_tokens_per_second, main_pids()
+    tiers[1]["candidates"][0]["placement"]["tensor_split"] = [13, 6]
+    result = measured_whole(tiers)
+    assert result.returncode == 2, result.stdout[-3000:]
+    said = r"deep: FAIL: generates [\d.]+ tokens/s, 1000\.0 were accepted .* rolled back: .* split 14,5 .* serves again"
+    assert re.search(said, result.stdout), result.stdout[-3000:]
+    pids = main_pids()
+    assert pids["fast"] == before["fast"]
+    assert "--tensor-split 14,5 " in command_of("deep")
+    assert re.search("--tensor-split 14,5 ", ssh_ok("systemctl cat llama-tier-deep"))
+    assert status_of(8081, "deep") == "200"
+    status = (LAB / "report/STATUS.md").read_text()
+    assert re.search(r"^\| deep +\| FAIL .* layer 14,5 ", status, re.MULTILINE), status
+    assert "with split 14,5 on release" in status
+
+    result = measured_whole(tiers)
+    assert result.returncode == 2
+    assert "deep: was rolled back on" in result.stdout, result.stdout[-3000:]
+    assert "`-e verification_accept_slower=true`" in result.stdout
+    assert recap(result)["changed"] == 0
+    assert main_pids() == pids
+
+    result = measured_whole(tiers, "-e", "verification_accept_slower=true")
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert "--tensor-split 13,6 " in command_of("deep")

@@ -1,4 +1,4 @@
-"""tier_keys, tier_preflight and tier_estimate: what is written, who may read it, and who is named."""
+"""tier_keys, tier_preflight, tier_estimate and tier_refusal: what is written, who may read it, and who is named."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import grp
 import json
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import fake_tier
 import pytest
 from modules import run
 
-from checker import tier
+from checker import accepted, tier, verification
 
 GIVEN = "a-key-that-somebody-gave"
 root_only = pytest.mark.skipif(os.getuid() != 0, reason="the key files belong to root")
@@ -188,6 +189,27 @@ def test_a_damaged_proof_proves_nothing_and_is_said(tmp_path: Path) -> None:
         assert len(result["warnings"]) == 1
         assert f"deep: {proof} is damaged" in str(result["warnings"])
         assert "so the tier counts as not proven" in str(result["warnings"])
+
+
+def test_what_was_rolled_back_for_its_speed_is_refused_as_it_was_and_not_otherwise(tmp_path: Path) -> None:
+    spec, path = fake_tier.spec(), tmp_path / "accepted.json"
+    host = accepted.host_of(*verification.cards())
+    tried = accepted.Reached(40.0, "2026-11-24T15:00:00Z", accepted.fingerprint(spec, host))
+    before = accepted.Reached(61.0, "2026-11-23T15:00:00Z", {})
+    name = accepted.key(spec.name, spec, host)
+    path.write_text(json.dumps(accepted.to_json(accepted.Speeds({name: before}, {name: (tried,)}))))
+
+    def refused(planned: tier.TierSpec) -> dict[str, Any]:
+        return run("tier_refusal", check=True, specs=[planned.to_json()], accepted=str(path))
+
+    result = refused(spec)
+    assert result["msg"].startswith("deep: was rolled back on 2026-11-24T15:00:00Z as it is planned now")
+    assert result["problems"] == [result["msg"]]
+    assert refused(replace(spec, argv=("llama-server", "--parallel", "2")))["changed"] is False
+    path.write_text("{")
+    assert "accepted.json is damaged" in refused(spec)["msg"]
+    path.unlink()
+    assert refused(spec)["changed"] is False
 
 
 def test_flags_that_the_engine_does_not_have_are_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import example_report
 import pytest
 from modules import run_here
 
-from checker import tier, verification
+from checker import acceptance, proven, tier, verification
+from checker.accepted import Reached, Speeds
 from checker.evidence import Report
 from checker.measure import Depth
 
@@ -49,6 +51,7 @@ class Host:
             "accepted": str(self.directory / "accepted.json"),
             "accept_slower": False,
             "decision": {"policy": "multi-gpu"},
+            "roll_back": False,
             "metrics": "",
             "fact": str(self.directory / "llama_tiers.fact"),
             **changes,
@@ -60,6 +63,9 @@ class Host:
 def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Host:
     played = Host(tmp_path)
     monkeypatch.setattr(tier, "load_all", lambda: (example_report.PLANNED,))
+    # The tier has no files on this machine that could be kept.
+    monkeypatch.setattr(tier, "load", lambda name: example_report.PLANNED)
+    monkeypatch.setattr(proven, "is_remembered", lambda spec: False)
     monkeypatch.setattr(verification, "report", played.report)
     return played
 
@@ -93,6 +99,30 @@ def test_what_was_accepted_is_held_against_the_next_unless_slower_ones_are_allow
     given = [[entry.tokens_per_second for entry in each["accepted"].values()] for each in host.asked]
     assert given == [[], [61.0], []]
     assert "61.0" in (host.directory / "accepted.json").read_text(), "allowing forgets nothing"
+
+
+def test_what_is_too_slow_gives_way_only_where_that_is_asked_for(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = replace(example_report.report(), recorded_at="2026-11-24T15:01:00Z", passed=False)
+    asked: list[Report] = []
+
+    def roll_back(found: Report, speeds: Speeds, earlier: Sequence[Any]) -> tuple[Report, Speeds]:
+        asked.append(found)
+        assert [each["tier"] for each in earlier] == ["deep"], "what was measured just now, too"
+        return served, Speeds(refused={"deep": (Reached(40.0, "2026-11-24T15:00:00Z", {}),)})
+
+    monkeypatch.setattr(acceptance, "roll_back", roll_back)
+    host.verify(check=True, roll_back=True)
+    assert asked == []
+    said = host.verify(roll_back=True)
+    assert asked == [host.found]
+    assert said["changed"]
+    assert said["ansible_facts"]["llama_tiers"] == served.to_json()
+    assert len(list((host.directory / "evidence").iterdir())) == 2, "what was too slow, and what serves"
+    assert "40.0" in (host.directory / "accepted.json").read_text()
+    assert not (host.directory / "llama_tiers.fact").exists()
+    host.verify()
+    assert len(asked) == 1
+    assert "40.0" in (host.directory / "accepted.json").read_text(), "it is not forgotten"
 
 
 def test_the_last_reports_are_kept_newest_first(host: Host) -> None:

@@ -245,8 +245,8 @@ def unit_files(spec: tier.TierSpec, words: str) -> dict[str, str]:
     return files
 
 
-@pytest.fixture
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Played:
+def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Played:
+    """Have systemd, NVML and the folders of a host be played."""
     host = Played(tmp_path)
     host.units.mkdir()
     (tmp_path / "tiers").mkdir()
@@ -266,6 +266,11 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Played:
     monkeypatch.setattr(systemd, "reset_failed", lambda unit: None)
     monkeypatch.setattr(hardware, "processes", lambda uuid: (hardware.GpuProcess(4711, 100.0),))
     return host
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Played:
+    return played(tmp_path, monkeypatch)
 
 
 def activate(*names: str, retry: bool = False) -> Outcome:
@@ -713,6 +718,72 @@ def test_a_new_tier_in_what_a_swap_left_is_proven_when_all_went_well(host: Playe
     host.write("new", mib=on(500))
     assert sorted(activate("fast", "deep", "new").activated) == ["deep", "fast", "new"]
     assert activate("fast", "deep", "new") == Outcome(activated=(), retired=())
+
+
+def go_back(host: Played, *names: str) -> None:
+    host.starts.clear()
+    host.stops.clear()
+    activation.go_back(names, lambda line: None)
+
+
+def accepted(host: Played, **needs: dict[str, float]) -> dict[str, dict[str, str]]:
+    """Bring tiers up with what they need, accept them, and return what they serve."""
+    before = serve(host, **needs)
+    for name in needs:
+        proven.accept(name)
+    return before
+
+
+def test_what_was_accepted_serves_again_on_its_cards_and_ports(host: Played) -> None:
+    before = accepted(host, fast=on(big=800), deep=on(small=800), other=on(100, 100))
+    host.write("fast", mib=on(small=800), port=8081)
+    host.write("deep", mib=on(big=800), port=8080)
+    activate("fast", "deep", "other")
+    go_back(host, "fast", "deep", "other")
+    assert host.serving == before
+    assert {name: host.files(name) for name in before} == before
+    assert host.open_ports() == {"fast": 8080, "deep": 8081, "other": 8083}
+    assert sorted(host.starts) == ["deep", "fast"], "other goes on"
+    assert len(host.stops) == 1, "the other one serves until its turn"
+    assert activate("fast", "deep", "other") == Outcome(activated=(), retired=())
+
+
+def test_what_was_never_accepted_stays_as_it_is(host: Played) -> None:
+    before = accepted(host, fast=on(100))
+    host.write("fast", mib=on(100), model="two")
+    host.write("new", mib=on(100))
+    activate("fast", "new")
+    go_back(host, "fast", "new")
+    assert host.serving == before | {"new": host.files("new")}
+    assert host.starts == ["fast"]
+
+
+def test_what_served_serves_again_when_it_cannot_go_back(host: Played) -> None:
+    """A new tier has the room by now."""
+    accepted(host, fast=on(800))
+    host.write("fast", mib=on(100), model="two")
+    host.write("new", mib=on(800))
+    activate("fast", "new")
+    now = dict(host.serving)
+    with pytest.raises(ActivationError, match=r"fast did not become ready: .*; what served before is active again"):
+        go_back(host, "fast", "new")
+    assert host.serving == now
+    assert {name: host.files(name) for name in now} == now
+    assert activate("fast", "new") == Outcome(activated=(), retired=())
+
+
+def test_a_release_that_is_refused_is_not_the_current_one(host: Played) -> None:
+    releases(host, "old")
+    run_on(host, "old", "deep")
+    activate("deep")
+    current = releases(host, "old", "new")
+    activation.leave({"deep": str(host.root / "releases/new"), "never-served": str(host.root / "releases/new")})
+    assert str(current.readlink()) == "releases/old"
+    run_on(host, "new", "deep")
+    releases(host, "old", "new")
+    activate("deep")
+    activation.leave({"deep": str(host.root / "releases/new")})
+    assert str(current.readlink()) == "releases/new", "a tier is proven with it"
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, what: str, count: int) -> None:

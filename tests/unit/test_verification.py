@@ -12,7 +12,7 @@ import pytest
 from example_report import CARDS, DECISION, PLANNED, report, speed
 
 from checker import checklist, hardware, systemd, tier, verification
-from checker.accepted import Accepted, read, to_json
+from checker.accepted import Reached, Speeds, accept, read, to_json
 from checker.evidence import Evidence, FrontEvidence, Report
 from checker.measure import Depth
 from inventories import SMALL
@@ -28,7 +28,7 @@ def measured(planned: tier.TierSpec, earlier: object, depth: Depth, quality: obj
     return replace(evidence, tier=planned.name)
 
 
-def reported(*specs: tier.TierSpec, accepted: Mapping[str, Accepted] | None = None) -> Report:
+def reported(*specs: tier.TierSpec, accepted: Mapping[str, Reached] | None = None) -> Report:
     return verification.report(specs, "tower", [], Depth.WHOLE, accepted or {}, {}, None)
 
 
@@ -152,11 +152,11 @@ def test_a_new_release_has_to_reach_95_percent_of_what_was_accepted(
     monkeypatch: pytest.MonkeyPatch, tokens_per_second: float, changes: dict[str, Any], passes: bool, then: float
 ) -> None:
     first = reported(DEEP)
-    accepted = read(json.loads(json.dumps(to_json(verification.newly_accepted(first, {})))))
-    assert [entry.tokens_per_second for entry in accepted.values()] == [61.0]
+    speeds = read(json.loads(json.dumps(to_json(accept(Speeds(), first)))))
+    assert [entry.tokens_per_second for entry in speeds.accepted.values()] == [61.0]
 
     monkeypatch.setattr(verification, "measure", generating(tokens_per_second, **changes))
-    found = reported(DEEP, accepted=accepted)
+    found = reported(DEEP, accepted=speeds.accepted)
     assert found.passed is passes
     if not passes:
         (reason,) = found.tiers[0].verdict.reasons
@@ -164,21 +164,21 @@ def test_a_new_release_has_to_reach_95_percent_of_what_was_accepted(
         assert "/opt/llama-tiers/releases/one, split [13, 6], driver 580.126.09), 95% of them" in reason
     if changes == {} and tokens_per_second < 58:
         assert "with the same release, driver and placement" in found.tiers[0].verdict.notes[0]
-    (entry,) = verification.newly_accepted(found, accepted).values()
+    (entry,) = accept(speeds, found).accepted.values()
     assert entry.tokens_per_second == then
 
 
 def test_a_slower_release_that_is_allowed_is_the_next_ones_measure(monkeypatch: pytest.MonkeyPatch) -> None:
-    accepted = verification.newly_accepted(reported(DEEP), {})
+    speeds = accept(Speeds(), reported(DEEP))
     monkeypatch.setattr(verification, "measure", generating(30.0, **OTHER_RELEASE))
     allowed = reported(DEEP, accepted={})
     assert allowed.passed
-    assert [entry.tokens_per_second for entry in verification.newly_accepted(allowed, accepted).values()] == [30.0]
+    assert [entry.tokens_per_second for entry in accept(speeds, allowed).accepted.values()] == [30.0]
 
 
 @pytest.mark.parametrize("change", ["model", "context", "cards"])
 def test_another_promise_is_not_held_against_what_was_accepted(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
-    accepted = verification.newly_accepted(reported(DEEP), {})
+    speeds = accept(Speeds(), reported(DEEP))
     evidence = report().tiers[0].evidence
     changes: dict[str, Any] = {
         "model": {"model": replace(evidence.model, sha256="cd" * 32)},
@@ -188,9 +188,9 @@ def test_another_promise_is_not_held_against_what_was_accepted(monkeypatch: pyte
     if change == "cards":
         monkeypatch.setattr(hardware, "read_gpus", told(CARDS[:1]))
     monkeypatch.setattr(verification, "measure", generating(10.0, **changes))
-    names = [check.name for check in reported(DEEP, accepted=accepted).tiers[0].verdict.checks]
+    names = [check.name for check in reported(DEEP, accepted=speeds.accepted).tiers[0].verdict.checks]
     assert "no slower than before" not in names
-    assert len(verification.newly_accepted(reported(DEEP), accepted)) == 2
+    assert len(accept(speeds, reported(DEEP)).accepted) == 2
 
 
 def test_two_tiers_with_the_same_model_have_a_speed_each(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,16 +198,16 @@ def test_two_tiers_with_the_same_model_have_a_speed_each(monkeypatch: pytest.Mon
         return replace(generating(60.0)(DEEP, earlier, depth, None), tier=planned.name)
 
     monkeypatch.setattr(verification, "measure", both)
-    assert len(verification.newly_accepted(reported(FAST, DEEP), {})) == 2
+    assert len(accept(Speeds(), reported(FAST, DEEP)).accepted) == 2
 
 
 def test_one_completion_is_no_measure_for_a_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "measure", lambda *given: replace(measured(*given), thorough=None))
-    assert verification.newly_accepted(reported(DEEP), {}) == {}
+    assert accept(Speeds(), reported(DEEP)) == Speeds()
 
 
 def test_a_file_of_another_schema_has_accepted_nothing() -> None:
-    assert read({"schema": "llama-tiers/accepted/2", "accepted": {"x": {}}}) == read(None) == {}
+    assert read({"schema": "llama-tiers/accepted/2", "accepted": {"x": {}}}) == read(None) == Speeds()
 
 
 def test_a_failure_that_was_carried_over_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -422,9 +422,9 @@ def test_a_speed_of_before_is_not_accepted_for_the_driver_of_now(
     switching: Switching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = verified(LAZY, depth=Depth.WHOLE)
-    accepted = verification.newly_accepted(first, {})
+    speeds = accept(Speeds(), first)
     switching.states["deep"] = "inactive"
     monkeypatch.setattr(hardware, "read_driver", told(hardware.Driver("590.1", "13.1")))
     later = verified(LAZY, earlier=first)
     assert later.tiers[0].evidence.asleep
-    assert verification.newly_accepted(later, accepted) == accepted
+    assert accept(speeds, later) == speeds

@@ -11,6 +11,8 @@ description:
   - A failed verdict is no failure of the module; a host without tiers is, but for check mode, where it is skipped.
   - Keeps the report as evidence and the speeds that were accepted, which is no change, and what was verified as a local
     fact, which is one.
+  - With O(roll_back), when a tier fails for nothing but being slower than what was accepted before with another release
+    or placement, all tiers serve again as they were accepted. The report is of what serves then, and fails.
 options:
   host: {description: Name of the host in the inventory, type: str, required: true}
   evidence_directory: {description: Folder on the host that keeps the reports, type: path, required: true}
@@ -40,6 +42,10 @@ options:
     description: The inventory's decision, as C(checker decide) wrote it, for the report to hold; empty without one.
     type: dict
     required: true
+  roll_back:
+    description: Whether what is too slow gives way to what was accepted before; never in check mode.
+    type: bool
+    required: true
   metrics:
     description: File on the host that gets metrics for node_exporter's textfile collector; none when empty.
     type: path
@@ -64,6 +70,7 @@ EXAMPLES = r"""
     accepted: /var/lib/llama-tiers/accepted.json
     accept_slower: false
     decision: {}
+    roll_back: true
     metrics: /var/lib/prometheus/node-exporter/llama_tiers.prom
     fact: /etc/ansible/facts.d/llama_tiers.fact
   vars:
@@ -103,11 +110,11 @@ def read_earlier(directory):
     return found
 
 
-def read_accepted(path):
-    """Return the speeds that were accepted, none when there is no such file; ValueError when it is damaged."""
-    from checker import accepted
-
-    return accepted.read(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+def keep(report, directory, most):
+    """Keep a report as evidence, and no more than so many."""
+    write(directory / f"{report.recorded_at.replace(':', '')}.json", json.dumps(report.to_json(), indent=2) + "\n")
+    for old in sorted(directory.glob("*.json"))[:-most]:
+        old.unlink()
 
 
 def main() -> None:
@@ -122,12 +129,13 @@ def main() -> None:
             "accepted": {"type": "path", "required": True},
             "accept_slower": {"type": "bool", "required": True},
             "decision": {"type": "dict", "required": True},
+            "roll_back": {"type": "bool", "required": True},
             "metrics": {"type": "path", "required": True},
             "fact": {"type": "path", "required": True},
         },
         supports_check_mode=True,
     )
-    from checker import accepted, quality, reports, systemd, tier, verification
+    from checker import acceptance, accepted, quality, reports, systemd, tier, verification
     from checker.measure import Depth
 
     try:
@@ -143,13 +151,10 @@ def main() -> None:
     depth = Depth.QUICK if module.check_mode else Depth(module.params["depth"])
     speeds_file = Path(module.params["accepted"])
     try:
-        speeds = read_accepted(speeds_file)
+        speeds = acceptance.read(speeds_file)
     except ValueError as error:
-        # To go on without them would be to accept anything.
-        module.fail_json(
-            msg=f"{speeds_file} is damaged ({error}): remove it to accept the speeds that are measured next"
-        )
-    gate = {} if module.params["accept_slower"] else speeds
+        module.fail_json(msg=str(error))
+    gate = {} if module.params["accept_slower"] else speeds.accepted
     splits = {}
     if module.params["quality"] and not module.check_mode:
         try:
@@ -166,23 +171,29 @@ def main() -> None:
         module.params["decision"],
         wake=not module.check_mode,
     )
+    went_back = None
+    if not module.check_mode:
+        keep(report, evidence, module.params["keep"])
+        if module.params["roll_back"]:
+            went_back = acceptance.roll_back(report, speeds, read_earlier(evidence))
+        if went_back:
+            report, speeds = went_back
+            keep(report, evidence, module.params["keep"])
+        else:
+            speeds = acceptance.accept(report, speeds)
+        write(speeds_file, json.dumps(accepted.to_json(speeds), indent=2) + "\n")
     document = report.to_json()
     fact = Path(module.params["fact"])
     verified = json.dumps(verification.stable(report), indent=2) + "\n"
     is_news = report.passed and (not fact.exists() or fact.read_text(encoding="utf-8") != verified)
     if not module.check_mode:
-        write(evidence / f"{report.recorded_at.replace(':', '')}.json", json.dumps(document, indent=2) + "\n")
-        for old in sorted(evidence.glob("*.json"))[: -module.params["keep"]]:
-            old.unlink()
-        speeds = accepted.to_json(verification.newly_accepted(report, speeds))
-        write(speeds_file, json.dumps(speeds, indent=2) + "\n")
         if module.params["metrics"]:
             told = reports.render({"schema": reports.SCHEMA, "hosts": [document]}, "prometheus")
             write(Path(module.params["metrics"]), told + "\n")
         if is_news:
             write(fact, verified)
     module.exit_json(
-        changed=is_news,
+        changed=is_news or went_back is not None,
         ansible_facts={"llama_tiers": document},
         summary=[verification.describe(item) for item in report.tiers],
     )
