@@ -32,6 +32,8 @@ from checker import text as checker_text
 from checker.evidence import Speed
 
 DEEP, DEEP_Q5 = synthesize.SERVED[0], synthesize.MEASURED[0]
+# The mission's third tier: its tokens take longest, also on a fast card.
+LARGE = "qwen2.5-32b-instruct-q4_k_m"
 # The mission's case: what is free of a card shared with others, and of an RTX 3060 Ti beside a GTX 1060.
 FREE_ONE_CARD, FREE_TWO_CARDS = 11170, (8192, 3072)
 PAGE_CACHE = proof.ROOT / "roles/models/molecule/default/files/page_cache.py"
@@ -130,24 +132,28 @@ def agreement(ours: Speed, bench: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def large() -> Path:
+    """Return the file of the large model, written now if it is not there: on the disk, the others fill the memory."""
+    folder = proof.STATE / "large"
+    path = synthesize.file_of(LARGE, folder)
+    if not path.exists():
+        folder.mkdir(exist_ok=True)
+        synthesize.write(LARGE, folder)
+    return path
+
+
 def speed() -> None:
-    found = []
-    for spec in tier.load_all():
-        client = llama_server.LlamaServer.of(spec)
+    found: list[dict[str, Any]] = []
+
+    def add(what: str, client: llama_server.LlamaServer, path: Path, choice: placement.Choice) -> None:
         tokens = client.tokenize(checker_text.read())
         ours = exercise.short_speed(client, tokens, client.props().ctx_size, checker_measure.SEED)
-        bench = engine.bench(
-            Path(spec.model.file),
-            choice_of(spec),
-            tokens=exercise.SHORT_ANSWER,
-            times=5,
-            prompt=ours.context_tokens,
-            depths=(0, ours.context_tokens),
-        )
+        depths = (0, ours.context_tokens)
+        bench = engine.bench(path, choice, exercise.SHORT_ANSWER, times=5, prompt=ours.context_tokens, depths=depths)
         case = {
-            "tier": spec.name,
-            "model": spec.model.name,
-            "tensor_split": list(spec.placement.tensor_split),
+            "what": what,
+            "model": path.stem,
+            "tensor_split": list(choice.placement.tensor_split),
             "checker": asdict(ours),
             "llama_bench": bench,
             **agreement(ours, bench),
@@ -155,6 +161,16 @@ def speed() -> None:
         found.append(case)
         say(case, "off_percent", "ms_between_tokens", "passed")
         document("speed", found, criterion=f"checker within {SPEED_PERCENT} % of llama-bench, prompt and answer")
+
+    for spec in tier.load_all():
+        add(f"tier {spec.name}", llama_server.LlamaServer.of(spec), Path(spec.model.file), choice_of(spec))
+    used = engine.shown()[:1]
+    with tiers_stopped():
+        for path in (*map(synthesize.file_of, synthesize.MEASURED), large()):
+            header = engine.file_header(path)
+            choice = engine.explicit(header, (header.n_layer + 1,), used)
+            with engine.serving(engine.server_argv(path, choice), engine.environment(used)) as running:
+                add("beside the tiers", running.client, path, choice)
 
 
 def switch() -> None:

@@ -51,8 +51,8 @@ def name_of(model: str) -> str:
     return f"{PREFIX}{model}"
 
 
-def file_of(model: str) -> Path:
-    return proof.MODELS / f"{name_of(model)}.gguf"
+def file_of(model: str, folder: Path = proof.MODELS) -> Path:
+    return folder / f"{name_of(model)}.gguf"
 
 
 def blocks(kind: str, row: int) -> numpy.ndarray[Any, Any]:
@@ -120,9 +120,9 @@ def add_vocabulary(writer: gguf.GGUFWriter, architecture: str, count: int) -> li
     return [str(token) for token in tokens]
 
 
-def write(name: str) -> dict[str, Any]:
+def write(name: str, folder: Path = proof.MODELS) -> dict[str, Any]:
     """Write one model; return its file, size and sha256."""
-    model, path = shapes.MODELS[name], file_of(name)
+    model, path = shapes.MODELS[name], file_of(name, folder)
     began = time.monotonic()
     partial = path.with_suffix(".part")
     writer = gguf.GGUFWriter(partial, model.shape.architecture)
