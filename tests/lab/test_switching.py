@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import openai
 import pytest
 from labhost import (
     BIG,
@@ -28,6 +29,7 @@ from labhost import (
     run,
     ssh,
     ssh_ok,
+    tunnel,
     verify,
 )
 
@@ -167,6 +169,30 @@ def test_a_request_to_a_cold_tier_is_answered_with_little_beside_its_load() -> N
         overheads.append(answer["wall_s"] - load_s)
         wait_for("deep", "inactive")
     print(f"first request to a cold tier on {SUITE}: {min(overheads):.2f} s beside its load; all: {overheads}")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_openai_client_is_answered_by_a_cold_tier(*, stream: bool) -> None:
+    wait_for("fast")
+    key = ssh_ok("head -1 /etc/llama-tiers/keys/deep").strip()
+    question: Any = {"model": "deep", "messages": [{"role": "user", "content": "Say a word."}], "max_tokens": 16}
+    with tunnel(PORTS["deep"]) as url:
+        completions = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=120).chat.completions
+        if stream:
+            chunks = [chunk.choices[0] for chunk in completions.create(**question, stream=True) if chunk.choices]
+            assert len(chunks) > 2
+            text, finished = "".join(chunk.delta.content or "" for chunk in chunks), chunks[-1].finish_reason
+        else:
+            answer = completions.create(**question)
+            assert answer.model == "gemma-3-270m-it-q4_k_m"
+            text, finished = answer.choices[0].message.content or "", answer.choices[0].finish_reason
+        assert text.strip()
+        assert finished in ("stop", "length")
+        assert rivals_up() == ["deep"]
+        stranger = openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0, timeout=120)
+        with pytest.raises(openai.AuthenticationError):
+            stranger.chat.completions.create(**question)
+    wait_for("fast", seconds=IDLE_S + 30)
 
 
 def test_the_pinned_tier_comes_back_once_nobody_asks() -> None:
