@@ -23,26 +23,22 @@ def wait(spec: tier.TierSpec, cards_s: float = CARDS_S, memory_s: float = MEMORY
     Memory that does not become free is said on stderr and is no reason: the plan's figures are a little higher than
     what a server takes, and the load itself tells.
     """
-    own = list(dict.fromkeys(device.uuid for device in spec.devices if tier.is_here(device.rpc_endpoint)))
-    gpus = _wait_for_cards(spec, own, cards_s)
+    gpus = _wait_for_cards(spec, cards_s)
     if isinstance(gpus, str):
         return gpus
-    short = _wait_for_memory(spec, gpus, own, memory_s)
+    short = _wait_for_memory(spec, gpus, memory_s)
     if short:
         print(short, file=sys.stderr)
     return None
 
 
-def _wait_for_cards(spec: tier.TierSpec, uuids: list[str], cards_s: float) -> Sequence[hardware.Gpu] | str:
+def _wait_for_cards(spec: tier.TierSpec, cards_s: float) -> Sequence[hardware.Gpu] | str:
     deadline = time.monotonic() + cards_s
     while True:
         try:
-            gpus = hardware.answering_gpus()
-            found = [gpu.uuid for gpu in gpus]
-            gone = [uuid for uuid in uuids if uuid not in found]
-            if not gone:
+            gpus, reason = hardware.reach(spec.cards)
+            if reason is None:
                 return gpus
-            reason = f"{', '.join(gone)} is gone, found {', '.join(found) or 'no card'}: plan again"
         except hardware.HardwareError as error:
             reason = str(error)
         if time.monotonic() >= deadline:
@@ -50,12 +46,10 @@ def _wait_for_cards(spec: tier.TierSpec, uuids: list[str], cards_s: float) -> Se
         time.sleep(_LOOK_S)
 
 
-def _wait_for_memory(
-    spec: tier.TierSpec, gpus: Sequence[hardware.Gpu], uuids: list[str], memory_s: float
-) -> str | None:
+def _wait_for_memory(spec: tier.TierSpec, gpus: Sequence[hardware.Gpu], memory_s: float) -> str | None:
     needs: dict[str, float] = {}
     for device in spec.devices:
-        if device.uuid in uuids:
+        if device.uuid in spec.cards:
             needs[device.uuid] = needs.get(device.uuid, 0.0) + (device.predicted_mib or 0.0)
     deadline = time.monotonic() + memory_s
     while True:

@@ -6,7 +6,7 @@ that comes back. Nothing here judges what it reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -133,6 +133,24 @@ def answering_gpus() -> tuple[Gpu, ...]:
         return read_gpus()
     except GpuLostError as error:
         return error.found
+
+
+def reach(uuids: Collection[str]) -> tuple[tuple[Gpu, ...], str | None]:
+    """Read the cards that answer, and say why some of those named do not; None when all of them do.
+
+    HardwareError when NVML cannot be read.
+    """
+    try:
+        gpus = read_gpus()
+    except GpuLostError as error:
+        if any(uuid in error.lost for uuid in uuids):
+            return error.found, str(error)
+        gpus = error.found
+    found = [gpu.uuid for gpu in gpus]
+    gone = [uuid for uuid in uuids if uuid not in found]
+    if not gone:
+        return gpus, None
+    return gpus, f"{', '.join(gone)} is gone, found {', '.join(found) or 'no card'}: plan again"
 
 
 def held_mib(found: Iterable[GpuProcess], pid: int) -> float | None:

@@ -76,12 +76,12 @@ def measure(
     started = None if state is None else load.read(state, lines or [], Path(spec.model.file))
     server = LlamaServer.of(spec)
     # What NVML cannot tell now it is asked again below, and said there.
-    loaded = _held(unit.main_pid, [])
+    loaded = _held(spec, unit.main_pid, [])
     thorough = _carried(same_run)
     anew = depth is Depth.WHOLE or (depth is Depth.AUTO and thorough is None)
     served, question, completion = _ask(spec, server, MAX_TOKENS if anew else QUICK_TOKENS, problems)
     # After the completion: a backend may allocate with it.
-    held = _held(unit.main_pid, problems)
+    held = _held(spec, unit.main_pid, problems)
     if anew:
         thorough = None
         if served is not None and completion is not None and unit.main_pid is not None:
@@ -191,6 +191,8 @@ def _unit(spec: TierSpec, problems: list[str]) -> tuple[UnitState | None, UnitEv
     except systemd.SystemdError as error:
         problems.append(str(error))
         return None, UnitEvidence(active_state="unknown", invocation_id="", main_pid=None, load_s=None)
+    if state.active_state == "failed":
+        problems.append(systemd.why_failed(spec.unit))
     load_s = None
     if state.active_state == "active" and 0 < state.started_monotonic_us <= state.active_monotonic_us:
         load_s = round((state.active_monotonic_us - state.started_monotonic_us) / 1e6, 3)
@@ -316,12 +318,15 @@ def _per_second(tokens: int, ms: float) -> float:
     return round(tokens / ms * 1000, 3) if ms > 0 else 0.0
 
 
-def _held(pid: int | None, problems: list[str]) -> dict[str, tuple[hardware.Gpu, float]] | None:
-    """Return each card with the MiB that a process holds there, by UUID; None when NVML cannot be read."""
+def _held(spec: TierSpec, pid: int | None, problems: list[str]) -> dict[str, tuple[hardware.Gpu, float]] | None:
+    """Return each card that answers with the MiB that a process holds there, by UUID; None when NVML cannot be read."""
     if pid is None:
         return {}
     try:
-        return {gpu.uuid: (gpu, held_mib(gpu.uuid, pid)) for gpu in hardware.answering_gpus()}
+        gpus, reason = hardware.reach(spec.cards)
+        if reason:
+            problems.append(reason)
+        return {gpu.uuid: (gpu, held_mib(gpu.uuid, pid)) for gpu in gpus}
     except hardware.HardwareError as error:
         problems.append(str(error))
         return None

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 
-from checker import hardware, memory_verdict, tier, verdict
+from checker import hardware, memory_verdict, systemd, tier, verdict
 from checker.evidence import Served
 from checker.llama_server import BrokenError, LlamaServer, LoadingError, ServerError, UnreachableError
 from checker.measure import PROMPT, SEED, held_mib
@@ -56,7 +56,7 @@ def _wait_for_health(spec: tier.TierSpec, server: LlamaServer, main_pid: int) ->
 
 
 def _gone(spec: tier.TierSpec) -> str:
-    return f"llama-server ended before it was ready: journalctl -u {spec.unit} says why"
+    return f"{systemd.ENDED}: journalctl -u {spec.unit} says why"
 
 
 def _alive(pid: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import subprocess
 import time
 from dataclasses import dataclass
@@ -13,6 +14,12 @@ from typing import Any
 _TIMEOUT_S = 240
 _POLL_S = 0.05
 _FIRST_LINES = 10_000
+
+# Readiness says it of a server that is gone. The journal tells more: what the engine said where it aborted, and how
+# systemd found it ended.
+ENDED = "llama-server ended before it was ready"
+_ABORT = re.compile(r"\S+\.(?:c|cpp|cu|h|cuh):\d+: ")
+_END = re.compile(r": Main process exited, |: A process of this unit has been killed by the OOM killer")
 
 
 class SystemdError(Exception):
@@ -108,16 +115,25 @@ def _line(entry: dict[str, Any]) -> Line:
 
 
 def why_failed(unit: str) -> str:
-    """Say why the last run of a unit failed: what readiness said, else the engine's errors, else the journal's end."""
+    """Say why the last run of a unit failed: what readiness said, else the engine's errors, else the journal's end.
+
+    Of a load that failed the first errors tell, which the others follow from; of a server that ran the last ones.
+    """
     state = unit_state(unit)
     try:
         lines = [line for line in journal(unit, state.invocation_id) if line.strip()]
     except SystemdError as error:
         return str(error)
-    said = [line for line in lines if line.startswith("not ready: ")]
-    errors = [line for line in lines if '"level":"error"' in line.replace(" ", "") or " E " in line[:40]]
-    chosen = said[-1:] or [_message(line) for line in errors[-3:]] or [_message(line) for line in lines[-3:]]
-    return " | ".join(chosen) or f"the journal of {unit} is empty (result {state.result})"
+    said = [line for line in lines if line.startswith("not ready: ") and ENDED not in line]
+    errors = [line for line in lines if _is_error(line)]
+    ran = state.started_monotonic_us <= state.active_monotonic_us
+    chosen = said[-1:] or (errors[-3:] if ran else errors[:3]) or lines[-3:]
+    return " | ".join(map(_message, chosen)) or f"the journal of {unit} is empty (result {state.result})"
+
+
+def _is_error(line: str) -> bool:
+    engine = '"level":"error"' in line.replace(" ", "") or " E " in line[:40] or _ABORT.match(line)
+    return bool(engine or _END.search(line))
 
 
 def _message(line: str) -> str:

@@ -221,6 +221,11 @@ class TierSpec:
         return f"http://[{address}]:{self.port}" if address.version == 6 else f"http://{address}:{self.port}"
 
     @property
+    def cards(self) -> tuple[str, ...]:
+        """UUIDs of the cards of this host that the tier is on."""
+        return tuple(dict.fromkeys(device.uuid for device in self.devices if is_here(device.rpc_endpoint)))
+
+    @property
     def unit(self) -> str:
         """Name of the systemd unit that serves the tier."""
         return unit_of(self.name)

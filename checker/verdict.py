@@ -28,10 +28,11 @@ def judge(spec: TierSpec, evidence: Evidence, gate: Gate | None = None) -> Verdi
     """
     findings = tuple(_findings(spec, evidence, gate))
     failed = [finding.reason for finding in findings if not finding.check.passed]
+    problems = evidence.problems
     if evidence.unit.active_state != "active":
         # Everything else fails with it, and would only hide it.
-        failed = failed[:1]
-    reasons = [f"{spec.name}: {problem}" for problem in evidence.problems] + failed
+        failed, problems = failed[:1], problems[:1]
+    reasons = [f"{spec.name}: {problem}" for problem in problems] + failed
     if evidence.front and evidence.front.fallback:
         # That it is down is known then, and the first finding says why.
         reasons = failed[:1]

@@ -32,7 +32,8 @@ def report(
     """Measure and judge the tiers one after the other; `host` is the name that the inventory gives this host.
 
     A tier on demand that is not loaded is judged by what was measured of the same command before, if that passes and is
-    all that `depth` asks for. Else it is loaded, unless `wake` is false; pinned tiers that it stopped come back.
+    all that `depth` asks for, or if a card of it does not answer now. Else it is loaded, unless `wake` is false; pinned
+    tiers that it stopped come back.
 
     `earlier` are evidence documents of this host, newest first; `accepted` the speeds that releases and placements have
     to reach, empty when slower ones are allowed; `quality` what was measured just now of the splits, by tier;
@@ -54,7 +55,7 @@ def report(
         if _sleeps(spec):
             known = _as_measured_before(spec, earlier)
             enough = known and depth is not Depth.WHOLE and (known.thorough or depth is Depth.QUICK)
-            if known and enough and judged(spec, known).verdict.verdict == "pass":
+            if known and (known.problems or (enough and judged(spec, known).verdict.verdict == "pass")):
                 found[spec.name] = judged(spec, known)
                 continue
             if wake:
@@ -103,17 +104,33 @@ def _load(spec: TierSpec) -> None:
 
 
 def _as_measured_before(spec: TierSpec, earlier: Sequence[Mapping[str, Any]]) -> Evidence | None:
-    """Return what was measured last of a tier that runs just this command, as that of one that is not loaded now."""
+    """Return what was measured last of a tier that runs just this command, as that of one that is not loaded now.
+
+    Its only problem can be a card that does not answer now.
+    """
     for document in earlier:
         found = from_json(document)
         if found is None or found.tier != spec.name or found.unit.active_state != "active":
+            continue
+        if found.asleep and found.problems:
+            # A card did not answer then; what was measured before that stands.
             continue
         same = (found.argv, found.environment, found.model.sha256) == (spec.argv, spec.environment, spec.model.sha256)
         if not same or found.problems:
             return None
         since = booted_at(spec, earlier)
-        return replace(found, asleep=True, front=front(spec), rivals=spec.rivals, booted_at=since)
+        return replace(
+            found, asleep=True, front=front(spec), problems=_absent(spec), rivals=spec.rivals, booted_at=since
+        )
     return None
+
+
+def _absent(spec: TierSpec) -> tuple[str, ...]:
+    try:
+        _, reason = hardware.reach(spec.cards)
+    except hardware.HardwareError as error:
+        reason = str(error)
+    return (reason,) if reason else ()
 
 
 def _judged(spec: TierSpec, evidence: Evidence, accepted: Mapping[str, Reached], host: Host) -> TierReport:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,26 @@ def ssh_ok(command: str) -> str:
     result = ssh(command)
     assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
     return result.stdout
+
+
+@contextmanager
+def tunnel(port: int) -> Iterator[str]:
+    """Forward a port of this machine to one of the lab host's loopback, as a user does; yield the URL of it here."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        here: int = free.getsockname()[1]
+    forward = f"{here}:127.0.0.1:{port}"
+
+    def tell(what: str) -> None:
+        told = run("ssh", "-F", LAB / "ssh_config", "-O", what, "-L", forward, "gpuhost")
+        assert told.returncode == 0, told.stderr
+
+    # The shared connection, which takes the forwarding, is there after a command.
+    ssh_ok("true")
+    tell("forward")
+    try:
+        yield f"http://127.0.0.1:{here}"
+    finally:
+        tell("cancel")
 
 
 def playbook(name: str, *arguments: str) -> Run:

@@ -11,8 +11,10 @@ import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
+import openai
 import pytest
 from labhost import (
     BIG,
@@ -27,6 +29,7 @@ from labhost import (
     run,
     ssh,
     ssh_ok,
+    tunnel,
     verify,
 )
 
@@ -52,7 +55,6 @@ def variables(**changes: Any) -> dict[str, Any]:
         "tiers_idle_s": IDLE_S,
         "tiers_residency_s": 0,
         "tiers_cooldown_s": COOLDOWN_S,
-        "tiers_fallback_s": 20,
         **changes,
     }
 
@@ -93,7 +95,25 @@ def rivals_up() -> list[str]:
 
 
 def journal(tier: str) -> str:
-    return ssh_ok(f"journalctl -u llama-tier-{tier} -n 60 --no-pager -o cat")
+    return ssh_ok(f"journalctl -u llama-tier-{tier} -n 1000 --no-pager -o cat")
+
+
+def reasons(document: dict[str, Any], tier: str) -> list[str]:
+    """Return what a verification has against a tier."""
+    found = next(each for each in document["hosts"][0]["tiers"] if each["name"] == tier)
+    told: list[str] = found["reasons"]
+    return told
+
+
+@contextmanager
+def faults(*names: str) -> Iterator[None]:
+    """Have faults of the cards (docs/lab.md) for the block."""
+    files = " ".join(f"/etc/lab-gpus/faults/{name}" for name in names)
+    ssh_ok(f"touch {files}")
+    try:
+        yield
+    finally:
+        ssh_ok(f"rm -f {files}")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -151,6 +171,30 @@ def test_a_request_to_a_cold_tier_is_answered_with_little_beside_its_load() -> N
     print(f"first request to a cold tier on {SUITE}: {min(overheads):.2f} s beside its load; all: {overheads}")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_openai_client_is_answered_by_a_cold_tier(*, stream: bool) -> None:
+    wait_for("fast")
+    key = ssh_ok("head -1 /etc/llama-tiers/keys/deep").strip()
+    question: Any = {"model": "deep", "messages": [{"role": "user", "content": "Say a word."}], "max_tokens": 16}
+    with tunnel(PORTS["deep"]) as url:
+        completions = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=120).chat.completions
+        if stream:
+            chunks = [chunk.choices[0] for chunk in completions.create(**question, stream=True) if chunk.choices]
+            assert len(chunks) > 2
+            text, finished = "".join(chunk.delta.content or "" for chunk in chunks), chunks[-1].finish_reason
+        else:
+            answer = completions.create(**question)
+            assert answer.model == "gemma-3-270m-it-q4_k_m"
+            text, finished = answer.choices[0].message.content or "", answer.choices[0].finish_reason
+        assert text.strip()
+        assert finished in ("stop", "length")
+        assert rivals_up() == ["deep"]
+        stranger = openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0, timeout=120)
+        with pytest.raises(openai.AuthenticationError):
+            stranger.chat.completions.create(**question)
+    wait_for("fast", seconds=IDLE_S + 30)
+
+
 def test_the_pinned_tier_comes_back_once_nobody_asks() -> None:
     assert ask("deep")["code"] == "200"
     assert states()["fast"] == "inactive"
@@ -166,6 +210,26 @@ def test_a_start_that_gives_way_to_a_rival_is_no_failure() -> None:
         assert states()["deep"] == "inactive", moment
     assert ask("deep")["code"] == "200"
     wait_for("fast", seconds=IDLE_S + 30)
+
+
+@pytest.mark.parametrize("when", ["ExecStartPre", "ExecStartPost"])
+@pytest.mark.parametrize(("how", "state"), [("systemctl start llama-tier-fast", "inactive"), ("kill -9", "failed")])
+def test_a_start_that_is_interrupted_in_a_command_gives_way_and_one_that_is_killed_has_failed(
+    when: str, how: str, state: str
+) -> None:
+    """What dies of SIGTERM is as a process in which systemd sets up the sandbox: it has yet to become the command."""
+    change_deep(f"{when}=/usr/bin/sleep 70.7")
+    wait_for("fast")
+    try:
+        ssh_ok(
+            "systemctl start --no-block llama-tier-deep && "
+            "timeout 60 sh -c 'until pgrep -f \"[s]leep 70.7\" >/dev/null; do sleep 0.05; done'"
+        )
+        ssh_ok(how + (" $(pgrep -f '[s]leep 70.7')" if how == "kill -9" else ""))
+        wait_for("fast")
+        assert states()["deep"] == state
+    finally:
+        deep_again()
 
 
 def test_a_stream_in_flight_is_finished_before_the_tier_gives_way() -> None:
@@ -229,10 +293,8 @@ def test_a_load_that_fails_is_tried_once_and_the_fallback_answers_on_its_port() 
         assert states()["small"] == "active"
         code, document = verify()
         assert code == 1
-        deep = next(tier for tier in document["hosts"][0]["tiers"] if tier["name"] == "deep")
-        assert len(deep["reasons"]) == 1
-        said = r"deep: degraded, small answers on port 8081 .*: not ready: a test refuses it"
-        assert re.search(said, deep["reasons"][0])
+        [reason] = reasons(document, "deep")
+        assert re.search(r"deep: degraded, small answers on port 8081 .*: not ready: a test refuses it", reason)
         result = site()
         assert result.returncode == 2
         assert "deep: FAIL" in result.stdout
@@ -249,6 +311,10 @@ def test_the_port_is_its_own_again_when_the_time_of_the_fallback_is_over() -> No
     try:
         assert ask("deep")["code"] == "000"
         ssh_ok(f"rm -rf {DROP_INS}; systemctl daemon-reload")
+        # Nobody waits for an hour.
+        clock = ssh_ok("systemctl show -P MainPID llama-tier-deep-cooldown").strip()
+        assert ssh_ok(f"ps -o args= -p {clock}").strip() == "/usr/bin/sleep 3600"
+        ssh_ok(f"kill {clock}")
         ssh_ok("timeout 40 sh -c 'until systemctl is-active -q llama-tier-deep.socket; do sleep 0.5; done'")
         assert ask("deep")["code"] == "200"
         assert "deep" in rivals_up()
@@ -269,8 +335,7 @@ def test_a_server_that_hangs_is_seen_by_verification_and_gives_way_to_its_rival(
     ssh_ok("kill -STOP $(systemctl show -P MainPID llama-tier-fast)")
     code, document = verify()
     assert code == 1
-    fast = next(tier for tier in document["hosts"][0]["tiers"] if tier["name"] == "fast")
-    assert "gave no answer within" in fast["reasons"][0]
+    assert "gave no answer within" in reasons(document, "fast")[0]
     assert ask("deep")["code"] == "200"
     assert rivals_up() == ["deep"]
     wait_for("fast", seconds=IDLE_S + 30)
@@ -315,6 +380,77 @@ def test_a_card_that_is_absent_at_the_start_is_waited_for(*, comes_back: bool) -
     finally:
         ssh_ok(f"rm -f /etc/lab-gpus/faults/missing.{SMALL}")
         deep_again()
+
+
+def test_a_card_that_is_full_fails_the_load_once_and_the_fallback_answers() -> None:
+    wait_for("fast")
+    ssh_ok("systemctl start llama-tier-small")
+    since = ssh_ok("date +%s").strip()
+    try:
+        with faults(f"full.{SMALL}"):
+            assert ask("deep")["code"] == "000"
+            wait_for("fast")
+            assert f"deep: {SMALL} has 0 MiB free, " in journal("deep")
+            assert ask("deep")["code"] == "200"
+            assert rivals_up() == ["fast"]
+            code, document = verify()
+            assert code == 1
+            [reason] = reasons(document, "deep")
+            said = r"deep: degraded, small answers on port 8081 .*: failed to allocate RPC\d\[127.0.0.1:50053\] buffer"
+            assert re.search(said, reason), reason
+            assert reasons(document, "fast") == reasons(document, "small") == []
+        assert loads_since(since) == 1
+    finally:
+        deep_again()
+
+
+def test_a_card_that_is_full_at_the_first_long_prompt_ends_the_tier_and_the_fallback_answers() -> None:
+    wait_for("fast")
+    ssh_ok("systemctl start llama-tier-small")
+    since = ssh_ok("date +%s").strip()
+    long = json.dumps({"prompt": "one two three " * 300, "n_predict": 1})
+    try:
+        assert ask("deep")["code"] == "200"
+        with faults(f"full.{SMALL}"):
+            assert ask("deep")["code"] == "200"
+            ssh(
+                'curl -s -m 120 -H "Authorization: Bearer $(head -1 /etc/llama-tiers/keys/deep)" '
+                f"http://127.0.0.1:8081/completion -d '{long}'"
+            )
+            assert "out of memory" in ssh_ok(f"journalctl -u lab-gpu@1 --since @{since} -o cat")
+            wait_for("fast")
+            assert states()["deep"] == "failed"
+            assert ask("deep")["code"] == "200"
+            assert rivals_up() == ["fast"]
+            code, document = verify()
+            assert code == 1
+            [reason] = reasons(document, "deep")
+            said = r"deep: degraded, small answers on port 8081 .*: .*Remote RPC server crashed.*status=6/ABRT"
+            assert re.search(said, reason), reason
+            assert reasons(document, "fast") == reasons(document, "small") == []
+    finally:
+        deep_again()
+
+
+def test_a_card_that_is_lost_fails_what_is_on_it_by_name() -> None:
+    assert ask("deep")["code"] == "200"
+    wait_for("fast", seconds=IDLE_S + 30)
+    lost = f"{BIG}: the GPU is lost"
+    with faults(f"lost.{BIG}"):
+        ssh_ok("systemctl stop lab-gpu@0")
+        try:
+            code, document = verify()
+            assert code == 1
+            # One serves and dies of the request, the other one sleeps and is not loaded for it.
+            for tier in ("fast", "deep"):
+                assert any(lost in reason for reason in reasons(document, tier)), reasons(document, tier)
+            assert reasons(document, "small") == []
+            assert states()["deep"] == "inactive"
+            assert ask("deep")["code"] == "000"
+            assert f"not ready: deep: {lost}" in journal("deep")
+        finally:
+            ssh_ok("systemctl start lab-gpu@0")
+    deep_again()
 
 
 def test_after_a_reboot_the_pinned_tier_serves_and_the_others_wait_for_a_request() -> None:

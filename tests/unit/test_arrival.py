@@ -74,6 +74,16 @@ def test_a_card_that_is_gone_is_told_with_those_that_are_there(host: Host, monke
     assert arrival.wait(CUDA, cards_s=0) == f"deep: {BIG['uuid']}, {SMALL['uuid']} is gone, found no card: plan again"
 
 
+def test_a_card_that_is_lost_is_not_called_gone(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = hardware.GpuLostError((SMALL["uuid"],), CARDS[:1])
+    later(monkeypatch, lost)
+    assert arrival.wait(CUDA, cards_s=0.05) == f"deep: {lost}"
+    later(monkeypatch, hardware.GpuLostError(("GPU-other",), CARDS))
+    assert arrival.wait(CUDA) is None, "another tier's card"
+    later(monkeypatch, hardware.GpuLostError(("GPU-other",), CARDS[:1]))
+    assert "is gone, found" in str(arrival.wait(CUDA, cards_s=0.05))
+
+
 def test_a_driver_that_stays_away_is_told_in_its_own_words(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     later(monkeypatch, NO_DRIVER)
     began = time.monotonic()

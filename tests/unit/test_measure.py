@@ -115,6 +115,40 @@ def test_a_lost_card_is_unread_and_the_others_are_not(host: Host, server: fake_t
     assert [device.process_mib for device in quick(server.spec).devices] == [262.5, None]
 
 
+def here(spec: TierSpec) -> TierSpec:
+    """Return a tier whose cards are this host's own."""
+    return replace(spec, devices=tuple(replace(each, rpc_endpoint=None) for each in spec.devices))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "said"),
+    [
+        (hardware.GpuLostError((SMALL["uuid"],), (gpu(BIG), gpu(STRAY))), "the GPU is lost"),
+        ((gpu(BIG), gpu(STRAY)), f"is gone, found {BIG['uuid']}, GPU-stray"),
+    ],
+    ids=["lost", "gone"],
+)
+def test_a_card_of_the_tier_that_does_not_answer_is_a_problem(
+    host: Host, server: fake_tier.Server, gpus: tuple[hardware.Gpu, ...] | hardware.HardwareError, said: str
+) -> None:
+    host.gpus = gpus
+    (problem,) = quick(here(server.spec)).problems
+    assert problem.startswith(SMALL["uuid"])
+    assert said in problem
+    host.gpus = hardware.GpuLostError((STRAY["uuid"],), (gpu(BIG), gpu(SMALL)))
+    assert quick(here(server.spec)).problems == (), "another's card"
+
+
+def test_a_unit_that_has_failed_is_a_problem_with_the_reason(host: Host, server: fake_tier.Server) -> None:
+    host.state = systemd.UnitState("failed", "failed", None, RUN, "exit-code", 1_000_000, 0)
+    host.journal = lines(["not ready: deep: holds nothing on GPU-1"])
+    spec = replace(server.spec, fallback=None)
+    assert judge(spec, quick(spec)).reasons == (
+        "deep: not ready: deep: holds nothing on GPU-1",
+        f"deep: {UNIT} is failed: see journalctl -u {UNIT}, then systemctl restart {UNIT}",
+    )
+
+
 def test_a_journal_without_buffers_says_how_to_get_them(host: Host, server: fake_tier.Server) -> None:
     host.journal = lines(["Started llama.cpp tier deep."])
     evidence = quick(server.spec)
@@ -206,7 +240,7 @@ def test_without_a_process_no_card_is_asked(host: Host, server: fake_tier.Server
     evidence = quick(server.spec)
     assert evidence.unit == UnitEvidence("failed", RUN, None, None)
     assert [device.process_mib for device in evidence.devices] == [None, None]
-    assert evidence.problems == ()
+    assert str(NO_NVML) not in evidence.problems
 
 
 @pytest.mark.parametrize(

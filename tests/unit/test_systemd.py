@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,63 @@ def test_a_journal_that_cannot_be_read_says_what_it_said(tmp_path: Path, monkeyp
     journalctl(tmp_path, monkeypatch, "echo No journal files were opened >&2; exit 1")
     with pytest.raises(systemd.SystemdError, match=r"exit 1\): No journal files were opened"):
         systemd.printed("deep.service", "abc")
+
+
+# Abridged: a load without memory, a prompt without memory behind an RPC server, and what systemd says of an end.
+LOAD = [
+    json.dumps({"level": level, "msg": message})
+    for level, message in (
+        ("info", "load_tensors: loading model tensors"),
+        ("error", "alloc_tensor_range: failed to allocate CUDA1 buffer of size 193843712\n"),
+        ("error", "llama_model_load: error loading model: unable to allocate CUDA1 buffer\n"),
+        ("error", "llama_model_load_from_file_impl: failed to load model\n"),
+        ("error", "srv  llama_server: exiting due to model loading error\n"),
+    )
+]
+GONE = [
+    "not ready: llama-server ended before it was ready: journalctl -u deep.service says why",
+    "deep.service: Control process exited, code=exited, status=1/FAILURE",
+    "deep.service: Failed with result 'exit-code'.",
+    "deep.service: Triggering OnFailure= dependencies.",
+]
+EXITED, KILLED, ABORTED = (
+    f"deep.service: Main process exited, code={what}"
+    for what in ("exited, status=1/FAILURE", "killed, status=9/KILL", "killed, status=6/ABRT")
+)
+REFUSED = '{"level": "error", "msg": "a request was too long"}'
+ABORT = "/src/ggml/src/ggml-rpc/ggml-rpc.cpp:566: Remote RPC server crashed or returned malformed response"
+TRACE = "/opt/llama-tiers/releases/one/bin/llama-server(+0x923e78)[0x55e3f5f50e78]"
+OOM = "deep.service: A process of this unit has been killed by the OOM killer."
+CUDA = "alloc_tensor_range: failed to allocate CUDA1 buffer of size 193843712"
+
+
+@pytest.mark.parametrize(
+    ("active_us", "lines", "why"),
+    [
+        (0, [*LOAD, EXITED, *GONE], rf"^{CUDA} \| .*unable to allocate CUDA1 buffer \| [^|]*failed to load model$"),
+        (0, [LOAD[0], KILLED, *GONE], f"^{KILLED}$"),
+        (0, [LOAD[0], OOM, KILLED, *GONE], f"^{OOM} \\| {KILLED}$"),
+        (
+            0,
+            [REFUSED, "not ready: deep: holds nothing on GPU-1", *GONE[1:]],
+            "^not ready: deep: holds nothing on GPU-1$",
+        ),
+        (9, [REFUSED, LOAD[0], REFUSED, ABORT, TRACE, ABORTED], f"^a request was too long \\| {ABORT} \\| {ABORTED}$"),
+        (9, [*[REFUSED] * 4, KILLED], f" {KILLED}$"),
+    ],
+    ids=["load", "killed while it loads", "host out of memory", "readiness", "abort", "killed while it serves"],
+)
+def test_a_failure_is_told_by_its_cause_and_not_by_what_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, active_us: int, lines: list[str], why: str
+) -> None:
+    (tmp_path / "lines").write_text("\n".join(lines) + "\n")
+    systemctl(
+        tmp_path,
+        monkeypatch,
+        f"InvocationID=abc\nExecMainStartTimestampMonotonic=5\nActiveEnterTimestampMonotonic={active_us}\n",
+    )
+    journalctl(tmp_path, monkeypatch, f"cat {tmp_path}/lines")
+    assert re.search(why, systemd.why_failed("deep.service"))
 
 
 LISTED = """\

@@ -329,6 +329,25 @@ def test_what_is_before_a_tier_that_sleeps_is_looked_at_now(
     assert switching.measured == [("deep", Depth.AUTO)], "a port that is closed does not pass"
 
 
+def test_a_tier_that_sleeps_fails_without_a_card_of_it_and_is_not_loaded_for_that(
+    switching: Switching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lazy = replace(LAZY, devices=tuple(replace(each, rpc_endpoint=None) for each in LAZY.devices))
+    first = verified(lazy, FAST)
+    switching.starts.clear()
+    lost = hardware.GpuLostError((SMALL["uuid"],), CARDS[:1])
+    monkeypatch.setattr(hardware, "read_gpus", told(lost))
+    without = verified(lazy, FAST, earlier=first)
+    assert without.tiers[0].verdict.reasons == (f"deep: {lost}",)
+    documents = [json.loads(json.dumps(found.tiers[0].evidence.to_json())) for found in (without, first)]
+    again = verification.report([lazy, FAST], "tower", documents, Depth.WHOLE, {}, {})
+    assert again.tiers[0].verdict.reasons == (f"deep: {lost}",), "also when it was so before"
+    assert switching.starts == []
+    monkeypatch.setattr(hardware, "read_gpus", told(CARDS))
+    assert verification.report([lazy, FAST], "tower", documents, Depth.AUTO, {}, {}).passed
+    assert switching.starts == []
+
+
 OTHER_COMMANDS: list[dict[str, Any]] = [
     {"argv": ("llama-server", "--no-mmap")},
     {"environment": {"CUDA_VISIBLE_DEVICES": "GPU-2"}},

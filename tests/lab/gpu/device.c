@@ -4,6 +4,8 @@
  *    card, and an allocation beyond it fails, as cudaMalloc does;
  *  - it serves many clients: the stock server serves one at a time, so every accepted connection gets a process of its
  *    own, as every process that uses CUDA gets a context of its own;
+ *  - what a long prompt takes besides the buffers (ggml's CPU backend has it from new[]) ends the process when the card has
+ *    no room for it, as it does in the CUDA backend's pool;
  *  - what it holds for a client is written down with the client's pid, for the stand-in of NVML to report (cards.h). */
 #define _GNU_SOURCE
 #include "cards.h"
@@ -19,6 +21,7 @@
 #include <sys/wait.h>
 
 #define SMALLEST_BUFFER (64 * 1024) /* what is smaller is the server's own, not a device buffer */
+#define POOL LAB_MIB /* what is smaller, as for a prompt of some tokens, is there since the load */
 #define MAX_BUFFERS 4096
 
 static struct { void *address; size_t size; } buffers[MAX_BUFFERS];
@@ -144,6 +147,16 @@ int posix_memalign(void **out, size_t alignment, size_t size) {
         }
     pthread_mutex_unlock(&lock);
     return 0;
+}
+
+void *_Znam(size_t size) { /* operator new[] */
+    static void *(*next)(size_t);
+    if (!next) next = (void *(*)(size_t))real("_Znam");
+    if (ledger >= 0 && size >= POOL && size > free_bytes()) {
+        fprintf(stderr, "out of memory: %zu bytes for a computation\n", size);
+        abort();
+    }
+    return next(size);
 }
 
 void free(void *address) {

@@ -2,8 +2,8 @@
  *
  * Memory of a card is its baseline plus what the processes that play it hold (cards.h). Faults are switched on by files
  * in /etc/lab-gpus/faults: missing.<uuid> (not enumerated), lost.<uuid> (NVML_ERROR_GPU_IS_LOST on every question but
- * its handle), version-mismatch (nvmlInit fails), swapped (enumerated in reverse order). What is not here is answered by
- * nvidia-ml-py itself with "Function Not Found", as an older driver would. */
+ * its handle), full.<uuid> (cards.h), version-mismatch (nvmlInit fails), swapped (enumerated in reverse order). What is
+ * not here is answered by nvidia-ml-py itself with "Function Not Found", as an older driver would. */
 #include <pthread.h>
 
 #include "cards.h"
