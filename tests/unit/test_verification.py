@@ -340,11 +340,11 @@ def test_a_tier_that_sleeps_fails_without_a_card_of_it_and_is_not_loaded_for_tha
     without = verified(lazy, FAST, earlier=first)
     assert without.tiers[0].verdict.reasons == (f"deep: {lost}",)
     documents = [json.loads(json.dumps(found.tiers[0].evidence.to_json())) for found in (without, first)]
-    again = verification.report([lazy, FAST], "tower", documents, Depth.WHOLE, {}, {})
+    again = verification.report([lazy, FAST], "tower", documents, Depth.WHOLE, {}, {}, None)
     assert again.tiers[0].verdict.reasons == (f"deep: {lost}",), "also when it was so before"
     assert switching.starts == []
     monkeypatch.setattr(hardware, "read_gpus", told(CARDS))
-    assert verification.report([lazy, FAST], "tower", documents, Depth.AUTO, {}, {}).passed
+    assert verification.report([lazy, FAST], "tower", documents, Depth.AUTO, {}, {}, None).passed
     assert switching.starts == []
 
 
