@@ -17,9 +17,13 @@ skip() { # name reason
 parts() { # long ones first, so that none is left alone at the end
     local own version python name roles
     if [ "$(id -u)" = 0 ]; then
-        for name in bookworm trixie; do
-            echo "site.yml on $name: tools/test-site.sh $name"
-        done
+        # Of what a host has to withstand, how tiers move and are tried, nothing depends on the suite. The engine table is
+        # held against the sources, which are at hand then.
+        echo "trials and releases on bookworm: tools/test-site.sh bookworm tests/lab/test_trial.py tests/lab/test_releases.py"
+        echo "site.yml on bookworm: tools/test-site.sh bookworm tests/lab/test_site.py tests/lab/test_switching.py" \
+            "tests/contract/test_engines.py"
+        echo "site.yml on trixie: tools/test-site.sh trixie tests/lab/test_site.py tests/lab/test_switching.py"
+        echo "faults and moves on bookworm: tools/test-site.sh bookworm tests/lab/test_site_faults.py tests/lab/test_site_moves.py"
         for name in $(printf '%s\n' roles/*/molecule/*/molecule.yml | cut -d/ -f4 | sort -u); do
             roles=$(printf '%s\n' roles/*/molecule/"$name"/molecule.yml | cut -d/ -f2 | paste -sd ' ')
             echo "molecule $name: tools/test-roles.sh $name $roles"
