@@ -1,7 +1,7 @@
 """Bring the tiers of this host to what their files say, one at a time, and go back where a successor fails.
 
 What is proven (`checker.proven`) is left alone. A release that fails with one tier is taken from every tier: those that
-this run moved to it go back to what they were proven with, and so does /opt/llama-tiers/current.
+this run moved to it go back to what they were proven with, and their release (`checker.releases`) is current again.
 
 Servers first, ports after: a port is held by a socket of systemd's, which goes on taking connections while the server
 behind it is replaced, so that it is opened, or moved, when every server is proven.
@@ -17,10 +17,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from checker import hardware, proven, systemd, tier, turns
+from checker import hardware, proven, releases, systemd, tier, turns
 
 _LOCK = Path("/run/llama-tiers/activation.lock")
-_CURRENT = Path("/opt/llama-tiers/current")
 TARGET = "llama-tiers.target"
 _RESUME = "llama-tiers-resume.service"
 _POLL_S = 0.5
@@ -87,15 +86,6 @@ def _roll_back(name: str, report: Report) -> str:
     return f"what served before does not start either ({reason}), so {name} is down"
 
 
-def _point_current(release: str | None) -> None:
-    """Make a release the current one again, unless it is gone; the link is replaced in one step."""
-    if release and Path(release).is_dir() and _CURRENT.is_symlink():
-        beside = _CURRENT.with_suffix(".new")
-        beside.unlink(missing_ok=True)
-        beside.symlink_to(Path(release).relative_to(_CURRENT.parent))
-        beside.replace(_CURRENT)
-
-
 def _held(name: str) -> turns.Hold | None:
     """Return what a tier holds now: by what it was proven with, else by its files; None when it does not serve."""
     if systemd.unit_state(tier.unit_of(name)).active_state in ("inactive", "failed"):
@@ -132,7 +122,11 @@ def activate(names: Sequence[str], room_mib: Mapping[str, float], report: Report
     something changes, or `retry`. A second call waits for the first to end.
     """
     with alone():
-        return _activate(names, room_mib, report, retry=retry)
+        try:
+            return _activate(names, room_mib, report, retry=retry)
+        except systemd.SystemdError:
+            leave_unproven_release()
+            raise
 
 
 @contextlib.contextmanager
@@ -177,7 +171,6 @@ def _activate(names: Sequence[str], room_mib: Mapping[str, float], report: Repor
         pinned=tuple(spec.name for spec in specs if spec.pinned and spec.name in held),
         ports=_on_other_ports(specs),
         releases=_on_other_releases([spec for spec in specs if spec.name in changed]),
-        fresh=_fresh_release(),
     )
     try:
         order = _start_in_turn(changes, leaving, room, given_up, way_back, report)
@@ -217,27 +210,26 @@ def go_back(names: Sequence[str], report: Report) -> None:
     stays as it is. After a failure what served until now serves again, as after one of `activate`.
     """
     with alone():
-        left = {name: release for name in names if (release := proven.release(name))}
         for name in names:
             proven.put_back_accepted(name)
+        before = releases.linked()
+        releases.go_back_to({Path(tier.load(name).engine.release).name for name in names})
         # They were resident at once.
         room_mib: dict[str, float] = {}
         for name in names:
             for card, mib in turns.hold(tier.load(name)).mib.items():
                 room_mib[card] = room_mib.get(card, 0.0) + mib
-        _activate(names, room_mib, report, retry=False)
-        leave(left)
+        try:
+            _activate(names, room_mib, report, retry=False)
+        except ActivationError:
+            if before:
+                releases.make_current(before[-1])
+            raise
 
 
-def leave(releases: Mapping[str, str]) -> None:
-    """Make the release that a tier is proven with the current one, in place of one that nobody is proven with.
-
-    `releases` are those that are not to be it any more, by the tier that had one, or was to have one.
-    """
-    fresh = _fresh_release()
-    for name, release in releases.items():
-        if release == fresh:
-            _point_current(proven.release(name))
+def leave_unproven_release() -> None:
+    """Make the release with which tiers are proven the current one again where nobody is with the one that is."""
+    releases.go_back_to({Path(release).name for name in proven.specs() if (release := proven.release(name))})
 
 
 def _without_stand_in(name: str) -> None:
@@ -288,26 +280,19 @@ def _on_other_releases(specs: Sequence[tier.TierSpec]) -> dict[str, str]:
     return {spec.name: spec.engine.release for spec in moving}
 
 
-def _fresh_release() -> str | None:
-    """Return the current release if no tier was proven with it: then it may be what fails."""
-    current = str(_CURRENT.resolve())
-    return None if current in {proven.release(name) for name in proven.specs()} else current
-
-
 @dataclass(frozen=True)
 class _WayBack:
     """What goes back, besides the tiers that had their turn, when one of them fails.
 
     `unchanged` tiers have only units that changed around their servers; `pinned` ones served before. Tiers on other
     `ports` stay there only together, for a port has one holder, and so do those that move to the same of the `releases`
-    (by tier). A `fresh` release is the current one with which no tier was proven yet.
+    (by tier).
     """
 
     unchanged: tuple[str, ...]
     pinned: tuple[str, ...]
     ports: Collection[str]
     releases: Mapping[str, str]
-    fresh: str | None
 
 
 def _start_in_turn(
@@ -440,7 +425,7 @@ def _undo(
     """Have everything serve again as before; return what serves now, as the end of a sentence.
 
     `back` were started and are in the way of what served before, or move together with others; `later` had no turn,
-    `stopped` made room. With a tier that moved to a release that nobody was proven with `current` goes back too.
+    `stopped` made room. A release that nobody is proven with is no longer the current one.
     """
     # One that systemd fails for is no reason to leave the others down.
     wrong: list[str] = []
@@ -454,9 +439,7 @@ def _undo(
 
     went = [change.name for change in back]
     each(systemd.stop, went)
-    for name in {failed, *later, *went} & set(way_back.releases):
-        if way_back.releases[name] == way_back.fresh:
-            _point_current(proven.release(name))
+    leave_unproven_release()
     for name in (*later, *went):
         proven.put_back(name)
     try:

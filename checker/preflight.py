@@ -191,6 +191,8 @@ def cuda_problems(
     problems = [fault.sentence for fault in faults if mended or fault.mended_by not in mends]
     if profile.driver is not None and len(present) < len(ours):
         problems += cuda.unserved_cards([gpu.pci_bus_id for gpu in profile.gpus], profile.cuda)
+    if wish.method == toolkit.NO_BUILD:
+        return problems
     return problems + toolkit.toolkit_outlook(wish, cards, driver or profile.cuda.module_version, profile.cuda)
 
 

@@ -60,11 +60,13 @@ def toolkits_for(cards: Sequence[Card]) -> str:
 
 
 METHODS = ("detect", "debian", "nvidia_repository", "path")
+# The release is on the host already.
+NO_BUILD = "none"
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What the inventory says of the toolkit: a method of METHODS, and the toolkit's folder for `path`."""
+    """What the inventory says of the toolkit: a method of METHODS, or NO_BUILD, and the toolkit's folder for `path`."""
 
     method: str
     path: str = ""

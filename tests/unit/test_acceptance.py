@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from example_report import CARDS, PLANNED, report, speed
-from test_activation import BROKEN, ROOM, Played, played, releases, unit_files
+from test_activation import BROKEN, ROOM, Played, have_releases, played, unit_files
 
-from checker import acceptance, accepted, activation, hardware, proven, tier, verification
+from checker import acceptance, accepted, activation, hardware, proven, releases, tier, verification
 from checker.accepted import Speeds
 from checker.evidence import Evidence, Report
 from checker.measure import Depth
@@ -100,7 +100,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     monkeypatch.setattr(verification, "measure", site.measure)
     monkeypatch.setattr(hardware, "read_driver", lambda: hardware.Driver(site.driver, "13.0"))
     monkeypatch.setattr(hardware, "read_gpus", lambda: CARDS)
-    releases(site.host, "old")
+    have_releases(site.host, "old")
     site.activate(site.plan("deep"), site.plan("fast"))
     assert site.verify().passed
     site.host.starts.clear()
@@ -140,7 +140,7 @@ def test_a_placement_that_is_only_slower_gives_way_and_the_reason_says_to_what(s
 
 
 def test_a_release_is_taken_from_all_tiers_and_is_not_the_current_one(site: Site) -> None:
-    current = releases(site.host, "old", "new")
+    have_releases(site.host, "old", "new")
     site.tokens_per_second["deep", "new", (13, 6)] = 40.0
     site.tokens_per_second["fast", "new", (13, 6)] = 90.0
     site.activate(site.plan("deep", "new"), site.plan("fast", "new"))
@@ -149,7 +149,7 @@ def test_a_release_is_taken_from_all_tiers_and_is_not_the_current_one(site: Site
 
     assert "on release old serves again; fast went back too" in reasons(found, "deep")[0]
     assert [site.serves(name) for name in NAMES] == [("old", (13, 6))] * 2
-    assert str(current.readlink()) == "releases/old"
+    assert releases.linked() == ("old",)
     assert [entry.tokens_per_second for entry in site.speeds.accepted.values()] == [61.0, 61.0], (
         "nor is fast's new speed"
     )

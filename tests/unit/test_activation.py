@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from checker import activation, hardware, proven, systemd, tier
+from checker import activation, hardware, proven, releases, systemd, tier
 from checker.activation import ActivationError, Outcome
 from inventories import BIG, SMALL
 
@@ -256,7 +256,7 @@ def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Played:
     monkeypatch.setattr(proven, "UNITS", host.units)
     monkeypatch.setattr(proven, "DIRECTORY", tmp_path / "proven")
     monkeypatch.setattr(activation, "_LOCK", tmp_path / "run/lock")
-    monkeypatch.setattr(activation, "_CURRENT", tmp_path / "current")
+    monkeypatch.setattr(releases, "ROOT", tmp_path)
     monkeypatch.setattr(activation, "_POLL_S", 0)
     for name in (
         *("unit_state", "is_active", "restart", "start", "stop", "enable", "disable"),
@@ -381,14 +381,11 @@ def test_a_failure_leaves_the_tiers_after_it_as_they_serve(host: Played) -> None
     assert activate("fast", "deep").activated == ("fast", "deep")
 
 
-def releases(host: Played, *names: str) -> Path:
-    """Have releases, the last of which is current."""
+def have_releases(host: Played, *names: str) -> None:
+    """Have releases, and make the last one current."""
     for name in names:
         (host.root / "releases" / name).mkdir(parents=True, exist_ok=True)
-    current = host.root / "current"
-    current.unlink(missing_ok=True)
-    current.symlink_to(f"releases/{names[-1]}")
-    return current
+    releases.make_current(names[-1])
 
 
 def run_on(host: Played, release: str, *names: str, **changes: str) -> None:
@@ -403,11 +400,11 @@ def run_on(host: Played, release: str, *names: str, **changes: str) -> None:
 
 
 def test_a_release_that_fails_with_one_tier_is_taken_from_those_that_moved_to_it(host: Played) -> None:
-    releases(host, "old")
+    have_releases(host, "old")
     run_on(host, "old", "fast", "middle", "deep")
     activate("fast", "middle", "deep")
     before = dict(host.serving)
-    current = releases(host, "old", "new")
+    have_releases(host, "old", "new")
     run_on(host, "new", "fast")
     run_on(host, "new", "middle", unit=BROKEN)
     run_on(host, "new", "deep")
@@ -421,54 +418,54 @@ def test_a_release_that_fails_with_one_tier_is_taken_from_those_that_moved_to_it
     )
     assert host.starts == ["fast", "middle", "middle", "fast"], "deep was not touched"
     assert host.serving == before
-    assert str(current.readlink()) == "releases/old"
+    assert releases.linked()[-1] == "old"
     assert activate("fast", "middle", "deep") == Outcome(activated=(), retired=())
 
 
 def test_a_tier_that_fails_on_the_release_that_it_had_leaves_the_others_where_they_are(host: Played) -> None:
-    current = releases(host, "old")
+    have_releases(host, "old")
     run_on(host, "old", "fast", "deep")
     activate("fast", "deep")
     run_on(host, "old", "fast", model="two")
     run_on(host, "old", "deep", model=BROKEN)
     refused("fast", "deep")
     assert (host.model("fast"), host.model("deep")) == ("two", "one")
-    assert str(current.readlink()) == "releases/old"
+    assert releases.linked()[-1] == "old"
 
 
 def test_a_tier_that_fails_on_an_engine_of_its_own_leaves_the_hosts_release_and_its_tiers_alone(host: Played) -> None:
-    releases(host, "own", "old")
+    have_releases(host, "own", "old")
     run_on(host, "old", "fast")
     run_on(host, "own", "deep")
     activate("fast", "deep")
-    current = releases(host, "own-2", "new")
+    have_releases(host, "own-2", "new")
     run_on(host, "new", "fast", model="two")
     run_on(host, "own-2", "deep", unit=BROKEN)
     said = refused("fast", "deep")
     assert said == f"tier deep did not become ready: {NOT_READY}; what served before is active again (one, own)"
     assert host.model("fast") == "two"
-    assert str(current.readlink()) == "releases/new"
+    assert releases.linked()[-1] == "new"
 
 
 def test_a_tier_that_fails_as_it_comes_to_the_hosts_engine_leaves_it_current(host: Played) -> None:
-    current = releases(host, "own", "old")
+    have_releases(host, "own", "old")
     run_on(host, "old", "fast")
     run_on(host, "own", "deep")
     activate("fast", "deep")
     run_on(host, "old", "deep", unit=BROKEN)
     refused("fast", "deep")
-    assert str(current.readlink()) == "releases/old"
+    assert releases.linked()[-1] == "old"
 
 
 def test_a_release_that_is_gone_does_not_become_current_again(host: Played) -> None:
-    releases(host, "old")
+    have_releases(host, "old")
     run_on(host, "old", "deep")
     activate("deep")
-    current = releases(host, "new")
+    have_releases(host, "new")
     (host.root / "releases/old").rmdir()
     run_on(host, "new", "deep", unit=BROKEN)
     refused("deep")
-    assert str(current.readlink()) == "releases/new"
+    assert releases.linked()[-1] == "new"
 
 
 def test_a_better_prediction_is_no_reason_to_restart(host: Played) -> None:
@@ -772,18 +769,41 @@ def test_what_served_serves_again_when_it_cannot_go_back(host: Played) -> None:
     assert activate("fast", "new") == Outcome(activated=(), retired=())
 
 
-def test_a_release_that_is_refused_is_not_the_current_one(host: Played) -> None:
-    releases(host, "old")
+def test_after_a_failure_current_and_previous_are_what_they_were(host: Played) -> None:
+    have_releases(host, "first")
+    have_releases(host, "old")
     run_on(host, "old", "deep")
     activate("deep")
-    current = releases(host, "old", "new")
-    activation.leave({"deep": str(host.root / "releases/new"), "never-served": str(host.root / "releases/new")})
-    assert str(current.readlink()) == "releases/old"
-    run_on(host, "new", "deep")
-    releases(host, "old", "new")
+    have_releases(host, "new")
+    assert releases.linked() == ("first", "old", "new")
+    run_on(host, "new", "deep", unit=BROKEN)
+    refused("deep")
+    assert releases.linked() == ("first", "old")
+
+
+def test_a_release_that_was_never_served_is_no_longer_current_after_two_runs_that_went_wrong(host: Played) -> None:
+    have_releases(host, "old")
+    run_on(host, "old", "deep")
     activate("deep")
-    activation.leave({"deep": str(host.root / "releases/new")})
-    assert str(current.readlink()) == "releases/new", "a tier is proven with it"
+    have_releases(host, "cut-off")
+    have_releases(host, "new")
+    run_on(host, "new", "deep", unit=BROKEN)
+    refused("deep")
+    assert releases.linked() == ("old",)
+
+
+def test_a_release_that_tiers_are_proven_with_stays_current(host: Played) -> None:
+    have_releases(host, "old")
+    run_on(host, "old", "deep")
+    activate("deep")
+    have_releases(host, "new")
+    activation.leave_unproven_release()
+    assert releases.linked() == ("old",)
+    have_releases(host, "new")
+    run_on(host, "new", "deep")
+    activate("deep")
+    activation.leave_unproven_release()
+    assert releases.linked() == ("old", "new")
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, what: str, count: int) -> None:

@@ -9,7 +9,6 @@ short_description: Refuse tiers that were rolled back for their speed as they ar
 description:
   - Fails when a tier that is to be started was slower than what was accepted before when it was just so (cards, driver,
     model, release, placement and flags), and nothing slower was accepted since.
-  - The release that serves is the current one again then, if no tier was proven with the new one.
 options:
   specs:
     description: Tier spec documents.
@@ -47,7 +46,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    from checker import acceptance, activation, tier
+    from checker import acceptance, tier
 
     specs = [tier.from_json(document) for document in module.params["specs"]]
     try:
@@ -55,9 +54,6 @@ def main() -> None:
     except ValueError as error:
         module.fail_json(msg=str(error))
     if problems:
-        if not module.check_mode:
-            with activation.alone():
-                activation.leave({spec.name: spec.engine.release for spec in specs})
         module.fail_json(msg="\n".join(problems), problems=list(problems))
     module.exit_json(changed=False)
 
