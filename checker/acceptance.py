@@ -1,7 +1,7 @@
-"""What follows from a verification: what passed is accepted, and what is only slower than before gives way to it again.
+"""What follows from a verification: what passed is accepted, and what fails where that passed gives way to it again.
 
-A tier is held against the speed with which it was accepted (`checker.accepted`). Its units and spec of then are kept on
-the host (`checker.proven`), so that there is something to go back to, however many runs were cut off in between.
+Units and spec with which a tier was accepted are kept on the host (`checker.proven`), so that there is something to go
+back to, however many runs were cut off in between; so is the speed that it is held against (`checker.accepted`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def read(path: Path) -> Speeds:
 
 
 def refusals(specs: Sequence[TierSpec], speeds: Speeds) -> tuple[str, ...]:
-    """Say of each tier that is to be started anew why it is not to be: it was rolled back for its speed just so."""
+    """Say of each tier that is to be started anew why it is not to be: it was rolled back when it was just so."""
     host = accepted.host_of(*verification.cards())
     told = (accepted.refusal(spec, speeds, host) for spec in specs if not proven.runs(spec))
     return tuple(reason for reason in told if reason)
@@ -45,29 +45,50 @@ def accept(found: Report, speeds: Speeds) -> Speeds:
     return accepted.accept(speeds, found)
 
 
-def roll_back(found: Report, speeds: Speeds, earlier: Sequence[Mapping[str, Any]]) -> tuple[Report, Speeds] | None:
-    """Have all tiers serve as they were accepted if one of them fails for nothing but its speed; None if none does.
+def roll_back(
+    found: Report, speeds: Speeds, earlier: Sequence[Mapping[str, Any]], *, accept_slower: bool = False
+) -> tuple[Report, Speeds] | None:
+    """Have all tiers serve as they were accepted if one of them serves and fails; None if none does.
 
-    Nor is there anything to go back to where a tier was never accepted, or is as it was then (another driver).
-    Return the report of what serves now, in which each tier that was too slow fails with the reason and with what came
-    of it, and the speeds with what was refused. `earlier` are evidence documents of this host, newest first.
+    Nor is there anything to go back to where a tier was never accepted, or is as it was then (another driver). What could
+    not be measured tells nothing of the tier, and what is only slow stays if slower ones are accepted. Return the report
+    of what serves now, in which each tier that gave way fails with the reason and with what came of it, and the speeds
+    with what was refused. `earlier` are evidence documents of this host, newest first.
     """
-    slow = [each for each in found.tiers if accepted.only_slower(each.verdict) and _was_otherwise(each.name)]
-    if not slow:
+    failed = [
+        each
+        for each in found.tiers
+        if _serves_and_fails(each)
+        and not (accept_slower and accepted.only_slow(each.verdict))
+        and _was_otherwise(each.name)
+    ]
+    if not failed:
         return None
-    names = [each.name for each in slow]
+    names = [each.name for each in failed]
     before = {each.name: tier.load(each.name) for each in found.tiers}
     try:
         activation.go_back(list(before), lambda line: None)
     except (activation.ActivationError, systemd.SystemdError) as error:
-        return _told(found, slow, dict.fromkeys(names, f"it could not be rolled back: {error}")), speeds
+        return _told(found, failed, dict.fromkeys(names, f"it could not be rolled back: {error}")), speeds
     specs = tier.load_all()
     served = verification.report(specs, found.host, earlier, Depth.QUICK, {}, {}, found.decision)
-    back = [spec for spec in specs if spec.running() != before[spec.name].running()]
+    back = [spec for spec in specs if _seen(spec) != _seen(before[spec.name])]
     also = [spec.name for spec in back if spec.name not in names]
     went_too = f"; {', '.join(also)} went back too" if also else ""
     came = {spec.name: f"rolled back: {_words(spec)}{went_too}" for spec in back}
-    return _told(served, slow, came), accepted.refuse(speeds, found, names)
+    return _told(served, failed, came), accepted.refuse(speeds, found, names)
+
+
+def _serves_and_fails(told: TierReport) -> bool:
+    evidence = told.evidence
+    degraded = evidence.front is not None and evidence.front.fallback is not None
+    serves = evidence.unit.active_state == "active" and not degraded and not evidence.asleep
+    return told.verdict.verdict == "fail" and serves and not evidence.problems
+
+
+def _seen(spec: TierSpec) -> object:
+    """Return what a client could see of a change."""
+    return spec.running(), spec.port, spec.bind, spec.allow
 
 
 def _was_otherwise(name: str) -> bool:
@@ -80,18 +101,20 @@ def _words(spec: TierSpec) -> str:
     return f"{spec.model.name} with split {split} on release {Path(spec.engine.release).name} serves again"
 
 
-def _told(served: Report, slow: Sequence[TierReport], came: Mapping[str, str]) -> Report:
-    """Return a report in which the tiers that were too slow fail for that, each with what came of it."""
-    by_name = {each.name: each for each in slow}
+def _told(served: Report, failed: Sequence[TierReport], came: Mapping[str, str]) -> Report:
+    """Return a report in which the tiers that gave way fail for that, each with what came of it."""
+    by_name = {each.name: each for each in failed}
     tiers = (
         _failed(each, by_name[each.name], came[each.name]) if each.name in by_name else each for each in served.tiers
     )
     return replace(served, passed=False, tiers=tuple(tiers))
 
 
-def _failed(served: TierReport, slow: TierReport, came: str) -> TierReport:
-    (reason,) = slow.verdict.reasons
-    (gate,) = (check for check in slow.verdict.checks if not check.passed)
-    checks = (*(check for check in served.verdict.checks if check.name != gate.name), gate)
-    reasons = (f"{reason}; {came}", *(other for other in served.verdict.reasons if other != reason))
+def _failed(served: TierReport, failed: TierReport, came: str) -> TierReport:
+    wrong = tuple(check for check in failed.verdict.checks if not check.passed)
+    names = {check.name for check in wrong}
+    checks = (*(check for check in served.verdict.checks if check.name not in names), *wrong)
+    *first, last = failed.verdict.reasons
+    others = (reason for reason in served.verdict.reasons if reason not in failed.verdict.reasons)
+    reasons = (*first, f"{last}; {came}", *others)
     return replace(served, verdict=replace(served.verdict, verdict="fail", checks=checks, reasons=reasons))

@@ -2,7 +2,7 @@
 
 Kept in one file on the host, by what stays the same when release or placement change: tier, cards of the host, model,
 context and slots. So a new release, driver or split of the same promise is held against the last one that was accepted.
-What was rolled back for its speed is kept beside it, so that it is not tried again for nothing.
+What was rolled back is kept beside it, so that it is not tried again for nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from checker.tier import TierSpec
 SCHEMA = "llama-tiers/accepted/1"
 _SHARE = 0.95
 _CHECK = "no slower than before"
+# What a busy host may have brought about. Whoever is slower than he promised is slower than before as well.
+_OF_SPEED = {_CHECK, "generation speed"}
 _OVERRIDE = "`-e verification_accept_slower=true`"
 
 
@@ -34,11 +36,21 @@ class Reached:
 
 
 @dataclass(frozen=True)
+class Refused:
+    """What was rolled back, when and why, and with which speed in tokens per second; None when not for that alone."""
+
+    tokens_per_second: float | None
+    recorded_at: str
+    fingerprint: dict[str, Any]
+    reason: str
+
+
+@dataclass(frozen=True)
 class Speeds:
-    """By `key`, the speed that was accepted last, and those that were rolled back because they were slower."""
+    """By `key`, the speed that was accepted last, and what was rolled back."""
 
     accepted: Mapping[str, Reached] = field(default_factory=dict)
-    refused: Mapping[str, tuple[Reached, ...]] = field(default_factory=dict)
+    refused: Mapping[str, tuple[Refused, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,32 +115,41 @@ def slower(tier: str, evidence: Evidence, gate: Gate | None) -> Iterator[Finding
     )
 
 
-def only_slower(verdict: Verdict) -> bool:
-    """Whether a tier failed, and for nothing but the gate."""
-    return len(verdict.reasons) == 1 and [check.name for check in verdict.checks if not check.passed] == [_CHECK]
+def only_slow(verdict: Verdict) -> bool:
+    """Whether a tier failed, and for nothing but its speed."""
+    failed = [check.name for check in verdict.checks if not check.passed]
+    return bool(failed) and len(verdict.reasons) == len(failed) and _OF_SPEED.issuperset(failed)
 
 
 def refusal(spec: TierSpec, speeds: Speeds, host: Host) -> str | None:
-    """Say that a tier would be too slow as it is planned, for it was rolled back when it was just so; None if not."""
+    """Say why a tier would fail again as it is planned, for it was rolled back when it was just so; None if not."""
     name, own = key(spec.name, spec, host), fingerprint(spec, host)
     before = speeds.accepted.get(name)
     tried = next((each for each in speeds.refused.get(name, ()) if each.fingerprint == own), None)
-    if before is None or tried is None or tried.tokens_per_second >= _least(before):
+    if before is None or tried is None:
         return None
+    if tried.tokens_per_second is not None and tried.tokens_per_second >= _least(before):
+        return None
+    slower = f", {_accepted(before)}" if tried.tokens_per_second is not None else ""
+    accept = f"accept this with {_OVERRIDE}, or " if slower else ""
     return (
-        f"{spec.name}: was rolled back on {tried.recorded_at} as it is planned now ({_with_what(tried)}): it generated "
-        f"{tried.tokens_per_second:.1f} tokens/s, {_accepted(before)}. Nothing that its speed depends on has changed: "
-        f"stay with that, accept this with {_OVERRIDE}, or have it tried again with `-e llama_tiers_retry=true`"
+        f"{spec.name}: was rolled back on {tried.recorded_at} as it is planned now ({_with_what(tried)}): "
+        f"{tried.reason}{slower}. Nothing that it depends on has changed: stay with what serves, {accept}have it tried "
+        "again with `-e llama_tiers_retry=true`"
     )
 
 
-def refuse(speeds: Speeds, found: Report, slower_tiers: Collection[str]) -> Speeds:
+def refuse(speeds: Speeds, found: Report, failed: Collection[str]) -> Speeds:
     """Return the speeds with those of tiers that are rolled back; the last measurement of the same one counts."""
     refused, host = dict(speeds.refused), host_of(found.driver, found.gpus)
-    for evidence in (each.evidence for each in found.tiers if each.name in slower_tiers):
-        name, speed, own = key(evidence.tier, evidence, host), repeated_speed(evidence), fingerprint(evidence, host)
+    for each in (each for each in found.tiers if each.name in failed):
+        evidence = each.evidence
+        name, own = key(evidence.tier, evidence, host), fingerprint(evidence, host)
+        speed = repeated_speed(evidence) if only_slow(each.verdict) else None
+        reason = "; ".join(told.removeprefix(f"{each.name}: ") for told in each.verdict.reasons)
         if speed is not None:
-            refused[name] = (*_without(refused.get(name, ()), own), Reached(speed, found.recorded_at, own))
+            reason = f"it generated {speed:.1f} tokens/s"
+        refused[name] = (*_without(refused.get(name, ()), own), Refused(speed, found.recorded_at, own, reason))
     return Speeds(speeds.accepted, refused)
 
 
@@ -157,7 +178,7 @@ def to_accept(found: Report) -> Iterator[tuple[Evidence, float]]:
             yield each.evidence, speed
 
 
-def _without(refused: Sequence[Reached], own: Mapping[str, Any]) -> tuple[Reached, ...]:
+def _without(refused: Sequence[Refused], own: Mapping[str, Any]) -> tuple[Refused, ...]:
     return tuple(entry for entry in refused if entry.fingerprint != own)
 
 
@@ -169,7 +190,7 @@ def _accepted(before: Reached) -> str:
     return f"{before.tokens_per_second:.1f} were accepted on {before.recorded_at} ({_with_what(before)})"
 
 
-def _with_what(reached: Reached) -> str:
+def _with_what(reached: Reached | Refused) -> str:
     told = reached.fingerprint
     return (
         f"release {told.get('engine_release')}, split {told.get('placement', {}).get('tensor_split')}, "
@@ -192,7 +213,7 @@ def read(document: Any) -> Speeds:
         return Speeds(
             {name: Reached(**entry) for name, entry in document["accepted"].items()},
             {
-                name: tuple(Reached(**entry) for entry in entries)
+                name: tuple(Refused(**entry) for entry in entries)
                 for name, entries in document.get("refused", {}).items()
             },
         )

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from checker import checklist, hardware, speed_verdict, systemd
-from checker.accepted import Gate, Host, Reached, fingerprint, host_of, key, only_slower
+from checker.accepted import Gate, Host, Reached, fingerprint, host_of, key, only_slow
 from checker.evidence import Evidence, Quality, Report, TierReport, from_json
 from checker.measure import Depth, booted_at, front, measure, now
 from checker.tier import TierSpec, unit_of
@@ -143,7 +143,7 @@ def _is_in_doubt(told: TierReport, depth: Depth, earlier: Sequence[Mapping[str, 
     """Whether a tier fails for what may be otherwise by now: an earlier measurement of this run, or a busy host."""
     if told.verdict.verdict == "pass":
         return False
-    return only_slower(told.verdict) or (depth is Depth.AUTO and _carried(told.evidence, earlier))
+    return only_slow(told.verdict) or (depth is Depth.AUTO and _carried(told.evidence, earlier))
 
 
 def _carried(evidence: Evidence, earlier: Sequence[Mapping[str, Any]]) -> bool:

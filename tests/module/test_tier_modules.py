@@ -194,7 +194,8 @@ def test_a_damaged_proof_proves_nothing_and_is_said(tmp_path: Path) -> None:
 def test_what_was_rolled_back_for_its_speed_is_refused_as_it_was_and_not_otherwise(tmp_path: Path) -> None:
     spec, path = fake_tier.spec(), tmp_path / "accepted.json"
     host = accepted.host_of(*verification.cards())
-    tried = accepted.Reached(40.0, "2026-11-24T15:00:00Z", accepted.fingerprint(spec, host))
+    own = accepted.fingerprint(spec, host)
+    tried = accepted.Refused(40.0, "2026-11-24T15:00:00Z", own, "it generated 40.0 tokens/s")
     before = accepted.Reached(61.0, "2026-11-23T15:00:00Z", {})
     name = accepted.key(spec.name, spec, host)
     path.write_text(json.dumps(accepted.to_json(accepted.Speeds({name: before}, {name: (tried,)}))))

@@ -12,7 +12,7 @@ import pytest
 from modules import run_here
 
 from checker import acceptance, proven, tier, verification
-from checker.accepted import Reached, Speeds
+from checker.accepted import Refused, Speeds
 from checker.evidence import Report
 from checker.measure import Depth
 
@@ -108,7 +108,7 @@ def test_what_is_too_slow_gives_way_only_where_that_is_asked_for(host: Host, mon
     def roll_back(found: Report, speeds: Speeds, earlier: Sequence[Any]) -> tuple[Report, Speeds]:
         asked.append(found)
         assert [each["tier"] for each in earlier] == ["deep"], "what was measured just now, too"
-        return served, Speeds(refused={"deep": (Reached(40.0, "2026-11-24T15:00:00Z", {}),)})
+        return served, Speeds(refused={"deep": (Refused(40.0, "2026-11-24T15:00:00Z", {}, "slow"),)})
 
     monkeypatch.setattr(acceptance, "roll_back", roll_back)
     host.verify(check=True, roll_back=True)

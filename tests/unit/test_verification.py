@@ -215,8 +215,10 @@ def test_a_failure_that_was_carried_over_is_measured_again(monkeypatch: pytest.M
 
     def measure(planned: tier.TierSpec, earlier: object, depth: Depth, quality: object) -> Evidence:
         asked.append(depth)
-        slow = 1.0 if depth is Depth.AUTO else 61.0
-        return generating(slow)(planned, earlier, depth, None)
+        evidence = generating(61.0)(planned, earlier, depth, None)
+        assert evidence.completion
+        text = "!" * 400 if depth is Depth.AUTO else evidence.completion.text
+        return replace(evidence, completion=replace(evidence.completion, text=text))
 
     monkeypatch.setattr(verification, "measure", measure)
     earlier = [report().tiers[0].evidence.to_json()]
@@ -224,6 +226,18 @@ def test_a_failure_that_was_carried_over_is_measured_again(monkeypatch: pytest.M
     assert asked == [Depth.AUTO, Depth.WHOLE]
     assert not verification.report([DEEP], "tower", [], Depth.AUTO, {}, {}, None).passed, "it was measured just now"
     assert asked[2:] == [Depth.AUTO]
+
+
+def test_what_is_slow_is_measured_a_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = iter((1.0, 61.0, 1.0, 1.0))
+
+    def measure(planned: tier.TierSpec, earlier: object, depth: Depth, quality: object) -> Evidence:
+        return generating(next(speeds))(planned, earlier, depth, None)
+
+    monkeypatch.setattr(verification, "measure", measure)
+    assert verification.report([DEEP], "tower", [], Depth.AUTO, {}, {}, None).passed, "something kept the host busy"
+    assert not verification.report([DEEP], "tower", [], Depth.WHOLE, {}, {}, None).passed
+    assert next(speeds, None) is None
 
 
 LAZY = replace(DEEP, residency=tier.ON_DEMAND, rivals=("fast",))

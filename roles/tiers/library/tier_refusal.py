@@ -1,14 +1,14 @@
 #!/usr/bin/python
-"""Refuse tiers that were rolled back for their speed as they are planned now."""
+"""Refuse tiers that were rolled back as they are planned now."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: tier_refusal
-short_description: Refuse tiers that were rolled back for their speed as they are planned now
+short_description: Refuse tiers that were rolled back as they are planned now
 description:
-  - Fails when a tier that is to be started was slower than what was accepted before when it was just so (cards, driver,
-    model, release, placement and flags), and nothing slower was accepted since.
+  - Fails when a tier that is to be started failed its verification, or was slower than what was accepted before, when it
+    was just so (cards, driver, model, release, placement and flags), and nothing as slow was accepted since.
 options:
   specs:
     description: Tier spec documents.
@@ -22,7 +22,7 @@ author: [llama-tiers]
 """
 
 EXAMPLES = r"""
-- name: Refuse what was rolled back for its speed
+- name: Refuse what was rolled back
   tier_refusal:
     specs: "{{ specs }}"
     accepted: /var/lib/llama-tiers/accepted.json

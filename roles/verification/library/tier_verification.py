@@ -11,8 +11,8 @@ description:
   - A failed verdict is no failure of the module; a host without tiers is, but for check mode, where it is skipped.
   - Keeps the report as evidence and the speeds that were accepted, which is no change, and what was verified as a local
     fact, which is one.
-  - With O(roll_back), when a tier fails for nothing but being slower than what was accepted before with another release
-    or placement, all tiers serve again as they were accepted. The report is of what serves then, and fails.
+  - With O(roll_back), when a tier serves and fails where it passed with another release, model or placement, all tiers
+    serve again as they were accepted. The report is of what serves then, and fails.
 options:
   host: {description: Name of the host in the inventory, type: str, required: true}
   evidence_directory: {description: Folder on the host that keeps the reports, type: path, required: true}
@@ -175,7 +175,9 @@ def main() -> None:
     if not module.check_mode:
         keep(report, evidence, module.params["keep"])
         if module.params["roll_back"]:
-            went_back = acceptance.roll_back(report, speeds, read_earlier(evidence))
+            went_back = acceptance.roll_back(
+                report, speeds, read_earlier(evidence), accept_slower=module.params["accept_slower"]
+            )
         if went_back:
             report, speeds = went_back
             keep(report, evidence, module.params["keep"])
