@@ -50,10 +50,10 @@ def roll_back(
 ) -> tuple[Report, Speeds] | None:
     """Have all tiers serve as they were accepted if one of them serves and fails; None if none does.
 
-    Nor is there anything to go back to where a tier was never accepted, or is as it was then (another driver). What could
-    not be measured tells nothing of the tier, and what is only slow stays if slower ones are accepted. Return the report
-    of what serves now, in which each tier that gave way fails with the reason and with what came of it, and the speeds
-    with what was refused. `earlier` are evidence documents of this host, newest first.
+    Nor is there anything to go back to where a tier was never accepted, or is as it was then (another driver). What
+    could not be measured tells nothing of the tier, and what is only slow stays if slower ones are accepted. Return the
+    report of what serves now, in which each tier that gave way fails with the reason and with what came of it, and the
+    speeds with what was refused. `earlier` are evidence documents of this host, newest first.
     """
     failed = [
         each

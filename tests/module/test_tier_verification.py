@@ -105,7 +105,10 @@ def test_what_is_too_slow_gives_way_only_where_that_is_asked_for(host: Host, mon
     served = replace(example_report.report(), recorded_at="2026-11-24T15:01:00Z", passed=False)
     asked: list[Report] = []
 
-    def roll_back(found: Report, speeds: Speeds, earlier: Sequence[Any]) -> tuple[Report, Speeds]:
+    def roll_back(
+        found: Report, speeds: Speeds, earlier: Sequence[Any], *, accept_slower: bool
+    ) -> tuple[Report, Speeds]:
+        assert not accept_slower
         asked.append(found)
         assert [each["tier"] for each in earlier] == ["deep"], "what was measured just now, too"
         return served, Speeds(refused={"deep": (Refused(40.0, "2026-11-24T15:00:00Z", {}, "slow"),)})

@@ -75,10 +75,10 @@ class Site:
             tier.load_all(), "tower", [], depth, self.speeds.accepted if gate is None else gate, {}, None
         )
 
-    def verify(self, **how: Any) -> Report:
+    def verify(self, *, accept_slower: bool = False, **how: Any) -> Report:
         """Verify, and do what follows from it, as site.yml does; the speeds go through their file."""
         found = self.verified(**how)
-        back = acceptance.roll_back(found, self.speeds, [])
+        back = acceptance.roll_back(found, self.speeds, [], accept_slower=accept_slower)
         found, speeds = back or (found, acceptance.accept(found, self.speeds))
         path = self.host.root / "accepted.json"
         path.write_text(json.dumps(accepted.to_json(speeds)))
@@ -291,6 +291,9 @@ def test_what_is_slower_than_it_promises_gives_way_too(site: Site) -> None:
     assert site.serves("deep") == ("old", (13, 6))
     (said,) = acceptance.refusals([site.plan("deep", split=(10, 9))], site.speeds)
     assert "it generated 4.0 tokens/s, 61.0 were accepted" in said
+    site.activate(site.plan("deep", split=(10, 9)))
+    assert not site.verify(accept_slower=True, gate={}).passed
+    assert site.serves("deep") == ("old", (10, 9)), "slower ones are accepted"
 
 
 def test_what_says_no_language_any_more_gives_way_and_is_not_tried_again(

@@ -7,8 +7,8 @@ DOCUMENTATION = r"""
 module: tier_refusal
 short_description: Refuse tiers that were rolled back as they are planned now
 description:
-  - Fails when a tier that is to be started failed its verification, or was slower than what was accepted before, when it
-    was just so (cards, driver, model, release, placement and flags), and nothing as slow was accepted since.
+  - Fails when a tier that is to be started failed its verification, or was slower than what was accepted before, when
+    it was just so (cards, driver, model, release, placement and flags), and nothing as slow was accepted since.
 options:
   specs:
     description: Tier spec documents.
