@@ -271,6 +271,9 @@ class LoggedBuffers:
 _BUFFER = re.compile(r"(?:^|\s)\w+:\s+(\S+)\s+(model|KV|RS|compute|output) buffer size =\s*([0-9.]+) MiB\s*$")
 _HOST = re.compile(r"CPU(_\w+)?|AMX|\w+_Host")
 _RPC = re.compile(r"RPC\d*\[(.+)\]")
+# Row split of the CUDA back end (engine b3fed31b9): the matrices of the layers that the device has, whose rows lie on
+# all cards. How much of them each card has the log does not tell.
+_SPLIT = re.compile(r"\w+_Split")
 
 
 def buffers(lines: Iterable[str], devices: Sequence[Device]) -> LoggedBuffers:
@@ -278,9 +281,12 @@ def buffers(lines: Iterable[str], devices: Sequence[Device]) -> LoggedBuffers:
 
     Several model and KV buffers of a place add up (two caches with sliding window attention); a compute buffer is
     reserved again and again, the last counts. The buffers of every ggml-rpc-server are called RPC0: the endpoint tells
-    them apart. The output buffer is reckoned among the compute buffers.
+    them apart. The output buffer is reckoned among the compute buffers. Of matrices whose rows lie on all cards each
+    device is given the share that it has of the plan's weights: their sum is the engine's, and NVML tells the rest.
     """
     places: dict[str, Buffers] = {}
+    planned = sum(device.weights_mib or 0.0 for device in devices)
+    in_rows = 0.0
     reserved: dict[str, dict[str, float]] = {}
     found = False
     for line in lines:
@@ -288,6 +294,9 @@ def buffers(lines: Iterable[str], devices: Sequence[Device]) -> LoggedBuffers:
         if match is None:
             continue
         place, kind, mib = _place(match[1]), match[2], float(match[3])
+        if _SPLIT.fullmatch(place) and planned:
+            in_rows, found = in_rows + mib, True
+            continue
         held = places.setdefault(place, Buffers())
         if kind == "model":
             found = True
@@ -299,6 +308,11 @@ def buffers(lines: Iterable[str], devices: Sequence[Device]) -> LoggedBuffers:
             reserved.setdefault(place, {})[f"{match[1]} {kind}"] = mib
     for place, parts in reserved.items():
         places[place] = replace(places[place], compute_mib=sum(parts.values()))
+    for device in devices if in_rows else ():
+        place = device.rpc_endpoint or device.name
+        held = places.setdefault(place, Buffers())
+        share = in_rows * (device.weights_mib or 0.0) / planned
+        places[place] = replace(held, weights_mib=held.weights_mib + share)
     rounded = {
         place: Buffers(round(held.weights_mib, 2), round(held.kv_mib, 2), round(held.compute_mib, 2))
         for place, held in places.items()

@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python_version=${GPU_PROOF_PYTHON:-3.12} # of the machine with the GPU
-archive=${LLAMA_TIERS_CACHE:-$HOME/.cache/llama-tiers}/mirror/sources/llama_cpp_python-0.3.36.tar.gz
+engine=${GPU_PROOF_ENGINE:-0c1e57098}
 model=${LLAMA_TIERS_CACHE:-$HOME/.cache/llama-tiers}/mirror/models/gemma-3-270m-it-Q4_K_M.gguf
 out=$PWD/build/gpu
 
@@ -54,8 +54,11 @@ wheels() {
 }
 
 source_repository() {
-    local work commit
-    commit=$(sed -n 's/^    commit: //p' catalogue/engines.yml | head -n 1)
+    local work commit archive
+    read -r commit archive < <(.venv/bin/python -c 'import sys, yaml
+engine = yaml.safe_load(open("catalogue/engines.yml"))["engines"][sys.argv[1]]
+print(engine["commit"], engine["archive"]["file"])' "$engine")
+    archive=${LLAMA_TIERS_CACHE:-$HOME/.cache/llama-tiers}/mirror/sources/$archive
     [ "$(git -C "$out/source/llama.cpp.git" rev-parse HEAD 2>/dev/null)" = "$commit" ] && return
     [ -e "$archive" ] || { echo "prepare: $archive is not there; tests/lab/lab.sh up fetches it" >&2; return 1; }
     work=$(mktemp -d)

@@ -27,6 +27,7 @@ def verdict(tier: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{key: tier[key] for key in ("name", "verdict", "reasons")},
         "model": evidence["model"],
+        "split_mode": evidence["placement"]["split_mode"],
         "tensor_split": evidence["placement"]["tensor_split"],
         "completion": evidence["completion"],
         "quality": evidence["quality"],

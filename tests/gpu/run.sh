@@ -7,6 +7,7 @@
 #   switching site.yml with tiers that have no room beside each other; `measure switch` then times them
 #   trial     the reference host's candidates in its memory: tried, decided, served, and beside llama.cpp's default
 #   real      site.yml with a small real model, whose parts have been carried by then
+#   row       site.yml with row split, on the engine that has it for CUDA; two cards, and that engine's source carried
 #   verify    checker verify
 #   build     the engine compiled for these cards and for llama.cpp's default architectures; goes on where it was cut off
 #   measure PART...  tests/gpu/measure.py: memory speed load fit kld search two switch
@@ -186,6 +187,14 @@ trial() { proof discover.py; mirror; carried_release; proof trial.py; }
 
 real() { proof discover.py; mirror; proof synthesize.py real; playbook real -e @tests/gpu/real.yml; }
 
+row() {
+    carried_source
+    proof discover.py
+    proof synthesize.py deepseek-r1-distill-qwen-14b-q4_k_m
+    mirror
+    playbook row -e @tests/gpu/row.yml
+}
+
 build() { carried_source; carried_release; proof build.py; }
 
 verify() {
@@ -222,13 +231,13 @@ measure | guard)
     proof "$1.py" "${@:2}"
     ;;
 '')
-    sed -n '2,16s/^# //p' "$0" >&2
+    sed -n '2,17s/^# //p' "$0" >&2
     exit 2
     ;;
 *)
     for step; do
         case $step in
-        boot | models | site | again | switching | trial | real | verify | build | keep | status | stop) ;;
+        boot | models | site | again | switching | trial | real | row | verify | build | keep | status | stop) ;;
         *) echo "run: no step $step" >&2; exit 2 ;;
         esac
         start=$SECONDS

@@ -157,6 +157,28 @@ def test_buffers_of_cuda_devices_by_name() -> None:
     assert logged.others == {"CUDA0": Buffers(7.0, 0.0, 0.0)}
 
 
+def test_matrices_whose_rows_lie_on_all_cards_are_shared_out_as_planned() -> None:
+    """The figures of docs/evidence/gpu/2x-nvidia-h200/row.json."""
+    devices = (
+        tier.Device("CUDA0", "GPU-1", "one", 38, 6282.4),
+        tier.Device("CUDA1", "GPU-2", "two", 11, 1866.0),
+    )
+    lines = [
+        "load_tensors: CUDA0_Split model buffer size =  5910.00 MiB",
+        "load_tensors: CUDA1_Split model buffer size =  2235.20 MiB",
+        "load_tensors:       CUDA0 model buffer size =     2.50 MiB",
+        "load_tensors:       CUDA1 model buffer size =     0.70 MiB",
+    ]
+    found = llama_server.buffers(lines, devices)
+    assert [device.weights_mib for device in found.devices] == [
+        pytest.approx(6282.4, abs=1),
+        pytest.approx(1866, abs=1),
+    ]
+    assert sum(device.weights_mib for device in found.devices) == pytest.approx(8148.4, abs=0.1), "the engine's sum"
+    assert found.others == {}
+    assert set(llama_server.buffers(lines, (tier.Device("CUDA0", "GPU-1", "one", 38, None),)).others) >= {"CUDA0_Split"}
+
+
 def test_a_log_without_buffers_is_told_apart_from_empty_devices() -> None:
     assert not llama_server.buffers(["Started llama.cpp tier deep.", "{broken", '{"msg": 3}', "{}"], DEVICES).found
 
