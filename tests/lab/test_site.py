@@ -65,9 +65,9 @@ def test_check_mode_on_a_provisioned_host_shows_a_changed_split_and_no_other_cha
     assert result.returncode == 0, result.stdout[-3000:]
     assert re.search(r"^-\s+--tensor-split 14,5", result.stdout, re.MULTILINE), result.stdout[-4000:]
     assert re.search(r"^\+\s+--tensor-split 13,6", result.stdout, re.MULTILINE)
-    written = ["deep", "deep.service"]  # its spec and its unit
-    assert re.findall(r"^changed: .*item=(.*)\)$", result.stdout, re.MULTILINE) == written, result.stdout
-    assert recap(result)["changed"] == 2
+    written = ["/etc/llama-tiers/tiers/deep.json", "/etc/systemd/system/llama-tier-deep.service"]
+    assert re.findall(r"^\+\+\+ after: (.*)$", result.stdout, re.MULTILINE) == written, result.stdout
+    assert recap(result)["changed"] == 1
     assert main_pids() == before
     assert re.search("--tensor-split 14,5", ssh_ok("systemctl cat llama-tier-deep"))
 
