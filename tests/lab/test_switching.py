@@ -486,28 +486,30 @@ def test_a_card_that_is_lost_fails_what_is_on_it_by_name() -> None:
     assert ask("deep")["code"] == "200"
     wait_for("fast", seconds=IDLE_S + 30)
     lost = f"{BIG}: the GPU is lost"
-    with faults(f"lost.{BIG}"):
-        ssh_ok("systemctl stop lab-gpu@0")
-        try:
-            code, document = verify()
-            assert code == 1
-            # One serves and dies of the request, the other one sleeps and is not loaded for it.
-            for tier in ("fast", "deep"):
-                assert any(lost in reason for reason in reasons(document, tier)), reasons(document, tier)
-            assert reasons(document, "small") == []
-            assert states()["deep"] == "inactive"
-            change_deep(IMPATIENT)
-            assert ask("deep")["code"] == "000"
-            assert f"not ready: deep: {lost}" in journal("deep")
-            wait_for_fallback("deep")
-            assert ask("deep")["code"] == "200"
-            assert (states()["deep"], states()["small"]) == ("failed", "active")
-            # The pinned one is tried again, and waits for its card.
-            wait_for("fast", "activating")
-            assert lost in reasons(verify()[1], "fast")[0]
-        finally:
-            ssh_ok("systemctl start lab-gpu@0")
-            deep_again()
+    try:
+        with faults(f"lost.{BIG}"):
+            ssh_ok("systemctl stop lab-gpu@0")
+            try:
+                code, document = verify()
+                assert code == 1
+                # One serves and dies of the request, the other one sleeps and is not loaded for it.
+                for tier in ("fast", "deep"):
+                    assert any(lost in reason for reason in reasons(document, tier)), reasons(document, tier)
+                assert reasons(document, "small") == []
+                assert states()["deep"] == "inactive"
+                change_deep(IMPATIENT)
+                assert ask("deep")["code"] == "000"
+                assert f"not ready: deep: {lost}" in journal("deep")
+                wait_for_fallback("deep")
+                assert ask("deep")["code"] == "200"
+                assert (states()["deep"], states()["small"]) == ("failed", "active")
+                # The pinned one is tried again, and waits for its card.
+                wait_for("fast", "activating")
+                assert lost in reasons(verify()[1], "fast")[0]
+            finally:
+                ssh_ok("systemctl start lab-gpu@0")
+    finally:
+        deep_again()
 
 
 def test_after_a_reboot_the_pinned_tier_serves_and_the_others_wait_for_a_request() -> None:
