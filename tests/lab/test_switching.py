@@ -343,6 +343,7 @@ def test_a_fallback_that_fails_too_is_tried_once_and_answers_again_after_its_coo
         assert rivals_up() == ["deep"]
     finally:
         deep_again()
+        ssh_ok("systemctl start llama-tier-small")
 
 
 def test_the_port_is_its_own_again_when_the_time_of_the_fallback_is_over() -> None:
