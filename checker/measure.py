@@ -80,8 +80,9 @@ def measure(
     thorough = _carried(same_run)
     anew = depth is Depth.WHOLE or (depth is Depth.AUTO and thorough is None)
     served, question, completion = _ask(spec, server, MAX_TOKENS if anew else QUICK_TOKENS, problems)
-    # After the completion: a backend may allocate with it.
-    held = _held(spec, unit.main_pid, problems)
+    # After the completion: a backend may allocate with it. A card that does not answer is what the rest comes of.
+    unread: list[str] = []
+    held = _held(spec, unit.main_pid, unread)
     if anew:
         thorough = None
         if served is not None and completion is not None and unit.main_pid is not None:
@@ -101,7 +102,7 @@ def measure(
         devices=devices,
         host=_host(logged),
         completion=completion,
-        problems=tuple(dict.fromkeys(problems)),
+        problems=tuple(dict.fromkeys([*unread, *problems])),
         front=front(spec),
         load=_as_first_read(started, same_run),
         thorough=thorough,
@@ -319,14 +320,15 @@ def _per_second(tokens: int, ms: float) -> float:
 
 
 def _held(spec: TierSpec, pid: int | None, problems: list[str]) -> dict[str, tuple[hardware.Gpu, float]] | None:
-    """Return each card that answers with the MiB that a process holds there, by UUID; None when NVML cannot be read."""
-    if pid is None:
-        return {}
+    """Return each card that answers with the MiB that a process holds there, by UUID; None when NVML cannot be read.
+
+    Without a process nothing is held, and a start may be waiting for a card: the tier's own are asked all the same.
+    """
     try:
         gpus, reason = hardware.reach(spec.cards)
         if reason:
             problems.append(reason)
-        return {gpu.uuid: (gpu, held_mib(gpu.uuid, pid)) for gpu in gpus}
+        return {} if pid is None else {gpu.uuid: (gpu, held_mib(gpu.uuid, pid)) for gpu in gpus}
     except hardware.HardwareError as error:
         problems.append(str(error))
         return None

@@ -65,7 +65,7 @@ def report(
             found[spec.name] = measured(spec, Depth.WHOLE)
     if wake:
         for spec in serving:
-            if not _is_active(spec):
+            if _gave_way(spec):
                 _load(spec)
     tiers = tuple(found[spec.name] for spec in specs)
     return Report(
@@ -93,6 +93,14 @@ def _sleeps(spec: TierSpec) -> bool:
         if systemd.unit_state(spec.unit).active_state != "inactive":
             return False
         return not spec.pinned or any(systemd.is_active(unit_of(rival)) for rival in spec.rivals)
+    except systemd.SystemdError:
+        return False
+
+
+def _gave_way(spec: TierSpec) -> bool:
+    """Whether a pinned tier was stopped for another one; its cooldown starts one that has failed, when it is time."""
+    try:
+        return systemd.unit_state(spec.unit).active_state == "inactive"
     except systemd.SystemdError:
         return False
 

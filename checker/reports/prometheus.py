@@ -9,7 +9,7 @@ from typing import Any
 _Sample = tuple[str, dict[str, str], float | None]
 
 _HELP = {
-    "llama_tiers_tier_up": "Whether the tier's unit was active and answered when it was verified last.",
+    "llama_tiers_tier_up": "Whether the tier answered when it was verified last, or sleeps and its cards answer.",
     "llama_tiers_tier_verified": "Whether the last verification passed.",
     "llama_tiers_tier_info": "Model, engine and placement of the tier.",
     "llama_tiers_card_planned_mib": "Memory that the tier is planned to hold on a card, in MiB.",
@@ -43,7 +43,9 @@ def _host(report: dict[str, Any]) -> Iterator[_Sample]:
 def _tier(labels: dict[str, str], tier: dict[str, Any]) -> Iterator[_Sample]:
     evidence = tier["evidence"]
     placement = evidence["placement"]
-    up = evidence["unit"]["active_state"] == "active" and evidence["completion"] is not None
+    # The only problem of one that sleeps is a card that does not answer: no request can load it.
+    loadable = not (evidence["asleep"] and evidence["problems"])
+    up = evidence["unit"]["active_state"] == "active" and evidence["completion"] is not None and loadable
     yield "llama_tiers_tier_up", labels, float(up)
     yield "llama_tiers_tier_verified", labels, float(tier["verdict"] == "pass")
     info = {

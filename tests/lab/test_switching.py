@@ -262,20 +262,33 @@ def test_twenty_switches_and_twenty_first_requests_leave_nothing_behind() -> Non
     assert ssh_ok("systemctl list-jobs --no-legend").strip() in ("", "No jobs running.")
 
 
+def change(tier: str, line: str) -> None:
+    """Have one thing of a tier's unit otherwise."""
+    folder = drop_ins(tier)
+    ssh_ok(f"mkdir -p {folder} && printf '[Service]\\n%s\\n' '{line}' > {folder}/fault.conf && systemctl daemon-reload")
+
+
 def change_deep(line: str) -> None:
-    ssh_ok(
-        f"mkdir -p {DROP_INS} && printf '[Service]\\n%s\\n' '{line}' > {DROP_INS}/fault.conf && systemctl daemon-reload"
-    )
+    change("deep", line)
 
 
-def loads_since(second: str) -> int:
-    """Return how often deep was started since a second of the host's clock."""
-    told = ssh_ok(f"journalctl -u llama-tier-deep --since @{second} -o cat")
-    return told.count("Starting llama-tier-deep.service")
+def drop_ins(tier: str) -> str:
+    return DROP_INS.replace("deep", tier)
+
+
+def loads_since(second: str, tier: str = "deep") -> int:
+    """Return how often a tier was started since a second of the host's clock."""
+    told = ssh_ok(f"journalctl -u llama-tier-{tier} --since @{second} -o cat")
+    return told.count(f"Starting llama-tier-{tier}.service")
+
+
+def wait_for_fallback(tier: str) -> None:
+    """Wait until the fallback has the port of a tier that has failed: for a moment nobody has it."""
+    ssh_ok(f"timeout 60 sh -c 'until systemctl is-active -q llama-tier-{tier}-fallback.socket; do sleep 0.1; done'")
 
 
 def deep_again() -> None:
-    ssh_ok(f"rm -rf {DROP_INS}; systemctl daemon-reload; systemctl start llama-tier-deep.socket llama-tier-fast")
+    ssh_ok(f"rm -rf {drop_ins('*')}; systemctl daemon-reload; systemctl start llama-tier-deep.socket llama-tier-fast")
 
 
 def test_a_load_that_fails_is_tried_once_and_the_fallback_answers_on_its_port() -> None:
@@ -305,12 +318,40 @@ def test_a_load_that_fails_is_tried_once_and_the_fallback_answers_on_its_port() 
     assert "deep" in rivals_up()
 
 
+def test_a_fallback_that_fails_too_is_tried_once_and_answers_again_after_its_cooldown() -> None:
+    wait_for("fast")
+    for tier in ("deep", "small"):
+        change(tier, "ExecStartPost=/bin/false")
+    ssh_ok("systemctl stop llama-tier-small")
+    since = ssh_ok("date +%s").strip()
+    try:
+        assert ask("deep")["code"] == "000"
+        wait_for_fallback("deep")
+        assert ask("deep", seconds=30)["code"] == "000"
+        assert ask("deep")["wall_s"] < 1, "its port is closed"
+        assert (loads_since(since), loads_since(since, "small")) == (1, 1)
+        ssh_ok(f"rm -rf {drop_ins('small')}; systemctl daemon-reload")
+        wait_for_fallback("deep")
+        assert ask("deep")["code"] == "200"
+        assert (loads_since(since), loads_since(since, "small")) == (1, 2)
+        # Another failure of the fallback is none of a tier that is well.
+        ssh_ok(f"rm -rf {drop_ins('deep')}; systemctl daemon-reload; systemctl start llama-tier-deep.socket")
+        ssh_ok("kill -9 $(systemctl show -P MainPID llama-tier-small)")
+        wait_for("small", "failed")
+        ssh_ok("timeout 60 sh -c 'until systemctl is-active -q llama-tier-small.socket; do sleep 0.2; done'")
+        assert ask("deep")["code"] == "200"
+        assert rivals_up() == ["deep"]
+    finally:
+        deep_again()
+        ssh_ok("systemctl start llama-tier-small")
+
+
 def test_the_port_is_its_own_again_when_the_time_of_the_fallback_is_over() -> None:
     change_deep("ExecStartPost=/bin/false")
     wait_for("fast")
     try:
         assert ask("deep")["code"] == "000"
-        ssh_ok(f"rm -rf {DROP_INS}; systemctl daemon-reload")
+        ssh_ok(f"rm -rf {drop_ins('deep')}; systemctl daemon-reload")
         # Nobody waits for an hour.
         clock = ssh_ok("systemctl show -P MainPID llama-tier-deep-cooldown").strip()
         assert ssh_ok(f"ps -o args= -p {clock}").strip() == "/usr/bin/sleep 3600"
@@ -364,10 +405,20 @@ def test_a_limit_of_memory_hits_the_tier_that_needs_more_alone() -> None:
         deep_again()
 
 
+# As the unit's own command, for less than a minute.
+IMPATIENT = (
+    "ExecStartPre=\nExecStartPre=/opt/llama-tiers/checker/bin/python -c "
+    '"import sys; from checker import arrival; arrival.wait.__defaults__ = (10.0, 15.0); '
+    'sys.exit(arrival.main(sys.argv[1]))" deep'
+)
+
+
 @pytest.mark.parametrize("comes_back", [True, False])
 def test_a_card_that_is_absent_at_the_start_is_waited_for(*, comes_back: bool) -> None:
     ssh_ok(f"mkdir -p /etc/lab-gpus/faults && touch /etc/lab-gpus/faults/missing.{SMALL}")
     try:
+        if not comes_back:
+            change_deep(IMPATIENT)
         with ThreadPoolExecutor() as pool:
             answer = pool.submit(ask, "deep")
             time.sleep(8)
@@ -436,21 +487,30 @@ def test_a_card_that_is_lost_fails_what_is_on_it_by_name() -> None:
     assert ask("deep")["code"] == "200"
     wait_for("fast", seconds=IDLE_S + 30)
     lost = f"{BIG}: the GPU is lost"
-    with faults(f"lost.{BIG}"):
-        ssh_ok("systemctl stop lab-gpu@0")
-        try:
-            code, document = verify()
-            assert code == 1
-            # One serves and dies of the request, the other one sleeps and is not loaded for it.
-            for tier in ("fast", "deep"):
-                assert any(lost in reason for reason in reasons(document, tier)), reasons(document, tier)
-            assert reasons(document, "small") == []
-            assert states()["deep"] == "inactive"
-            assert ask("deep")["code"] == "000"
-            assert f"not ready: deep: {lost}" in journal("deep")
-        finally:
-            ssh_ok("systemctl start lab-gpu@0")
-    deep_again()
+    try:
+        with faults(f"lost.{BIG}"):
+            ssh_ok("systemctl stop lab-gpu@0")
+            try:
+                code, document = verify()
+                assert code == 1
+                # One serves and dies of the request, the other one sleeps and is not loaded for it.
+                for tier in ("fast", "deep"):
+                    assert any(lost in reason for reason in reasons(document, tier)), reasons(document, tier)
+                assert reasons(document, "small") == []
+                assert states()["deep"] == "inactive"
+                change_deep(IMPATIENT)
+                assert ask("deep")["code"] == "000"
+                assert f"not ready: deep: {lost}" in journal("deep")
+                wait_for_fallback("deep")
+                assert ask("deep")["code"] == "200"
+                assert (states()["deep"], states()["small"]) == ("failed", "active")
+                # The pinned one is tried again, and waits for its card.
+                wait_for("fast", "activating")
+                assert lost in reasons(verify()[1], "fast")[0]
+            finally:
+                ssh_ok("systemctl start lab-gpu@0")
+    finally:
+        deep_again()
 
 
 def test_after_a_reboot_the_pinned_tier_serves_and_the_others_wait_for_a_request() -> None:
@@ -462,6 +522,28 @@ def test_after_a_reboot_the_pinned_tier_serves_and_the_others_wait_for_a_request
     for name in ("Tiers are back after a reboot", "Tiers take turns"):
         assert boxes[name]["ticked"], boxes[name]
     assert ask("deep")["code"] == "200"
+
+
+def test_a_pinned_tier_comes_back_once_nobody_asks_its_rival_in_the_place_of_another_tier() -> None:
+    changed = variables()
+    _, deep, small = changed["tiers"]
+    del deep["fallback"]
+    small["fallback"] = "deep"
+    result = playbook("site.yml", "-e", json.dumps(changed))
+    assert result.returncode == 0, result.stdout[-3000:]
+    change("small", "ExecStartPost=/bin/false")
+    ssh_ok("systemctl stop llama-tier-small")
+    wait_for("fast")
+    try:
+        assert ask("small")["code"] == "000"
+        wait_for_fallback("small")
+        assert ask("small")["code"] == "200"
+        assert rivals_up() == ["deep"]
+        wait_for("fast", seconds=IDLE_S + 30)
+        assert rivals_up() == ["fast"]
+    finally:
+        ssh_ok("systemctl start llama-tier-small.socket")
+        deep_again()
 
 
 def test_a_tier_that_leaves_takes_its_units_and_its_key_along() -> None:

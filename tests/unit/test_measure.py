@@ -34,6 +34,7 @@ from inventories import BIG, SMALL
 
 STRAY_BUFFER = ("load_tensors", "CUDA7", "model", 12.5)
 NO_NVML = hardware.HardwareError("the NVIDIA kernel module is not loaded: modprobe nvidia")
+LOST = hardware.GpuLostError((SMALL["uuid"],), (gpu(BIG), gpu(STRAY)))
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_without_nvml_the_rest_is_measured(host: Host, server: fake_tier.Server)
 
 
 def test_a_lost_card_is_unread_and_the_others_are_not(host: Host, server: fake_tier.Server) -> None:
-    host.gpus = hardware.GpuLostError((SMALL["uuid"],), (gpu(BIG), gpu(STRAY)))
+    host.gpus = LOST
     assert [device.process_mib for device in quick(server.spec).devices] == [262.5, None]
 
 
@@ -123,7 +124,7 @@ def here(spec: TierSpec) -> TierSpec:
 @pytest.mark.parametrize(
     ("gpus", "said"),
     [
-        (hardware.GpuLostError((SMALL["uuid"],), (gpu(BIG), gpu(STRAY))), "the GPU is lost"),
+        (LOST, "the GPU is lost"),
         ((gpu(BIG), gpu(STRAY)), f"is gone, found {BIG['uuid']}, GPU-stray"),
     ],
     ids=["lost", "gone"],
@@ -234,13 +235,28 @@ def test_a_device_that_only_the_log_tells_of_stands_last(host: Host, server: fak
     assert evidence.devices[2:] == (DeviceEvidence("CUDA7", "", "", 0.0, 7.0, 0.0, 0.0, None),)
 
 
-def test_without_a_process_no_card_is_asked(host: Host, server: fake_tier.Server) -> None:
-    host.state = systemd.UnitState("failed", "failed", None, RUN, "exit-code", 1_000_000, 0)
-    host.gpus = NO_NVML
+@pytest.mark.parametrize("told", [LOST, NO_NVML], ids=["lost", "no driver"])
+@pytest.mark.parametrize("active_state", ["activating", "failed", "inactive"])
+def test_a_card_that_does_not_answer_is_the_reason_of_a_tier_without_a_process(
+    host: Host, server: fake_tier.Server, active_state: str, told: hardware.HardwareError
+) -> None:
+    """One that waits for its card has printed nothing, which hides why."""
+    host.state = systemd.UnitState(active_state, "", None, RUN, "success", 0, 0)
+    host.journal = lines(["Starting llama.cpp tier deep."])
+    host.gpus = told
+    server.socket.unlink()
     evidence = quick(server.spec)
-    assert evidence.unit == UnitEvidence("failed", RUN, None, None)
+    assert evidence.unit == UnitEvidence(active_state, RUN, None, None)
     assert [device.process_mib for device in evidence.devices] == [None, None]
-    assert str(NO_NVML) not in evidence.problems
+    assert judge(server.spec, evidence).reasons[0] == f"deep: {told}"
+
+
+def test_a_tier_without_a_process_holds_nothing_on_cards_that_answer(host: Host, server: fake_tier.Server) -> None:
+    host.state = systemd.UnitState("failed", "failed", None, RUN, "exit-code", 1_000_000, 0)
+    host.journal = lines(["not ready: deep: holds nothing on GPU-1"])
+    evidence = quick(server.spec)
+    assert [device.process_mib for device in evidence.devices] == [None, None]
+    assert evidence.problems[0] == "not ready: deep: holds nothing on GPU-1"
 
 
 @pytest.mark.parametrize(

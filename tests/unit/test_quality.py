@@ -6,6 +6,7 @@ import os
 import pwd
 import stat
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from example_report import CARDS, PLANNED
 from test_perplexity import ARGV, PRINTED
 
-from checker import hardware, quality, systemd
+from checker import activation, hardware, quality, systemd
 from checker.evidence import Quality
 from checker.tier import TierSpec
 from inventories import BIG
@@ -22,9 +23,9 @@ from inventories import BIG
 
 @dataclass
 class Units:
-    """What systemd does: `down` are tiers that do not serve, `stuck` those that do not start again."""
+    """What systemd does: `states` are those of units that are not up, `stuck` those that do not start again."""
 
-    down: set[str] = field(default_factory=set)
+    states: dict[str, str] = field(default_factory=dict)
     stuck: set[str] = field(default_factory=set)
     done: list[str] = field(default_factory=list)
 
@@ -34,17 +35,24 @@ def units(monkeypatch: pytest.MonkeyPatch) -> Units:
     played = Units()
 
     def state(unit: str) -> systemd.UnitState:
-        active = "inactive" if unit in played.down else "active"
-        return systemd.UnitState(active, "", 1, "", "", 0, 0)
+        # Nothing has failed, when a test says nothing else.
+        usual = "inactive" if unit.endswith(("-cooldown.service", "-fallback.socket")) else "active"
+        return systemd.UnitState(played.states.get(unit, usual), "", 1, "", "", 0, 0)
 
     def start(unit: str, timeout_s: float) -> None:
         played.done.append(f"start {unit} within {timeout_s:g} s")
         if unit in played.stuck:
             raise systemd.SystemdError(f"{unit} did not start")
 
+    def do(what: str) -> Callable[[str], None]:
+        return lambda unit: played.done.append(f"{what} {unit}")
+
     monkeypatch.setattr(systemd, "unit_state", state)
-    monkeypatch.setattr(systemd, "stop", lambda unit: played.done.append(f"stop {unit}"))
+    monkeypatch.setattr(systemd, "stop", do("stop"))
+    monkeypatch.setattr(activation, "end", do("end"))
     monkeypatch.setattr(systemd, "start", start)
+    monkeypatch.setattr(systemd, "start_alone", do("start alone"))
+    monkeypatch.setattr(systemd, "restart", do("restart"))
     monkeypatch.setattr(systemd, "user", lambda unit: "")
     monkeypatch.setattr(hardware, "read_gpus", lambda: CARDS)
     return played
@@ -81,17 +89,51 @@ def test_a_split_is_compared_with_the_largest_card_alone_after_the_noise(tmp_pat
 
 
 def test_every_tier_makes_room_and_serves_again_but_not_what_was_down(tmp_path: Path, units: Units) -> None:
-    units.down = {"llama-tier-spare.service"}
+    """The target first, for it brings pinned tiers back; ports last, for a request loads a tier, and maybe a rival."""
+    units.states = {"llama-tier-spare.service": "inactive", "llama-tier-spare.socket": "inactive"}
     spec = engine(tmp_path, f"cat {tmp_path}/printed")
     single = replace(spec, placement=replace(spec.placement, tensor_split=(19,)))
     found = measure(tmp_path, replace(single, name="fast"), spec, replace(single, name="spare"))
     assert list(found) == ["deep"], "a tier on one card has no split to judge"
     assert units.done == [
-        "stop llama-tier-fast.service",
-        "stop llama-tier-deep.service",
-        "start llama-tier-fast.service within 330 s",
-        "start llama-tier-deep.service within 330 s",
+        "stop llama-tiers.target",
+        "end fast",
+        "end deep",
+        "end spare",
+        "start alone llama-tiers.target",
+        "start llama-tier-fast.service within 375 s",
+        "start llama-tier-deep.service within 375 s",
+        "start llama-tier-fast.socket within 375 s",
+        "start llama-tier-deep.socket within 375 s",
     ]
+
+
+def test_a_tier_that_has_failed_is_as_it_was_afterwards(tmp_path: Path, units: Units) -> None:
+    """Its cooldown goes on, with its fallback where it has one; who waits for a card waits again, and nobody for it."""
+    units.states = {
+        "llama-tier-deep.service": "failed",
+        "llama-tier-deep.socket": "inactive",
+        "llama-tier-deep-cooldown.service": "active",
+        "llama-tier-deep-fallback.socket": "active",
+        "llama-tier-fast.service": "activating",
+    }
+    spec = engine(tmp_path, f"cat {tmp_path}/printed")
+    measure(tmp_path, spec, replace(spec, name="fast"))
+    assert units.done[units.done.index("start alone llama-tiers.target") :] == [
+        "start alone llama-tiers.target",
+        "restart llama-tier-fast.service",
+        "start llama-tier-deep-cooldown.service within 375 s",
+        "start llama-tier-deep-fallback.socket within 375 s",
+        "start llama-tier-fast.socket within 375 s",
+    ]
+
+
+def test_a_host_whose_tiers_are_all_stopped_stays_so(tmp_path: Path, units: Units) -> None:
+    units.states = dict.fromkeys(
+        ("llama-tiers.target", "llama-tier-deep.service", "llama-tier-deep.socket"), "inactive"
+    )
+    assert isinstance(measure(tmp_path, engine(tmp_path, f"cat {tmp_path}/printed"))["deep"], Quality)
+    assert [done for done in units.done if "start" in done] == []
 
 
 def test_without_a_split_nobody_is_stopped(tmp_path: Path, units: Units) -> None:
@@ -121,7 +163,7 @@ def test_what_cannot_be_compared_is_a_sentence_and_the_tiers_serve_again(
     found = measure(tmp_path, engine(tmp_path, script))["deep"]
     assert str(found).startswith("quality of the split was not measured: ")
     assert said in str(found)
-    assert units.done[-1].startswith("start llama-tier-deep.service")
+    assert "start llama-tier-deep.service within 375 s" in units.done
 
 
 def test_an_engine_without_the_program_is_a_sentence(tmp_path: Path, units: Units) -> None:
@@ -134,7 +176,7 @@ def test_a_user_that_is_not_there_is_a_sentence(tmp_path: Path, units: Units, mo
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(systemd, "user", lambda unit: "nobody-of-that-name")
     assert "nobody-of-that-name" in str(measure(tmp_path, engine(tmp_path, ""))["deep"])
-    assert units.done[-1].startswith("start llama-tier-deep.service")
+    assert "start llama-tier-deep.service within 375 s" in units.done
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs a program as somebody else")
@@ -163,4 +205,4 @@ def test_one_tier_that_does_not_start_again_does_not_keep_the_others_down(tmp_pa
     spec = engine(tmp_path, f"cat {tmp_path}/printed")
     with pytest.raises(systemd.SystemdError, match=r"llama-tier-deep\.service did not start"):
         measure(tmp_path, spec, replace(spec, name="fast"))
-    assert units.done[-1].startswith("start llama-tier-fast.service")
+    assert "start llama-tier-fast.service within 375 s" in units.done

@@ -176,6 +176,16 @@ def test_metrics_of_a_tier_that_is_down_say_so_and_leave_out_what_is_not_known()
     assert not [name for name in told if "mib" in name or "load" in name or "per_second" in name]
 
 
+def test_metrics_of_a_tier_that_sleeps_tell_whether_it_could_be_loaded() -> None:
+    up = 'llama_tiers_tier_up{host="tower",tier="deep"}'
+    asleep = document()
+    evidence = asleep["hosts"][0]["tiers"][0]["evidence"]
+    evidence["asleep"] = True
+    assert metrics(asleep)[up] == 1
+    evidence["problems"] = ["GPU-1: the GPU is lost"]
+    assert metrics(asleep)[up] == 0
+
+
 def test_metrics_need_nothing_that_a_host_lacks_and_hold_any_name() -> None:
     program = (
         "import sys; sys.modules.update(dict.fromkeys(('rich', 'jinja2', 'yaml', 'pydantic')));"

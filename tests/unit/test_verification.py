@@ -429,6 +429,22 @@ def test_a_pinned_tier_that_was_down_is_not_started_by_a_verification(switching:
     assert switching.starts == []
 
 
+@pytest.mark.parametrize("depth", [Depth.QUICK, Depth.WHOLE])
+@pytest.mark.parametrize("state", ["failed", "activating"])
+def test_a_pinned_tier_that_dies_of_a_verification_is_its_cooldowns_to_start(
+    switching: Switching, monkeypatch: pytest.MonkeyPatch, depth: Depth, state: str
+) -> None:
+    """To start it is to wait for what it died of: a minute for a card that is lost."""
+
+    def dies(planned: tier.TierSpec, *given: Any) -> Evidence:
+        switching.states[planned.name] = state
+        return switching.measure(planned, *given)
+
+    monkeypatch.setattr(verification, "measure", dies)
+    assert not verified(FAST, depth=depth).passed
+    assert switching.starts == []
+
+
 def test_a_tier_on_demand_that_failed_is_not_tried_again(switching: Switching) -> None:
     switching.states["deep"] = "failed"
     assert not verified(LAZY, FAST).passed
