@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from checker import speed_verdict, tier, trial
-from checker.catalogue import Candidate, InventoryError, ModelEntry, TierEntry, Written, model_path, sentences
+from checker import asked, speed_verdict, tier, trial
+from checker.catalogue import Candidate, GpuEntry, InventoryError, ModelEntry, TierEntry, Written, model_path, sentences
 from checker.policies import Policies, PolicyEntry, RuleEntry
+from checker.tier import Placement
 from checker.trial import Trial
 from checker.verdict import judge
 
@@ -165,16 +166,16 @@ def contenders(
     models: Mapping[str, ModelEntry],
     trials: Iterable[Trial],
     commit: str,
-    uuids: Iterable[str],
+    gpus: Sequence[GpuEntry],
 ) -> tuple[Contender, ...]:
     """Return a tier's candidates with what their newest trial that still holds tells, in the inventory's order.
 
-    `trials` are those of the host, in any order; a trial holds while model, engine (`commit`), context, slots and cards
-    (`uuids` of the host's) are what the inventory asks for.
+    `trials` are those of the host, in any order; a trial holds while model and engine (`commit`) are the inventory's,
+    and what it asks of the placement, on the host's cards, is what was tried (`asked.changed`). One that came to
+    nothing before the placement did (no file) tells something only where no other does.
     """
-    newest_first = sorted(trials, key=lambda each: (each.recorded_at, each.digest), reverse=True)
+    newest_first = sorted(trials, key=lambda each: (_of_placement(each), each.recorded_at, each.digest), reverse=True)
     own = [each for each in newest_first if each.tier == entry.name]
-    known = set(uuids)
     return tuple(
         _contender(
             entry,
@@ -182,14 +183,24 @@ def contenders(
             models[candidate.model],
             [each for each in own if (each.model, each.placement) == (candidate.model, candidate.written)],
             commit,
-            known,
+            gpus,
         )
         for candidate in entry.candidates
     )
 
 
+def _of_placement(found: Trial) -> bool:
+    """Whether a trial tells something of the candidate's placement, be it that there is no room for any."""
+    return found.spec is not None or found.outcome == trial.INFEASIBLE
+
+
 def _contender(
-    entry: TierEntry, candidate: Candidate, model: ModelEntry, trials: Sequence[Trial], commit: str, uuids: set[str]
+    entry: TierEntry,
+    candidate: Candidate,
+    model: ModelEntry,
+    trials: Sequence[Trial],
+    commit: str,
+    gpus: Sequence[GpuEntry],
 ) -> Contender:
     published = Published(
         score=model.published.score if model.published else None,
@@ -200,7 +211,7 @@ def _contender(
     def unmeasured(why: str) -> Contender:
         return Contender(candidate.model, candidate.written, published, None, (why,))
 
-    outdated = [_outdated(each, entry, model, commit, uuids) for each in trials]
+    outdated = [_outdated(each, entry, candidate, model, commit, gpus) for each in trials]
     newest = next((each for each, why in zip(trials, outdated, strict=True) if why is None), None)
     if newest is None:
         why = outdated[0] if outdated else None
@@ -209,7 +220,7 @@ def _contender(
         return unmeasured(newest.reason or newest.outcome)
     criteria = tier.Criteria(entry.criteria.min_generation_tokens_per_second, entry.criteria.max_load_s)
     verdict = judge(replace(newest.spec, criteria=criteria), newest.evidence)
-    layers = model.header.n_layer + 1 if model.header else newest.spec.placement.n_gpu_layers
+    layers = _layers(model, newest.spec.placement)
     figures = Figures(
         tokens_per_second=round(speed_verdict.generation_speed(newest.evidence) or 0.0, 2),
         load_s=math.inf if newest.evidence.unit.load_s is None else newest.evidence.unit.load_s,
@@ -223,23 +234,25 @@ def _contender(
     return Contender(candidate.model, candidate.written, published, figures, said)
 
 
-def _outdated(found: Trial, entry: TierEntry, model: ModelEntry, commit: str, uuids: set[str]) -> str | None:
+def _outdated(
+    found: Trial, entry: TierEntry, candidate: Candidate, model: ModelEntry, commit: str, gpus: Sequence[GpuEntry]
+) -> str | None:
     """Say what has changed since a trial so that it does not hold; None when it does."""
     spec = found.spec
     if spec is None:
-        return None
+        same = found.outcome != trial.INFEASIBLE or found.fingerprint == asked.fingerprint(entry, candidate, gpus)
+        return None if same else "another placement was asked for"
     if not spec.model.file.endswith(model_path(model, "")) or spec.model.sha256 != (model.sha256 or ""):
         return "the catalogue named another file"
     if spec.engine.commit != commit:
         return f"the engine became {commit[:9]}"
-    gone = [device.uuid for device in spec.devices if device.uuid not in uuids]
-    if gone:
-        return f"card {gone[0]} went"
-    if not entry.context.min <= spec.placement.ctx_size <= entry.context.max:
-        return f"the context became another than {spec.placement.ctx_size:,}"
-    if spec.placement.parallel != entry.parallel:
-        return f"the slots became {entry.parallel}"
-    return None
+    uuids = [device.uuid for device in spec.devices]
+    return asked.changed(entry, candidate, gpus, _layers(model, spec.placement), spec.placement, uuids)
+
+
+def _layers(model: ModelEntry, found: Placement) -> int:
+    """Return a model's layers, the output layer included; those on the cards where nobody knows its header."""
+    return model.header.n_layer + 1 if model.header else found.n_gpu_layers
 
 
 def decide(

@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from checker import argv, decision, kept, placement, tier
+from checker import argv, asked, decision, kept, placement, tier
 from checker.cards import Card, Host, Ram
 from checker.cards import host as join_host
 from checker.catalogue import (
     EVERYBODY,
-    Candidate,
     EngineFlags,
     GpuEntry,
     InventoryError,
@@ -30,7 +29,6 @@ from checker.catalogue import (
     model_path,
     parse_inventory,
     parse_ram,
-    resolve_gpus,
 )
 from checker.decision import DecisionEntry
 from checker.header import KNOWN, Header
@@ -262,17 +260,14 @@ def _tier(
 
     `frugal` leaves others as much as can be: with the smallest micro-batch, and no pipeline parallelism.
     """
-    named = resolve_gpus(entry, gpus)
-    if isinstance(named, str):
-        raise InventoryError([named])
     cards = dict(zip((gpu.uuid for gpu in gpus), host.cards, strict=True))
-    own = Host(tuple(cards[gpu.uuid] for gpu in named), host.ram)
+    own = Host(tuple(cards[gpu.uuid] for gpu in asked.cards(entry, gpus)), host.ram)
     tried: list[CandidatePlan] = []
     for candidate in entry.candidates:
         header = models[candidate.model].header
         if header is None:
             raise InventoryError([f"model {candidate.model} has no header in the catalogue"])
-        wanted = demand(entry, candidate)
+        wanted = asked.demand(entry, candidate)
         least = replace(wanted, most_context=wanted.context)
         if frugal:
             least = replace(least, ubatch_sizes=(min(wanted.ubatch_sizes),), pipeline=wanted.pipeline[-1:])
@@ -294,29 +289,6 @@ def screen(
     """Plan every candidate of a tier as if it were the only one, and the tier alone on the host."""
     alone = (entry.model_copy(update={"candidates": [candidate]}) for candidate in entry.candidates)
     return tuple(make(gpus, [each], models, host).tiers[0].chosen for each in alone)
-
-
-def demand(entry: TierEntry, candidate: Candidate) -> Demand:
-    """Turn what the inventory says of a candidate into what is asked of its placement."""
-    written = candidate.placement
-    explicit = written.tensor_split is not None
-    types = ["f16"] if explicit else entry.cache_types
-    pairs = dict.fromkeys((written.cache_type_k or kind, written.cache_type_v or kind) for kind in types)
-    sizes = (512,) if explicit else placement.UBATCH_SIZES
-    return Demand(
-        context=entry.context.min,
-        most_context=entry.context.max,
-        cache_types=tuple(pairs),
-        ubatch_sizes=(written.ubatch_size,) if written.ubatch_size else sizes,
-        pipeline=(True, False) if written.pipeline_parallel is None else (written.pipeline_parallel,),
-        gpu_layers=written.n_gpu_layers,
-        flash_attn=written.flash_attn,
-        parallel=entry.parallel,
-        cache_ram_mib=entry.cache_ram_mib,
-        n_cpu_moe=written.n_cpu_moe,
-        split_mode=written.split_mode,
-        split=tuple(written.tensor_split) if written.tensor_split else None,
-    )
 
 
 def _quantisations(name: str, models: Mapping[str, ModelEntry]) -> dict[str, Header]:
