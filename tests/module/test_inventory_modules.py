@@ -106,6 +106,15 @@ def test_only_the_decided_model_has_to_lie_on_the_host() -> None:
     assert needed == [["other"], ["tiny"]]
 
 
+def test_where_nothing_is_served_neither_decision_nor_models_are_looked_at() -> None:
+    gone = decided({"tensor_split": [4, 1]})
+    result = run(
+        "inventory_check", decision=gone, serves=False, models_directory=MODELS_DIRECTORY, **BUILD, **inventory()
+    )
+    assert result["models"] == []
+    assert [need["what"] for need in result["needs"]] == ["build of llama.cpp new"]
+
+
 def plan(
     profile: dict[str, Any] | None = None,
     replan: bool = False,
