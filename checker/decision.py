@@ -9,22 +9,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
 from checker import asked, speed_verdict, tier, trial
-from checker.catalogue import Candidate, GpuEntry, InventoryError, ModelEntry, TierEntry, Written, model_path, sentences
+from checker.catalogue import (
+    Candidate,
+    ContextRange,
+    GpuEntry,
+    InventoryError,
+    ModelEntry,
+    PlacementEntry,
+    TierEntry,
+    Written,
+    model_path,
+    sentences,
+)
 from checker.policies import Policies, PolicyEntry, RuleEntry
 from checker.tier import Placement
 from checker.trial import Trial
 from checker.verdict import judge
 
-SCHEMA = "llama-tiers/decision/1"
+SCHEMA = "llama-tiers/decision/2"
 EXPLANATION_SCHEMA = "llama-tiers/explanation/1"
 # The inventory's variable that holds a host's decision.
 VARIABLE = "llama_tiers_decision"
+TRY_AGAIN = "try and decide again (`checker trial`, `checker decide`)"
 
 _MIB = 1024 * 1024
 
@@ -46,14 +58,16 @@ class Published:
 class Figures:
     """What a policy looks at of a measurement; `evidence` is the digest of the trial, `measured_at` UTC.
 
-    `cpu_layers` are the layers outside the cards, `gpus` the cards' names in device order.
+    `cpu_layers` are the layers outside the cards, `gpus` and `uuids` the cards in device order, `placed` is how the
+    model lay on them.
     """
 
     tokens_per_second: float
     load_s: float
     cpu_layers: int
     gpus: tuple[str, ...]
-    tensor_split: tuple[int, ...]
+    uuids: tuple[str, ...]
+    placed: Placement
     measured_at: str
     evidence: str
 
@@ -226,7 +240,8 @@ def _contender(
         load_s=math.inf if newest.evidence.unit.load_s is None else newest.evidence.unit.load_s,
         cpu_layers=max(layers - newest.spec.placement.n_gpu_layers, newest.spec.placement.n_cpu_moe),
         gpus=tuple(device.gpu for device in newest.spec.devices),
-        tensor_split=newest.spec.placement.tensor_split,
+        uuids=tuple(device.uuid for device in newest.spec.devices),
+        placed=newest.spec.placement,
         measured_at=newest.recorded_at,
         evidence=newest.digest,
     )
@@ -486,7 +501,8 @@ def _decided_json(choice: TierChoice, figures: Figures) -> dict[str, Any]:
         "tokens_per_second": figures.tokens_per_second,
         "load_s": figures.load_s,
         "gpus": list(figures.gpus),
-        "tensor_split": list(figures.tensor_split),
+        "uuids": list(figures.uuids),
+        "placed": {**asdict(figures.placed), "tensor_split": list(figures.placed.tensor_split)},
         "measured_at": figures.measured_at,
         "evidence": figures.evidence,
     }
@@ -540,7 +556,10 @@ def _judged_json(judged: Judged, step: Step, choice: TierChoice) -> dict[str, An
 
 
 class DecidedEntry(Written):
-    """The candidate that was chosen for one tier, why, and what was measured of it (UTC, `evidence` its digest)."""
+    """The candidate that was chosen for one tier, why, and what was measured of it (UTC, `evidence` its digest).
+
+    `placed` is how it lay on the cards, by name (`gpus`) and UUID in device order.
+    """
 
     model: str
     placement: dict[str, Any] | str
@@ -548,7 +567,8 @@ class DecidedEntry(Written):
     tokens_per_second: float
     load_s: float
     gpus: list[str]
-    tensor_split: list[int]
+    uuids: list[str]
+    placed: Placement
     measured_at: str
     evidence: str
 
@@ -556,7 +576,7 @@ class DecidedEntry(Written):
 class DecisionEntry(Written):
     """A host's decision as `checker decide` writes it into the inventory."""
 
-    schema_: Literal["llama-tiers/decision/1"] = Field(alias="schema")
+    schema_: Literal["llama-tiers/decision/2"] = Field(alias="schema")
     host: str
     policy: str
     acceptable_tokens_per_second: float
@@ -574,31 +594,65 @@ def parse(document: Any) -> DecisionEntry | None:
         raise InventoryError([f"{said}; {again}" for said in sentences(VARIABLE, error)]) from error
 
 
-def narrowed(tiers: Sequence[TierEntry], decided: DecisionEntry | None) -> list[TierEntry]:
-    """Return the tiers with the decided candidate alone; InventoryError when an inventory has it no longer.
+def narrowed(
+    tiers: Sequence[TierEntry],
+    decided: DecisionEntry | None,
+    gpus: Sequence[GpuEntry],
+    models: Mapping[str, ModelEntry],
+) -> list[TierEntry]:
+    """Return the tiers with the decided candidate alone, placed as it was measured.
 
-    A tier that was not decided keeps its candidates.
+    A tier that was not decided keeps its candidates. InventoryError when the inventory has a decided one no longer, or
+    asks something else of it than was measured.
     """
-    if decided is None:
-        return list(tiers)
     narrow, problems = [], []
     for entry in tiers:
-        choice = decided.tiers.get(entry.name)
-        own = [each for each in entry.candidates if choice and _is(each, choice)]
-        if choice and not own:
+        choice = decided.tiers.get(entry.name) if decided else None
+        own = next((each for each in entry.candidates if choice and is_decided(each, choice)), None)
+        if choice is None:
+            narrow.append(entry)
+        elif own is None:
             names = ", ".join(_candidate_words(each) for each in entry.candidates)
             problems.append(
-                f"tier {entry.name}: decided is {choice.model} ({placement_words(choice.placement)}), which is none of "
-                f"the inventory's candidates: {names}; put it back, or decide again with `checker decide`"
+                f"{_decided_is(entry, choice)}, which is none of the inventory's candidates: {names}; "
+                f"put it back, or {TRY_AGAIN}"
             )
-        narrow.append(entry.model_copy(update={"candidates": own}) if own else entry)
+        else:
+            layers = _layers(models[own.model], choice.placed)
+            why = asked.changed(entry, own, gpus, layers, choice.placed, choice.uuids)
+            if why:
+                problems.append(
+                    f"{_decided_is(entry, choice)}, which was measured before {why}: put that back, or {TRY_AGAIN}"
+                )
+            else:
+                narrow.append(_as_measured(entry, own, choice))
     if problems:
         raise InventoryError(problems)
     return narrow
 
 
-def _is(candidate: Candidate, choice: DecidedEntry) -> bool:
+def is_decided(candidate: Candidate, choice: DecidedEntry) -> bool:
+    """Whether a candidate of the inventory is the one that was chosen."""
     return (candidate.model, candidate.written) == (choice.model, choice.placement)
+
+
+def _decided_is(entry: TierEntry, choice: DecidedEntry) -> str:
+    return f"tier {entry.name}: decided is {choice.model} ({placement_words(choice.placement)})"
+
+
+def _as_measured(entry: TierEntry, candidate: Candidate, choice: DecidedEntry) -> TierEntry:
+    """Return a tier with one candidate, whose placement is spelled out as it was measured.
+
+    It was measured alone. Beside others it may have less of a range of context, which makes nothing slower.
+    """
+    placed = {key: word for key, word in asdict(choice.placed).items() if key in PlacementEntry.model_fields}
+    return entry.model_copy(
+        update={
+            "gpus": choice.uuids,
+            "context": ContextRange(min=entry.context.min, max=choice.placed.ctx_size),
+            "candidates": [candidate.model_copy(update={"placement": PlacementEntry.model_validate(placed)})],
+        }
+    )
 
 
 def _candidate_words(candidate: Candidate) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -659,14 +659,29 @@ def _speed(choice: Choice) -> str:
     return f"{choice.speed.expected:.1f} tokens/s expected" if choice.speed else "speed not known"
 
 
-def problems(planned: Plan) -> list[str]:
-    """Return every reason why the tiers of a plan cannot all be served at once."""
-    said = [refusal(each.name, candidate) for each in planned.tiers if not each.fits for candidate in each.candidates]
-    return said + [
-        f"{' and '.join(exclusion.tiers)} cannot be resident together: {exclusion.reason}; pinned tiers are served all "
-        "the time: give one of them `residency: on_demand`, or a smaller candidate or context, or leave it out"
-        for exclusion in planned.refused
+def problems(planned: Plan, decided: Collection[str] = ()) -> list[str]:
+    """Return every reason why the tiers of a plan cannot all be served at once; `decided` names those that are."""
+    as_measured = "decided with the placement that was measured, and no other is served untried"
+    said = [
+        refusal(each.name, candidate)
+        + (f"; it is {as_measured}: make room, or {decision.TRY_AGAIN}" if each.name in decided else "")
+        for each in planned.tiers
+        if not each.fits
+        for candidate in each.candidates
     ]
+    for exclusion in planned.refused:
+        own = [name for name in exclusion.tiers if name in decided]
+        said.append(
+            f"{' and '.join(exclusion.tiers)} cannot be resident together: {exclusion.reason}; pinned tiers are served "
+            "all the time: give one of them `residency: on_demand`, or a smaller candidate or context, or leave it out"
+            + (
+                f"; {' and '.join(own)} {'is' if len(own) == 1 else 'are'} {as_measured}: one that leaves more room is "
+                "a candidate of its own, to be written, tried and decided (`checker trial`, `checker decide`)"
+                if own
+                else ""
+            )
+        )
+    return said
 
 
 def devices(choice: Choice) -> tuple[tier.Device, ...]:
@@ -790,7 +805,7 @@ def for_site(
     Arguments are the inventory's words as Ansible hands them over; `profile` is the host profile, empty when there is
     no host to ask. Pinned tiers of a host are served at once, so such that exclude each other are refused. `replan`
     makes a new choice for every tier, where else a placement that is proven on the host is kept. `decided` is the
-    inventory's decision: a tier that is in it has the candidate that was chosen, and no other.
+    inventory's decision: a tier that is in it has the candidate that was chosen, as it was measured, and no other.
     """
     found = check_inventory(gpus, tiers, models, engines, engine, backend)
     ram_entry = parse_ram(ram or {}, found)
@@ -798,13 +813,13 @@ def for_site(
         raise InventoryError(found)
     parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
     by = decision.parse(decided)
-    parsed_tiers = decision.narrowed(parsed_tiers, by)
+    parsed_tiers = decision.narrowed(parsed_tiers, by, parsed_gpus, parsed_models)
     host = join_host(parsed_gpus, ram_entry, profile or {})
     planned = make(parsed_gpus, parsed_tiers, parsed_models, host)
     proven = kept.of_profile(profile or {})
     if not replan:
         planned = keep(planned, proven, parsed_gpus, parsed_tiers, parsed_models, host)
-    found = problems(planned)
+    found = problems(planned, by.tiers if by else ())
     if found:
         raise InventoryError(found)
     engine_of = {entry.name: entry.engine or engine for entry in parsed_tiers}
@@ -880,7 +895,7 @@ def served(
     parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
     host = join_host(parsed_gpus, RamEntry(), {})
     names = []
-    for entry in decision.narrowed(parsed_tiers, decision.parse(decided)):
+    for entry in decision.narrowed(parsed_tiers, decision.parse(decided), parsed_gpus, parsed_models):
         try:
             names += [each.chosen.model for each in make(parsed_gpus, [entry], parsed_models, host).tiers]
         except InventoryError:

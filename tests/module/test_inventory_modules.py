@@ -60,8 +60,10 @@ def test_all_problems_of_an_inventory_are_said_at_once() -> None:
 
 
 def decided(placement: Any) -> dict[str, Any]:
-    """Return an inventory's decision for the tier `deep`."""
-    return {**DECISION, "tiers": {"deep": {**DECISION["tiers"]["deep"], "placement": placement}}}
+    """Return an inventory's decision for the tier `deep`, whose placement has a split."""
+    deep, split = DECISION["tiers"]["deep"], placement["tensor_split"]
+    placed = {**deep["placed"], "tensor_split": split, "n_gpu_layers": sum(split)}
+    return {**DECISION, "tiers": {"deep": {**deep, "placement": placement, "placed": placed}}}
 
 
 @pytest.mark.parametrize("module", ["inventory_check", "tier_plan"])

@@ -317,32 +317,66 @@ def document() -> dict[str, Any]:
     return made
 
 
-def test_the_decided_candidate_alone_is_left() -> None:
+def narrowed(entries: Sequence[TierEntry], decided: dict[str, Any]) -> list[TierEntry]:
+    models = {"tiny": ModelEntry.model_validate(MODELS["tiny"])}
+    return decision.narrowed(entries, decision.parse(decided), GPUS, models)
+
+
+def test_the_decided_candidate_alone_is_left_as_it_was_measured() -> None:
     both = entry(["auto", {"tensor_split": [3, 2]}])
     other = entry(["auto"], name="fast")
-    (deep, fast) = decision.narrowed([both, other], decision.parse(document()))
-    assert [each.written for each in deep.candidates] == [{"tensor_split": [3, 2]}]
+    (deep, fast) = narrowed([both, other], document())
+    (candidate,) = deep.candidates
+    record = measured({"tensor_split": [3, 2]})
+    assert record.spec
+    wanted = asked.demand(deep, candidate)
+    assert (wanted.split, wanted.ubatch_sizes, wanted.pipeline) == ((3, 2), (512,), (True,))
+    assert asked.admits(wanted, record.spec.placement, 5)
+    assert deep.gpus == [BIG["uuid"], SMALL["uuid"]]
     assert fast == other
+
+
+def test_a_range_of_context_is_the_planners_up_to_what_was_measured() -> None:
+    ranged = entry([{"tensor_split": [3, 2]}], context={"min": 2048, "max": 8192})
+    (deep,) = narrowed([ranged], document())
+    assert (deep.context.min, deep.context.max) == (2048, 4096)
 
 
 def test_a_default_that_is_written_out_is_the_same_candidate() -> None:
     longer = entry([{"tensor_split": [3, 2], "split_mode": "layer", "flash_attn": "on"}])
-    (deep,) = decision.narrowed([longer], decision.parse(document()))
-    assert deep == longer
+    assert narrowed([longer], document())[0].candidates[0].model == "tiny"
 
 
 def test_a_candidate_that_the_inventory_has_no_longer_is_named() -> None:
     with pytest.raises(InventoryError) as caught:
-        decision.narrowed([entry(["auto", {"tensor_split": [4, 1]}])], decision.parse(document()))
+        narrowed([entry(["auto", {"tensor_split": [4, 1]}])], document())
     assert str(caught.value) == (
         "tier deep: decided is tiny (3,2), which is none of the inventory's candidates: tiny (auto), tiny (4,1); "
-        "put it back, or decide again with `checker decide`"
+        "put it back, or try and decide again (`checker trial`, `checker decide`)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"context": 8192}, "the context became another than 4,096"),
+        ({"parallel": 2}, "the slots became 2"),
+        ({"gpus": [SMALL["uuid"], BIG["uuid"]]}, "another placement was asked for"),
+        ({"gpus": [BIG["uuid"]]}, f"card {SMALL['uuid']} went"),
+    ],
+)
+def test_a_decision_that_was_measured_for_something_else_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(InventoryError) as caught:
+        narrowed([entry([{"tensor_split": [3, 2]}], **changes)], document())
+    assert str(caught.value) == (
+        f"tier deep: decided is tiny (3,2), which was measured before {said}: "
+        "put that back, or try and decide again (`checker trial`, `checker decide`)"
     )
 
 
 def test_no_decision_leaves_everything() -> None:
     entries = [TierEntry.model_validate(each) for each in inventory()["tiers"]]
-    assert decision.narrowed(entries, decision.parse({})) == entries
+    assert narrowed(entries, {}) == entries
 
 
 @pytest.mark.parametrize(
@@ -350,8 +384,9 @@ def test_no_decision_leaves_everything() -> None:
     [
         (
             {"schema": "llama-tiers/decision/9"},
-            "schema 'llama-tiers/decision/9' is wrong: expected 'llama-tiers/decision/1'",
+            "schema 'llama-tiers/decision/9' is wrong: expected 'llama-tiers/decision/2'",
         ),
+        ({"schema": "llama-tiers/decision/1"}, "expected 'llama-tiers/decision/2'"),
         ({"tiers": {"deep": {}}}, "llama_tiers_decision: tiers.deep.model is missing"),
         ({"tiers": []}, "tiers [] is wrong: expected keys with values"),
     ],
