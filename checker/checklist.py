@@ -93,10 +93,10 @@ def _decided(tiers: Sequence[TierReport], decision: Mapping[str, Any] | None) ->
     name = "The decision is served"
     if not decision:
         return Box(name, False, "no decision: `checker trial`, then `checker decide`")
-    served = {tier.name: _lies(tier.evidence) for tier in tiers}
+    served = {tier.name: _served(tier.evidence) for tier in tiers}
     # A decision of another version says of none how it lay, and site.yml says that.
     decided = {
-        name: _Lies(choice["model"], choice["gpus"], choice.get("uuids", []), choice.get("placed") or {})
+        name: _Served(choice["model"], choice["gpus"], choice.get("uuids", []), choice.get("placed") or {})
         for name, choice in decision["tiers"].items()
     }
     apart = [
@@ -110,14 +110,14 @@ def _decided(tiers: Sequence[TierReport], decision: Mapping[str, Any] | None) ->
     return Box(name, True, f"policy {decision['policy']}; {'; '.join(said)}")
 
 
-def _lies(evidence: Evidence) -> _Lies:
+def _served(evidence: Evidence) -> _Served:
     uuids = [device.uuid for device in evidence.devices if device.name and device.uuid]
-    return _Lies(evidence.model.name, _cards(evidence), uuids, asdict(evidence.placement))
+    return _Served(evidence.model.name, _cards(evidence), uuids, asdict(evidence.placement))
 
 
 @dataclass(frozen=True)
-class _Lies:
-    """How a model lies on cards, by name and UUID in device order; `placed` has the words of `tier.Placement`."""
+class _Served:
+    """A model and how it lies on cards, in device order; `placed` has the words of `tier.Placement`."""
 
     model: str
     gpus: Sequence[str]
@@ -126,7 +126,7 @@ class _Lies:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What makes one another one."""
+        """What two of them differ in, when they do."""
         words = (self.placed.get(word) for word in ("split_mode", "n_gpu_layers"))
         return (self.model, *self.uuids, *self.placed.get("tensor_split", ()), *words)
 

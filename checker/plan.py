@@ -670,17 +670,16 @@ def problems(planned: Plan, decided: Collection[str] = ()) -> list[str]:
         for candidate in each.candidates
     ]
     for exclusion in planned.refused:
-        own = [name for name in exclusion.tiers if name in decided]
         said.append(
             f"{' and '.join(exclusion.tiers)} cannot be resident together: {exclusion.reason}; pinned tiers are served "
             "all the time: give one of them `residency: on_demand`, or a smaller candidate or context, or leave it out"
-            + (
+        )
+        own = [name for name in exclusion.tiers if name in decided]
+        if own:
+            said[-1] += (
                 f"; {' and '.join(own)} {'is' if len(own) == 1 else 'are'} {as_measured}: one that leaves more room is "
                 "a candidate of its own, to be written, tried and decided (`checker trial`, `checker decide`)"
-                if own
-                else ""
             )
-        )
     return said
 
 

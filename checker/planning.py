@@ -315,11 +315,11 @@ def _decided(
     for entry in wished:
         before, choice = by_name[entry.name], decided.tiers.get(entry.name)
         (own,) = decision.narrowed([before], decided, gpus, models)
-        if entry != before and choice:
+        if entry != before:
             pairs = zip(entry.candidates, before.candidates, strict=True)
-            kept = [each for each, old in pairs if decision.is_decided(old, choice)]
+            kept = [each for each, old in pairs if choice is None or decision.is_decided(old, choice)]
             own = entry.model_copy(update={"candidates": kept})
-        narrowed.append(own if choice else entry)
+        narrowed.append(own)
     return narrowed
 
 
