@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,15 @@ def test_a_tier_on_demand_takes_its_turn_with_the_placement_that_was_measured() 
     found = served(given, deep=measured)
     assert lies(found["deep"]) == lies(measured)
     assert "fast" in found["deep"].rivals
+
+
+def test_what_is_proven_gives_way_to_what_was_measured_and_decided() -> None:
+    given = reference()
+    measured, auto = tried(given, "deep", Q4, ON_ONE_CARD), tried(given, "deep", Q4, "auto")
+    assert lies(auto) != lies(measured)
+    for before in (auto, measured):
+        given["profile"] = {"proven": {"deep": replace(before, name="deep").to_json()}}
+        assert lies(served(given, deep=measured)["deep"]) == lies(measured)
 
 
 def test_pinned_tiers_whose_measured_placements_have_no_room_together_are_refused() -> None:
