@@ -6,6 +6,7 @@ A box is ticked by evidence alone, and is open with the reason.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from checker.evidence import Box, Evidence, TierReport
@@ -88,22 +89,50 @@ def _boot(tiers: Sequence[TierReport]) -> Box:
 
 
 def _decided(tiers: Sequence[TierReport], decision: Mapping[str, Any] | None) -> Box:
-    """Tick a decision that is served, by model and cards."""
+    """Tick a decision that is served, by model, cards and how it lies on them."""
     name = "The decision is served"
     if not decision:
         return Box(name, False, "no decision: `checker trial`, then `checker decide`")
-    served = {tier.name: (tier.evidence.model.name, _cards(tier.evidence)) for tier in tiers}
-    decided = {name: (choice["model"], tuple(choice["gpus"])) for name, choice in decision["tiers"].items()}
+    served = {tier.name: _served(tier.evidence) for tier in tiers}
+    # A decision of another version says of none how it lay, and site.yml says that.
+    decided = {
+        name: _Served(choice["model"], choice["gpus"], choice.get("uuids", []), choice.get("placed") or {})
+        for name, choice in decision["tiers"].items()
+    }
     apart = [
-        f"{tier}: decided is {_where(*wanted)}, served {_where(*served[tier]) if tier in served else 'is nothing'}"
+        f"{tier}: decided is {wanted}, served {served.get(tier, 'is nothing')}"
         for tier, wanted in decided.items()
-        if served.get(tier) != wanted
+        if tier not in served or served[tier].key != wanted.key
     ]
     if apart:
         return Box(name, False, f"{'; '.join(apart)}: run site.yml")
-    said = (f"{tier}: {_where(*wanted)}" for tier, wanted in decided.items())
+    said = (f"{tier}: {wanted}" for tier, wanted in decided.items())
     return Box(name, True, f"policy {decision['policy']}; {'; '.join(said)}")
 
 
-def _where(model: str, cards: Sequence[str]) -> str:
-    return f"{model} on {' and '.join(cards) or 'no card'}"
+def _served(evidence: Evidence) -> _Served:
+    uuids = [device.uuid for device in evidence.devices if device.name and device.uuid]
+    return _Served(evidence.model.name, _cards(evidence), uuids, asdict(evidence.placement))
+
+
+@dataclass(frozen=True)
+class _Served:
+    """A model and how it lies on cards, in device order; `placed` has the words of `tier.Placement`."""
+
+    model: str
+    gpus: Sequence[str]
+    uuids: Sequence[str]
+    placed: Mapping[str, Any]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What two of them differ in, when they do."""
+        words = (self.placed.get(word) for word in ("split_mode", "n_gpu_layers"))
+        return (self.model, *self.uuids, *self.placed.get("tensor_split", ()), *words)
+
+    def __str__(self) -> str:
+        split, mode = self.placed.get("tensor_split"), self.placed.get("split_mode")
+        layers = f", {','.join(map(str, split))} layers" if split else ""
+        return f"{self.model}{layers} on {' and '.join(self.gpus) or 'no card'}" + (
+            f", {mode} split" if mode in ("row", "tensor") else ""
+        )

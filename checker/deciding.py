@@ -88,9 +88,10 @@ def decide(
         raise InventoryError(problems)
     parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
     tried = list(trials)
-    uuids = [gpu.uuid for gpu in parsed_gpus]
     candidates = {
-        entry.name: decision.contenders(entry, parsed_models, tried, engines[entry.engine or engine]["commit"], uuids)
+        entry.name: decision.contenders(
+            entry, parsed_models, tried, engines[entry.engine or engine]["commit"], parsed_gpus
+        )
         for entry in parsed_tiers
     }
     return decision.decide(subject.name, candidates, known, name, float(acceptable))

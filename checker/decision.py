@@ -9,21 +9,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from checker import speed_verdict, tier, trial
-from checker.catalogue import Candidate, InventoryError, ModelEntry, TierEntry, Written, model_path, sentences
+from checker import asked, speed_verdict, tier, trial
+from checker.catalogue import (
+    Candidate,
+    ContextRange,
+    GpuEntry,
+    InventoryError,
+    ModelEntry,
+    PlacementEntry,
+    TierEntry,
+    Written,
+    model_path,
+    sentences,
+)
 from checker.policies import Policies, PolicyEntry, RuleEntry
+from checker.tier import Placement
 from checker.trial import Trial
 from checker.verdict import judge
 
-SCHEMA = "llama-tiers/decision/1"
+SCHEMA = "llama-tiers/decision/2"
 EXPLANATION_SCHEMA = "llama-tiers/explanation/1"
 # The inventory's variable that holds a host's decision.
 VARIABLE = "llama_tiers_decision"
+TRY_AGAIN = "try and decide again (`checker trial`, `checker decide`)"
 
 _MIB = 1024 * 1024
 
@@ -45,14 +58,16 @@ class Published:
 class Figures:
     """What a policy looks at of a measurement; `evidence` is the digest of the trial, `measured_at` UTC.
 
-    `cpu_layers` are the layers outside the cards, `gpus` the cards' names in device order.
+    `cpu_layers` are the layers outside the cards, `gpus` and `uuids` the cards in device order, `placed` is how the
+    model lay on them.
     """
 
     tokens_per_second: float
     load_s: float
     cpu_layers: int
     gpus: tuple[str, ...]
-    tensor_split: tuple[int, ...]
+    uuids: tuple[str, ...]
+    placed: Placement
     measured_at: str
     evidence: str
 
@@ -165,16 +180,16 @@ def contenders(
     models: Mapping[str, ModelEntry],
     trials: Iterable[Trial],
     commit: str,
-    uuids: Iterable[str],
+    gpus: Sequence[GpuEntry],
 ) -> tuple[Contender, ...]:
     """Return a tier's candidates with what their newest trial that still holds tells, in the inventory's order.
 
-    `trials` are those of the host, in any order; a trial holds while model, engine (`commit`), context, slots and cards
-    (`uuids` of the host's) are what the inventory asks for.
+    `trials` are those of the host, in any order; a trial holds while model and engine (`commit`) are the inventory's,
+    and what it asks of the placement, on the host's cards, is what was tried (`asked.changed`). One that came to
+    nothing before the placement did (no file) tells something only where no other does.
     """
-    newest_first = sorted(trials, key=lambda each: (each.recorded_at, each.digest), reverse=True)
+    newest_first = sorted(trials, key=lambda each: (_of_placement(each), each.recorded_at, each.digest), reverse=True)
     own = [each for each in newest_first if each.tier == entry.name]
-    known = set(uuids)
     return tuple(
         _contender(
             entry,
@@ -182,14 +197,24 @@ def contenders(
             models[candidate.model],
             [each for each in own if (each.model, each.placement) == (candidate.model, candidate.written)],
             commit,
-            known,
+            gpus,
         )
         for candidate in entry.candidates
     )
 
 
+def _of_placement(found: Trial) -> bool:
+    """Whether a trial tells something of the candidate's placement, be it that there is no room for any."""
+    return found.spec is not None or found.outcome == trial.INFEASIBLE
+
+
 def _contender(
-    entry: TierEntry, candidate: Candidate, model: ModelEntry, trials: Sequence[Trial], commit: str, uuids: set[str]
+    entry: TierEntry,
+    candidate: Candidate,
+    model: ModelEntry,
+    trials: Sequence[Trial],
+    commit: str,
+    gpus: Sequence[GpuEntry],
 ) -> Contender:
     published = Published(
         score=model.published.score if model.published else None,
@@ -200,7 +225,7 @@ def _contender(
     def unmeasured(why: str) -> Contender:
         return Contender(candidate.model, candidate.written, published, None, (why,))
 
-    outdated = [_outdated(each, entry, model, commit, uuids) for each in trials]
+    outdated = [_outdated(each, entry, candidate, model, commit, gpus) for each in trials]
     newest = next((each for each, why in zip(trials, outdated, strict=True) if why is None), None)
     if newest is None:
         why = outdated[0] if outdated else None
@@ -209,13 +234,14 @@ def _contender(
         return unmeasured(newest.reason or newest.outcome)
     criteria = tier.Criteria(entry.criteria.min_generation_tokens_per_second, entry.criteria.max_load_s)
     verdict = judge(replace(newest.spec, criteria=criteria), newest.evidence)
-    layers = model.header.n_layer + 1 if model.header else newest.spec.placement.n_gpu_layers
+    layers = _layers(model, newest.spec.placement)
     figures = Figures(
         tokens_per_second=round(speed_verdict.generation_speed(newest.evidence) or 0.0, 2),
         load_s=math.inf if newest.evidence.unit.load_s is None else newest.evidence.unit.load_s,
         cpu_layers=max(layers - newest.spec.placement.n_gpu_layers, newest.spec.placement.n_cpu_moe),
         gpus=tuple(device.gpu for device in newest.spec.devices),
-        tensor_split=newest.spec.placement.tensor_split,
+        uuids=tuple(device.uuid for device in newest.spec.devices),
+        placed=newest.spec.placement,
         measured_at=newest.recorded_at,
         evidence=newest.digest,
     )
@@ -223,23 +249,25 @@ def _contender(
     return Contender(candidate.model, candidate.written, published, figures, said)
 
 
-def _outdated(found: Trial, entry: TierEntry, model: ModelEntry, commit: str, uuids: set[str]) -> str | None:
+def _outdated(
+    found: Trial, entry: TierEntry, candidate: Candidate, model: ModelEntry, commit: str, gpus: Sequence[GpuEntry]
+) -> str | None:
     """Say what has changed since a trial so that it does not hold; None when it does."""
     spec = found.spec
     if spec is None:
-        return None
+        same = found.outcome != trial.INFEASIBLE or found.fingerprint == asked.fingerprint(entry, candidate, gpus)
+        return None if same else "another placement was asked for"
     if not spec.model.file.endswith(model_path(model, "")) or spec.model.sha256 != (model.sha256 or ""):
         return "the catalogue named another file"
     if spec.engine.commit != commit:
         return f"the engine became {commit[:9]}"
-    gone = [device.uuid for device in spec.devices if device.uuid not in uuids]
-    if gone:
-        return f"card {gone[0]} went"
-    if not entry.context.min <= spec.placement.ctx_size <= entry.context.max:
-        return f"the context became another than {spec.placement.ctx_size:,}"
-    if spec.placement.parallel != entry.parallel:
-        return f"the slots became {entry.parallel}"
-    return None
+    uuids = [device.uuid for device in spec.devices]
+    return asked.changed(entry, candidate, gpus, _layers(model, spec.placement), spec.placement, uuids)
+
+
+def _layers(model: ModelEntry, found: Placement) -> int:
+    """Return a model's layers, the output layer included; those on the cards where nobody knows its header."""
+    return model.header.n_layer + 1 if model.header else found.n_gpu_layers
 
 
 def decide(
@@ -473,7 +501,8 @@ def _decided_json(choice: TierChoice, figures: Figures) -> dict[str, Any]:
         "tokens_per_second": figures.tokens_per_second,
         "load_s": figures.load_s,
         "gpus": list(figures.gpus),
-        "tensor_split": list(figures.tensor_split),
+        "uuids": list(figures.uuids),
+        "placed": {**asdict(figures.placed), "tensor_split": list(figures.placed.tensor_split)},
         "measured_at": figures.measured_at,
         "evidence": figures.evidence,
     }
@@ -527,7 +556,10 @@ def _judged_json(judged: Judged, step: Step, choice: TierChoice) -> dict[str, An
 
 
 class DecidedEntry(Written):
-    """The candidate that was chosen for one tier, why, and what was measured of it (UTC, `evidence` its digest)."""
+    """The candidate that was chosen for one tier, why, and what was measured of it (UTC, `evidence` its digest).
+
+    `placed` is how it lay on the cards, by name (`gpus`) and UUID in device order.
+    """
 
     model: str
     placement: dict[str, Any] | str
@@ -535,7 +567,8 @@ class DecidedEntry(Written):
     tokens_per_second: float
     load_s: float
     gpus: list[str]
-    tensor_split: list[int]
+    uuids: list[str]
+    placed: Placement
     measured_at: str
     evidence: str
 
@@ -543,7 +576,7 @@ class DecidedEntry(Written):
 class DecisionEntry(Written):
     """A host's decision as `checker decide` writes it into the inventory."""
 
-    schema_: Literal["llama-tiers/decision/1"] = Field(alias="schema")
+    schema_: Literal["llama-tiers/decision/2"] = Field(alias="schema")
     host: str
     policy: str
     acceptable_tokens_per_second: float
@@ -561,31 +594,65 @@ def parse(document: Any) -> DecisionEntry | None:
         raise InventoryError([f"{said}; {again}" for said in sentences(VARIABLE, error)]) from error
 
 
-def narrowed(tiers: Sequence[TierEntry], decided: DecisionEntry | None) -> list[TierEntry]:
-    """Return the tiers with the decided candidate alone; InventoryError when an inventory has it no longer.
+def narrowed(
+    tiers: Sequence[TierEntry],
+    decided: DecisionEntry | None,
+    gpus: Sequence[GpuEntry],
+    models: Mapping[str, ModelEntry],
+) -> list[TierEntry]:
+    """Return the tiers with the decided candidate alone, placed as it was measured.
 
-    A tier that was not decided keeps its candidates.
+    A tier that was not decided keeps its candidates. InventoryError when the inventory has a decided one no longer, or
+    asks something else of it than was measured.
     """
-    if decided is None:
-        return list(tiers)
     narrow, problems = [], []
     for entry in tiers:
-        choice = decided.tiers.get(entry.name)
-        own = [each for each in entry.candidates if choice and _is(each, choice)]
-        if choice and not own:
+        choice = decided.tiers.get(entry.name) if decided else None
+        own = next((each for each in entry.candidates if choice and is_decided(each, choice)), None)
+        if choice is None:
+            narrow.append(entry)
+        elif own is None:
             names = ", ".join(_candidate_words(each) for each in entry.candidates)
             problems.append(
-                f"tier {entry.name}: decided is {choice.model} ({placement_words(choice.placement)}), which is none of "
-                f"the inventory's candidates: {names}; put it back, or decide again with `checker decide`"
+                f"{_decided_is(entry, choice)}, which is none of the inventory's candidates: {names}; "
+                f"put it back, or {TRY_AGAIN}"
             )
-        narrow.append(entry.model_copy(update={"candidates": own}) if own else entry)
+        else:
+            layers = _layers(models[own.model], choice.placed)
+            why = asked.changed(entry, own, gpus, layers, choice.placed, choice.uuids)
+            if why:
+                problems.append(
+                    f"{_decided_is(entry, choice)}, which was measured before {why}: put that back, or {TRY_AGAIN}"
+                )
+            else:
+                narrow.append(_as_measured(entry, own, choice))
     if problems:
         raise InventoryError(problems)
     return narrow
 
 
-def _is(candidate: Candidate, choice: DecidedEntry) -> bool:
+def is_decided(candidate: Candidate, choice: DecidedEntry) -> bool:
+    """Whether a candidate of the inventory is the one that was chosen."""
     return (candidate.model, candidate.written) == (choice.model, choice.placement)
+
+
+def _decided_is(entry: TierEntry, choice: DecidedEntry) -> str:
+    return f"tier {entry.name}: decided is {choice.model} ({placement_words(choice.placement)})"
+
+
+def _as_measured(entry: TierEntry, candidate: Candidate, choice: DecidedEntry) -> TierEntry:
+    """Return a tier with one candidate, whose placement is spelled out as it was measured.
+
+    It was measured alone. Beside others it may have less of a range of context, which makes nothing slower.
+    """
+    placed = {key: word for key, word in asdict(choice.placed).items() if key in PlacementEntry.model_fields}
+    return entry.model_copy(
+        update={
+            "gpus": choice.uuids,
+            "context": ContextRange(min=entry.context.min, max=choice.placed.ctx_size),
+            "candidates": [candidate.model_copy(update={"placement": PlacementEntry.model_validate(placed)})],
+        }
+    )
 
 
 def _candidate_words(candidate: Candidate) -> str:

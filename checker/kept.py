@@ -12,11 +12,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from checker import placement, tier
+from checker import asked, placement, tier
 from checker.cards import Card, Ram
 from checker.header import Header
 from checker.placement import Choice, Demand
-from checker.tier import Placement
 
 # A new choice this much faster is worth a word; the search calls what is closer equally fast.
 _CLEARLY = 1.01
@@ -48,38 +47,12 @@ def choice(proven: tier.TierSpec, header: Header, cards: Sequence[Card], ram: Ra
     order = tuple(known[uuid] for uuid in uuids)
     if demand.split is not None and order != tuple(cards):
         return None
-    if len(order) != len(proven.placement.tensor_split) or not admits(demand, proven.placement, header.n_layer + 1):
+    if len(order) != len(proven.placement.tensor_split) or not asked.admits(
+        demand, proven.placement, header.n_layer + 1
+    ):
         return None
     found = placement.evaluate(header, proven.placement, order, ram)
     return found if found.fits else None
-
-
-def admits(demand: Demand, found: Placement, layers: int) -> bool:
-    """Whether a placement is one of those that a demand allows; `layers` are the model's, the output layer included."""
-    counts = found.tensor_split
-    if not all(isinstance(count, int) and count > 0 for count in counts) or sum(counts) != found.n_gpu_layers:
-        return False
-    pipeline = demand.pipeline
-    if demand.split is not None:
-        as_split = (found.split_mode, counts) == (demand.split_mode, demand.split)
-    else:
-        wanted = layers if demand.gpu_layers is None else demand.gpu_layers
-        as_split = (
-            found.split_mode == ("layer" if len(counts) > 1 else "none")
-            and (demand.split_mode == "layer" or len(counts) == 1)
-            and (found.n_gpu_layers <= layers if wanted == "auto" else found.n_gpu_layers == wanted)
-        )
-        # With layers on the host the engine does not compute in a pipeline, whatever is asked.
-        pipeline = demand.pipeline if found.n_gpu_layers == layers else (True,)
-    return (
-        as_split
-        and found.pipeline_parallel in pipeline
-        and found.ubatch_size in demand.ubatch_sizes
-        and (found.cache_type_k, found.cache_type_v) in demand.cache_types
-        and demand.context <= found.ctx_size <= max(demand.context, demand.most_context)
-        and (found.flash_attn, found.parallel, found.cache_ram_mib, found.n_cpu_moe)
-        == (demand.flash_attn, demand.parallel, demand.cache_ram_mib, demand.n_cpu_moe)
-    )
 
 
 def steady(planned: tier.TierSpec, proven: tier.TierSpec | None) -> tier.TierSpec:

@@ -10,16 +10,15 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from checker import argv, decision, kept, placement, tier
+from checker import argv, asked, decision, kept, placement, tier
 from checker.cards import Card, Host, Ram
 from checker.cards import host as join_host
 from checker.catalogue import (
     EVERYBODY,
-    Candidate,
     EngineFlags,
     GpuEntry,
     InventoryError,
@@ -30,7 +29,6 @@ from checker.catalogue import (
     model_path,
     parse_inventory,
     parse_ram,
-    resolve_gpus,
 )
 from checker.decision import DecisionEntry
 from checker.header import KNOWN, Header
@@ -262,17 +260,14 @@ def _tier(
 
     `frugal` leaves others as much as can be: with the smallest micro-batch, and no pipeline parallelism.
     """
-    named = resolve_gpus(entry, gpus)
-    if isinstance(named, str):
-        raise InventoryError([named])
     cards = dict(zip((gpu.uuid for gpu in gpus), host.cards, strict=True))
-    own = Host(tuple(cards[gpu.uuid] for gpu in named), host.ram)
+    own = Host(tuple(cards[gpu.uuid] for gpu in asked.cards(entry, gpus)), host.ram)
     tried: list[CandidatePlan] = []
     for candidate in entry.candidates:
         header = models[candidate.model].header
         if header is None:
             raise InventoryError([f"model {candidate.model} has no header in the catalogue"])
-        wanted = demand(entry, candidate)
+        wanted = asked.demand(entry, candidate)
         least = replace(wanted, most_context=wanted.context)
         if frugal:
             least = replace(least, ubatch_sizes=(min(wanted.ubatch_sizes),), pipeline=wanted.pipeline[-1:])
@@ -294,29 +289,6 @@ def screen(
     """Plan every candidate of a tier as if it were the only one, and the tier alone on the host."""
     alone = (entry.model_copy(update={"candidates": [candidate]}) for candidate in entry.candidates)
     return tuple(make(gpus, [each], models, host).tiers[0].chosen for each in alone)
-
-
-def demand(entry: TierEntry, candidate: Candidate) -> Demand:
-    """Turn what the inventory says of a candidate into what is asked of its placement."""
-    written = candidate.placement
-    explicit = written.tensor_split is not None
-    types = ["f16"] if explicit else entry.cache_types
-    pairs = dict.fromkeys((written.cache_type_k or kind, written.cache_type_v or kind) for kind in types)
-    sizes = (512,) if explicit else placement.UBATCH_SIZES
-    return Demand(
-        context=entry.context.min,
-        most_context=entry.context.max,
-        cache_types=tuple(pairs),
-        ubatch_sizes=(written.ubatch_size,) if written.ubatch_size else sizes,
-        pipeline=(True, False) if written.pipeline_parallel is None else (written.pipeline_parallel,),
-        gpu_layers=written.n_gpu_layers,
-        flash_attn=written.flash_attn,
-        parallel=entry.parallel,
-        cache_ram_mib=entry.cache_ram_mib,
-        n_cpu_moe=written.n_cpu_moe,
-        split_mode=written.split_mode,
-        split=tuple(written.tensor_split) if written.tensor_split else None,
-    )
 
 
 def _quantisations(name: str, models: Mapping[str, ModelEntry]) -> dict[str, Header]:
@@ -687,14 +659,28 @@ def _speed(choice: Choice) -> str:
     return f"{choice.speed.expected:.1f} tokens/s expected" if choice.speed else "speed not known"
 
 
-def problems(planned: Plan) -> list[str]:
-    """Return every reason why the tiers of a plan cannot all be served at once."""
-    said = [refusal(each.name, candidate) for each in planned.tiers if not each.fits for candidate in each.candidates]
-    return said + [
-        f"{' and '.join(exclusion.tiers)} cannot be resident together: {exclusion.reason}; pinned tiers are served all "
-        "the time: give one of them `residency: on_demand`, or a smaller candidate or context, or leave it out"
-        for exclusion in planned.refused
+def problems(planned: Plan, decided: Collection[str] = ()) -> list[str]:
+    """Return every reason why the tiers of a plan cannot all be served at once; `decided` names those that are."""
+    as_measured = "decided with the placement that was measured, and no other is served untried"
+    said = [
+        refusal(each.name, candidate)
+        + (f"; it is {as_measured}: make room, or {decision.TRY_AGAIN}" if each.name in decided else "")
+        for each in planned.tiers
+        if not each.fits
+        for candidate in each.candidates
     ]
+    for exclusion in planned.refused:
+        said.append(
+            f"{' and '.join(exclusion.tiers)} cannot be resident together: {exclusion.reason}; pinned tiers are served "
+            "all the time: give one of them `residency: on_demand`, or a smaller candidate or context, or leave it out"
+        )
+        own = [name for name in exclusion.tiers if name in decided]
+        if own:
+            said[-1] += (
+                f"; {' and '.join(own)} {'is' if len(own) == 1 else 'are'} {as_measured}: one that leaves more room is "
+                "a candidate of its own, to be written, tried and decided (`checker trial`, `checker decide`)"
+            )
+    return said
 
 
 def devices(choice: Choice) -> tuple[tier.Device, ...]:
@@ -818,7 +804,7 @@ def for_site(
     Arguments are the inventory's words as Ansible hands them over; `profile` is the host profile, empty when there is
     no host to ask. Pinned tiers of a host are served at once, so such that exclude each other are refused. `replan`
     makes a new choice for every tier, where else a placement that is proven on the host is kept. `decided` is the
-    inventory's decision: a tier that is in it has the candidate that was chosen, and no other.
+    inventory's decision: a tier that is in it has the candidate that was chosen, as it was measured, and no other.
     """
     found = check_inventory(gpus, tiers, models, engines, engine, backend)
     ram_entry = parse_ram(ram or {}, found)
@@ -826,13 +812,13 @@ def for_site(
         raise InventoryError(found)
     parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
     by = decision.parse(decided)
-    parsed_tiers = decision.narrowed(parsed_tiers, by)
+    parsed_tiers = decision.narrowed(parsed_tiers, by, parsed_gpus, parsed_models)
     host = join_host(parsed_gpus, ram_entry, profile or {})
     planned = make(parsed_gpus, parsed_tiers, parsed_models, host)
     proven = kept.of_profile(profile or {})
     if not replan:
         planned = keep(planned, proven, parsed_gpus, parsed_tiers, parsed_models, host)
-    found = problems(planned)
+    found = problems(planned, by.tiers if by else ())
     if found:
         raise InventoryError(found)
     engine_of = {entry.name: entry.engine or engine for entry in parsed_tiers}
@@ -908,7 +894,7 @@ def served(
     parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
     host = join_host(parsed_gpus, RamEntry(), {})
     names = []
-    for entry in decision.narrowed(parsed_tiers, decision.parse(decided)):
+    for entry in decision.narrowed(parsed_tiers, decision.parse(decided), parsed_gpus, parsed_models):
         try:
             names += [each.chosen.model for each in make(parsed_gpus, [entry], parsed_models, host).tiers]
         except InventoryError:

@@ -220,7 +220,8 @@ def subjects(root: Path, inventory: str | None, limit: str | None, hardware: str
         names = ", ".join(host.name for host in hosts)
         raise PlanningError(f"{hardware} is one host's hardware, the inventory has {names}: name one with --limit")
     read = read_hardware(Path(hardware).expanduser())
-    variables = {**hosts[0].variables, "gpus": read.variables["gpus"]}
+    # A decision is of the cards on which it was measured.
+    variables = {**hosts[0].variables, "gpus": read.variables["gpus"], decision.VARIABLE: None}
     return [replace(hosts[0], variables=variables, profile={**hosts[0].profile, **read.profile})]
 
 
@@ -252,7 +253,7 @@ def _made(subject: Subject, wishes: Wishes, models: Mapping[str, Any], engines: 
     parsed_gpus, parsed_tiers, parsed_models, host = _checked(subject, gpus, tiers, models, engines)
     decided = None if wishes.model else decision.parse(variables.get(decision.VARIABLE))
     if decided:
-        parsed_tiers = _decided(variables["tiers"], parsed_tiers, decided)
+        parsed_tiers = _decided(variables["tiers"], parsed_tiers, decided, parsed_gpus, parsed_models)
     remarks = (*subject.remarks, *_taken_as(wishes, tiers), *plan.exposed(parsed_tiers))
     planned = plan.make(parsed_gpus, parsed_tiers, parsed_models, host)
     return plan_document.to_json(planned, subject.name, remarks, decided)
@@ -297,18 +298,28 @@ def _checked(
     return parsed_gpus, parsed_tiers, parsed_models, host
 
 
-def _decided(written: Any, wished: Sequence[TierEntry], decided: DecisionEntry) -> list[TierEntry]:
+def _decided(
+    written: Any,
+    wished: Sequence[TierEntry],
+    decided: DecisionEntry,
+    gpus: Sequence[GpuEntry],
+    models: Mapping[str, ModelEntry],
+) -> list[TierEntry]:
     """Return tiers with the decided candidate alone; it is found as the inventory wrote it, before the wishes.
 
-    InventoryError when the inventory has it no longer.
+    A tier that is wished otherwise is not placed as the candidate was measured. InventoryError as of
+    `decision.narrowed`.
     """
     by_name = {entry.name: entry for entry in parse_inventory([], written, {})[1]}
     narrowed = []
     for entry in wished:
-        before = by_name[entry.name]
-        (own,) = decision.narrowed([before], decided)
-        kept = [each for each, old in zip(entry.candidates, before.candidates, strict=True) if old in own.candidates]
-        narrowed.append(entry.model_copy(update={"candidates": kept}))
+        before, choice = by_name[entry.name], decided.tiers.get(entry.name)
+        (own,) = decision.narrowed([before], decided, gpus, models)
+        if entry != before:
+            pairs = zip(entry.candidates, before.candidates, strict=True)
+            kept = [each for each, old in pairs if choice is None or decision.is_decided(old, choice)]
+            own = entry.model_copy(update={"candidates": kept})
+        narrowed.append(own)
     return narrowed
 
 

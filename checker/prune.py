@@ -2,8 +2,8 @@
 
 One is referred to when the inventory needs it, a link beside its folder points at it (`current`, `previous`), a tier is
 to run with it (a candidate that is tried, too), or to go back to it (it was accepted with it), or the tiers were proven
-with it, now or before the last change. The last is remembered on the host, so that one step back needs neither a
-download nor a build.
+with it, now or before the last change of its kind. The last is remembered on the host, of models and releases each on
+their own, so that one step back of either needs neither a download nor a build.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-SCHEMA = "llama-tiers/served/1"
+SCHEMA = "llama-tiers/served/2"
+MODELS, RELEASES = "models", "releases"
 
 
 class PruneError(Exception):
@@ -24,14 +25,14 @@ class PruneError(Exception):
 
 @dataclass(frozen=True)
 class Served:
-    """The folders, by name, that the tiers are served from, and those that they were before the last change."""
+    """The folders of one kind, by name, that the tiers are served from, and that they were before the last change."""
 
-    now: tuple[str, ...]
-    before: tuple[str, ...]
+    now: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
 
     def after(self, served: Iterable[str]) -> Served:
         """Return what is to be remembered when these are served."""
-        now = tuple(sorted(set(served)))
+        now = tuple(sorted(served))
         return self if now == self.now else Served(now, self.now)
 
 
@@ -43,32 +44,39 @@ class Unused:
     mib: int
 
 
-def read(path: Path) -> Served:
-    """Read what is remembered of a host; nothing where there is no file, or a damaged one."""
+def read(path: Path) -> dict[str, Served]:
+    """Read what is remembered of a host, by kind; nothing where there is no file, or a damaged one."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["schema"] == SCHEMA:
-            return Served(tuple(document["now"]), tuple(document["before"]))
+            kinds = {kind: document[kind] for kind in (MODELS, RELEASES)}
+            return {kind: Served(tuple(each["now"]), tuple(each["before"])) for kind, each in kinds.items()}
     except (OSError, ValueError, LookupError, TypeError):
         pass
-    return Served((), ())
+    return {MODELS: Served(), RELEASES: Served()}
 
 
-def write(path: Path, served: Served) -> None:
-    """Remember what is served, whole or not at all."""
+def after(before: Mapping[str, Served], served: Mapping[str, Iterable[str]]) -> dict[str, Served]:
+    """Return what is to be remembered, by kind, when these are served."""
+    return {kind: before[kind].after(names) for kind, names in served.items()}
+
+
+def write(path: Path, served: Mapping[str, Served]) -> None:
+    """Remember what is served, by kind, whole or not at all."""
     beside = path.with_suffix(".new")
-    document = {"schema": SCHEMA, "now": list(served.now), "before": list(served.before)}
+    document = {"schema": SCHEMA, **{kind: asdict(each) for kind, each in served.items()}}
     beside.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     beside.replace(path)
 
 
-def needed(specs: Iterable[Path]) -> set[str]:
-    """Return the folders of model and release, by name, of the tier specs in these files; PruneError."""
-    names = set()
+def needed(specs: Iterable[Path]) -> dict[str, set[str]]:
+    """Return the folders, by kind and name, that the tier specs in these files need; PruneError."""
+    names: dict[str, set[str]] = {MODELS: set(), RELEASES: set()}
     for path in specs:
         try:
             spec = json.loads(path.read_text(encoding="utf-8"))
-            names |= {Path(spec["model"]["file"]).parent.name, Path(spec["engine"]["release"]).name}
+            names[MODELS].add(Path(spec["model"]["file"]).parent.name)
+            names[RELEASES].add(Path(spec["engine"]["release"]).name)
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise PruneError(f"{path} does not tell which model and release it needs ({error})") from error
     return names

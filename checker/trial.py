@@ -35,8 +35,9 @@ class TrialError(ValueError):
 class Trial:
     """One candidate of a tier of a host, tried at `recorded_at` (UTC, 2026-10-01T12:00:00Z).
 
-    `fingerprint` is of all that a measurement depends on (`fingerprint`). `spec` is what the tier would have been, None
-    for what was never started; `evidence` is there when it was measured, `reason` when it was not.
+    `fingerprint` is of all that a measurement depends on (`fingerprint`), or of what was asked where that had no room.
+    `spec` is what the tier would have been, None for what was never started; `evidence` is there when it was measured,
+    `reason` when it was not.
     """
 
     host: str

@@ -5,11 +5,11 @@ Each is planned as if it were the only tier of the host, for while it is tried i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from checker import decision, plan, tier, trial
+from checker import asked, decision, plan, tier, trial
 from checker.catalogue import InventoryError, check_inventory, parse_inventory
 from checker.tier import TierSpec
 from checker.trial_run import NAME
@@ -57,15 +57,16 @@ def candidates(
     profile: Mapping[str, Any],
     ram: Mapping[str, Any],
     only: str | None,
-    finished: Collection[str],
+    finished: Mapping[str, str],
 ) -> tuple[Candidate, ...]:
     """Screen every candidate of the tiers, or of the `only` one, in the inventory's order.
 
-    Arguments are those of `plan.for_site`; `finished` are the fingerprints of what need not be tried again.
+    Arguments are those of `plan.for_site`. `finished` has by fingerprint when (UTC) what need not be tried again was
+    recorded; what had no room since then is tried again, so that its newest record is not that.
     InventoryError when the inventory cannot be used, or has no such tier.
     """
     problems = check_inventory(gpus, tiers, models, engines, engine, backend)
-    parsed_tiers = parse_inventory(gpus, tiers, models)[1]
+    parsed_gpus, parsed_tiers, _, _ = parse_inventory(gpus, tiers, models)
     names = [entry.name for entry in parsed_tiers]
     if only is not None and only not in names:
         problems.append(f"no tier {only!r}; tiers here: {', '.join(names)}")
@@ -83,6 +84,7 @@ def candidates(
             own = {"name": NAME, "candidates": [as_written], "residency": tier.PINNED, "fallback": None}
             alone = {**written, **own}
             spec, reason = None, None
+            no_room = asked.fingerprint(entry, each, parsed_gpus)
             try:
                 planned = plan.for_site(gpus, [alone], models, engines, engine, backend, places, profile, ram)
                 spec = planned.specs[0]
@@ -91,8 +93,8 @@ def candidates(
                 fingerprint = trial.other_fingerprint(entry.name, each.written, measured)
             except InventoryError as error:
                 reason = "; ".join(problem.removeprefix(f"{NAME}: ") for problem in error.problems)
-                fingerprint = trial.other_fingerprint(entry.name, each.model, each.written)
+                fingerprint = no_room
             label = f"{each.model} ({decision.placement_words(each.written)})"
-            done = spec is not None and fingerprint in finished
+            done = spec is not None and finished.get(fingerprint, "") > finished.get(no_room, "")
             found.append(Candidate(entry.name, each.model, each.written, label, fingerprint, spec, reason, done))
     return tuple(found)

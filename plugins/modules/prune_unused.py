@@ -8,7 +8,7 @@ module: prune_unused
 short_description: Find, and remove, the models or releases of a host that nothing refers to
 description:
   - A folder is kept while the inventory needs it, a link beside C(directory) points at it, a tier is to run with it, or
-    the tiers were proven with it, now or before the last change.
+    the tiers were proven with it, now or before the last change of models, or of releases.
   - Nothing is removed while a tier spec is damaged, since it may need anything.
   - Remembers what the tiers were proven with, which is no change.
 options:
@@ -70,12 +70,14 @@ def main() -> None:
     directory, memory = Path(args["directory"]), Path(args["memory"])
     try:
         before = prune.read(memory)
-        served = before.after(prune.needed(proven.DIRECTORY.glob("*/spec.json")))
+        served = prune.after(before, prune.needed(proven.DIRECTORY.glob("*/spec.json")))
         to_run = prune.needed([*tier.DIRECTORY.glob("*.json"), *proven.DIRECTORY.glob("*/accepted/spec.json")])
     except prune.PruneError as error:
         module.exit_json(changed=False, unused=[f"{directory}: nothing is removed, for {error}"])
     found = prune.folders(directory, args["ours"])
-    referred = {*args["referred"], *prune.linked(directory), *to_run, *served.now, *served.before}
+    # Models and releases have no names in common.
+    proven_with = (name for each in served.values() for name in (*each.now, *each.before))
+    referred = {*args["referred"], *prune.linked(directory), *proven_with}.union(*to_run.values())
     unused = prune.unused(found, referred)
     stay = len(unused) if args["newest"] is None else max(args["newest"] - (len(found) - len(unused)), 0)
     gone = unused if args["remove"] else unused[stay:]

@@ -231,6 +231,7 @@ def test_the_decision_is_served_changed_and_reverted(checkout: Checkout) -> None
     assert "Policy single-gpu; acceptable are" in status
     assert "- [x] The decision is served: policy single-gpu" in status
     assert [device["layers"] for device in spec_of_deep()["devices"]] == [19]
+    assert [device["uuid"] for device in spec_of_deep()["devices"]] == first["tiers"]["deep"]["uuids"]
     assert status_of(8081, "deep") == "200"
 
     checkout.accept(slow / 2)
@@ -308,6 +309,12 @@ def test_a_candidate_that_hangs_is_given_up(checkout: Checkout) -> None:
 
 
 def test_a_full_disk_is_the_candidates_failure(checkout: Checkout) -> None:
+    """Even if it is the one that was decided, and the decision of another tier is of a candidate that is gone."""
+    before = checkout.decision.read_text()
+    words = yaml.safe_load(before)
+    words["llama_tiers_decision"]["tiers"]["deep"]["model"] = "broken"
+    words["llama_tiers_decision"]["tiers"]["fast"]["placement"] = {"ubatch_size": 64}
+    checkout.decision.write_text(yaml.safe_dump(words))
     ssh_ok("rm -rf /var/lib/llama-tiers/trials && mkdir -p /var/lib/llama-tiers/trials")
     folder = ssh_ok(f"dirname $(ls /var/lib/llama-tiers/models/*/{BROKEN_FILE})").strip()
     ssh_ok(f"rm -r {folder} && mkdir {folder} && mount -t tmpfs -o size=8m none {folder}")
@@ -315,6 +322,7 @@ def test_a_full_disk_is_the_candidates_failure(checkout: Checkout) -> None:
         done = checkout.checker("trial", "--tier", "deep")
     finally:
         ssh_ok(f"umount {folder}")
+        checkout.decision.write_text(before)
     assert done.returncode == 0, done.stdout + done.stderr
     assert serving()
     (broken,) = [record for key, record in records().items() if key[1] == "broken"]

@@ -60,8 +60,10 @@ def test_all_problems_of_an_inventory_are_said_at_once() -> None:
 
 
 def decided(placement: Any) -> dict[str, Any]:
-    """Return an inventory's decision for the tier `deep`."""
-    return {**DECISION, "tiers": {"deep": {**DECISION["tiers"]["deep"], "placement": placement}}}
+    """Return an inventory's decision for the tier `deep`, whose placement has a split."""
+    deep, split = DECISION["tiers"]["deep"], placement["tensor_split"]
+    placed = {**deep["placed"], "tensor_split": split, "n_gpu_layers": sum(split)}
+    return {**DECISION, "tiers": {"deep": {**deep, "placement": placement, "placed": placed}}}
 
 
 @pytest.mark.parametrize("module", ["inventory_check", "tier_plan"])
@@ -104,6 +106,15 @@ def test_only_the_decided_model_has_to_lie_on_the_host() -> None:
     ]
 
     assert needed == [["other"], ["tiny"]]
+
+
+def test_where_nothing_is_served_neither_decision_nor_models_are_looked_at() -> None:
+    gone = decided({"tensor_split": [4, 1]})
+    result = run(
+        "inventory_check", decision=gone, serves=False, models_directory=MODELS_DIRECTORY, **BUILD, **inventory()
+    )
+    assert result["models"] == []
+    assert [need["what"] for need in result["needs"]] == ["build of llama.cpp new"]
 
 
 def plan(

@@ -29,7 +29,7 @@ def plan(**arguments: Any) -> dict[str, Any]:
 def test_candidates_are_told_apart_by_what_becomes_of_them() -> None:
     first = plan()
     assert first["summary"] == ["fast: tiny (5, one card): is tried", "deep: tiny (3,2): is tried"]
-    done = plan(finished=[first["candidates"][1]["fingerprint"]])
+    done = plan(finished={first["candidates"][1]["fingerprint"]: "2026-11-24T15:00:00Z"})
     assert done["summary"][1] == "deep: tiny (3,2): was tried already"
     refused = plan(gpus=[BIG, {**SMALL, "total_mib": 160}])
     assert refused["summary"][1].startswith("deep: tiny (3,2): has no room: tiny, context 4,096")
@@ -99,12 +99,20 @@ def test_unasked_only_the_oldest_go_of_those_that_nothing_refers_to(
     assert {path.name for path in directory.iterdir()} == {"used", "back", "not ours"}
 
 
-def test_what_was_served_before_the_last_change_stays(tmp_path: Path) -> None:
-    directory = tmp_path / "models"
+def test_what_was_served_before_the_last_change_of_its_kind_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tier, "DIRECTORY", tmp_path / "tiers")
+    monkeypatch.setattr(proven, "DIRECTORY", tmp_path / "proven")
+    directory, path = tmp_path / "models", tmp_path / "proven/deep/spec.json"
     folders(directory, "used", "once", "idle")
-    memory = {"schema": "llama-tiers/served/1", "now": ["once"], "before": []}
-    (tmp_path / "served.json").write_text(json.dumps(memory))
-    prune(directory, remove=True)
+    path.parent.mkdir(parents=True)
+    for model, release in (("once", "one"), ("used", "one"), ("used", "two"), ("used", "two")):
+        document = {"model": {"file": f"/m/{model}/model.gguf"}, "engine": {"release": f"/r/{release}"}}
+        path.write_text(json.dumps(document))
+        run_here("prune_unused", pruning(directory, referred=["idle", "used"], newest=0, remove=True))
+    assert {path.name for path in directory.iterdir()} == {"used", "once", "idle"}
+    run_here("prune_unused", pruning(directory, newest=0, remove=True))
     assert {path.name for path in directory.iterdir()} == {"used", "once"}
 
 

@@ -41,7 +41,14 @@ def policies(**changes: Any) -> Policies:
 
 def figures(tokens_per_second: float = 20.0, load_s: float = 30.0, cpu_layers: int = 0, cards: int = 2) -> Figures:
     return Figures(
-        tokens_per_second, load_s, cpu_layers, ("card",) * cards, (1,) * cards, "2026-11-24T15:00:00Z", "e" * 64
+        tokens_per_second,
+        load_s,
+        cpu_layers,
+        ("card",) * cards,
+        tuple(f"GPU-{number}" for number in range(cards)),
+        tier.Placement("layer", (1,) * cards, cards, 4096, "f16", "f16", 512, "on"),
+        "2026-11-24T15:00:00Z",
+        "e" * 64,
     )
 
 

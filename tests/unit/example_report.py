@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from fake_tier import COMMIT, TEXT, spec
@@ -75,7 +75,7 @@ def thorough(small_peak_mib: float = 95.0) -> Thorough:
 
 
 DECISION = {
-    "schema": "llama-tiers/decision/1",
+    "schema": "llama-tiers/decision/2",
     "host": "tower",
     "policy": "multi-gpu",
     "acceptable_tokens_per_second": 10.0,
@@ -87,7 +87,8 @@ DECISION = {
             "tokens_per_second": 61.25,
             "load_s": 3.14,
             "gpus": [BIG["name"], SMALL["name"]],
-            "tensor_split": [13, 6],
+            "uuids": [BIG["uuid"], SMALL["uuid"]],
+            "placed": {**asdict(PLANNED.placement), "tensor_split": [13, 6]},
             "measured_at": "2026-11-23T10:00:00Z",
             "evidence": "e" * 64,
         }

@@ -114,21 +114,30 @@ def served_by(**changes: Any) -> dict[str, Any]:
     return {**DECISION, "tiers": {"deep": {**DECISION["tiers"]["deep"], **changes}}}  # type: ignore[index]
 
 
+def placed(**changes: Any) -> dict[str, Any]:
+    """Return the decision with something else of the placement of tier `deep`."""
+    return served_by(placed={**DECISION["tiers"]["deep"]["placed"], **changes})  # type: ignore[index]
+
+
 def test_a_decision_that_is_served_is_a_tick() -> None:
     found = boxes(TIER, alone(), decision=DECISION)[DECIDED]
     assert found.ticked
-    assert found.reason == f"policy multi-gpu; deep: tiny on {BIG['name']} and {SMALL['name']}"
+    assert found.reason == f"policy multi-gpu; deep: tiny, 13,6 layers on {BIG['name']} and {SMALL['name']}"
     assert boxes(TIER)[DECIDED].reason == "no decision: `checker trial`, then `checker decide`"
 
 
 @pytest.mark.parametrize(
     ("decision", "says"),
     [
-        (served_by(model="other"), f"deep: decided is other on {BIG['name']} and {SMALL['name']}, served tiny on"),
-        (served_by(gpus=[BIG["name"]]), f"deep: decided is tiny on {BIG['name']}, served tiny on {BIG['name']} and"),
-        ({**DECISION, "tiers": {"max": served_by()["tiers"]["deep"]}}, "max: decided is tiny on "),
+        (served_by(model="other"), f"deep: decided is other, 13,6 layers on {BIG['name']} and {SMALL['name']}, served"),
+        (served_by(uuids=[BIG["uuid"]]), "deep: decided is tiny, 13,6 layers on "),
+        (placed(tensor_split=[12, 7]), f"deep: decided is tiny, 12,7 layers on {BIG['name']} and {SMALL['name']}, ser"),
+        (placed(n_gpu_layers=18), "deep: decided is tiny, 13,6 layers on "),
+        (placed(split_mode="row"), f"deep: decided is tiny, 13,6 layers on {BIG['name']} and {SMALL['name']}, row spl"),
+        ({**DECISION, "tiers": {"max": served_by()["tiers"]["deep"]}}, "max: decided is tiny, 13,6 layers on "),
+        (served_by(placed=None), "deep: decided is tiny on "),
     ],
-    ids=["another model", "other cards", "no such tier"],
+    ids=["model", "cards", "split", "layers", "split mode", "no such tier", "of another version"],
 )
 def test_a_decision_that_is_not_served_leaves_the_box_open(decision: dict[str, Any], says: str) -> None:
     found = boxes(TIER, decision=decision)[DECIDED]

@@ -94,7 +94,7 @@ def test_the_chosen_candidate_is_written_with_its_evidence(
     text = checkout.decision().read_text()
     assert "do not edit" in text.splitlines()[1]
     made = yaml.safe_load(text)["llama_tiers_decision"]
-    assert (made["schema"], made["host"], made["policy"]) == ("llama-tiers/decision/1", "tower", "quick")
+    assert (made["schema"], made["host"], made["policy"]) == ("llama-tiers/decision/2", "tower", "quick")
     deep = made["tiers"]["deep"]
     assert (deep["model"], deep["placement"], deep["tokens_per_second"]) == ("tiny", SPLIT, 50.0)
     assert deep["evidence"] == measured(SPLIT, 50.0).digest
@@ -274,6 +274,17 @@ def test_the_command_line_goes_before_the_decision(checkout: Checkout, capsys: p
     assert deep["placement"]["tensor_split"] == [4, 1]
     assert cli.main(["plan", "-i", str(checkout.inventory), "--model", "tiny", "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["tiers"][0]["decided"] is None
+
+
+def test_other_hardware_has_no_decision(checkout: Checkout, capsys: pytest.CaptureFixture[str]) -> None:
+    decide(capsys, checkout)
+    other = checkout.root / "hardware.yml"
+    card = {"name": "NVIDIA Big", "total_mib": 24576, "bandwidth_gb_s": 936, "compute_capability": "8.6"}
+    other.write_text(yaml.safe_dump({"gpus": [card, card], "ram_mib": 64000}))
+    words = ["-i", str(checkout.inventory), "--hardware", str(other), "--format", "json"]
+    assert cli.main(["plan", *words]) == 0
+    (deep,) = json.loads(capsys.readouterr().out)["tiers"]
+    assert (deep["decided"], deep["placement"]["tensor_split"]) == (None, [5])
 
 
 def test_a_decided_candidate_that_is_gone_from_the_inventory_is_an_error(

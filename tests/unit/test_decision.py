@@ -12,14 +12,15 @@ from decision_cases import COMMIT, contender, figures, measured
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checker import decision, trial
-from checker.catalogue import InventoryError, ModelEntry, TierEntry
+from checker import asked, decision, trial
+from checker.catalogue import GpuEntry, InventoryError, ModelEntry, TierEntry
 from checker.decision import Contender, Decision
 from checker.policies import Policies
 from inventories import BIG, MODELS, SMALL, inventory
 
 POLICIES = decision_cases.policies()
-UUIDS = [BIG["uuid"], SMALL["uuid"]]
+GPUS = [GpuEntry.model_validate(each) for each in (BIG, SMALL)]
+AUTO: dict[str, Any] = {"n_gpu_layers": "auto"}
 SEVERAL = st.lists(decision_cases.contenders(), min_size=1, max_size=6)
 
 
@@ -203,8 +204,8 @@ def entry(placements: list[Any], **changes: Any) -> TierEntry:
 
 def contenders_of(trials: Sequence[trial.Trial], placements: list[Any], **changes: Any) -> tuple[Contender, ...]:
     models = {"tiny": ModelEntry.model_validate(MODELS["tiny"])}
-    commit, uuids = changes.pop("commit", COMMIT), changes.pop("uuids", UUIDS)
-    return decision.contenders(entry(placements, **changes), models, trials, commit, uuids)
+    commit, gpus = changes.pop("commit", COMMIT), changes.pop("here", GPUS)
+    return decision.contenders(entry(placements, **changes), models, trials, commit, gpus)
 
 
 def test_a_trial_tells_of_its_own_candidate() -> None:
@@ -217,10 +218,10 @@ def test_a_trial_tells_of_its_own_candidate() -> None:
 
 
 def test_layers_on_the_host_are_counted() -> None:
-    record = measured("auto")
+    record = measured(AUTO)
     assert record.spec
-    fewer = replace(record.spec, placement=replace(record.spec.placement, n_gpu_layers=3))
-    (found,) = contenders_of([replace(record, spec=fewer)], ["auto"])
+    fewer = replace(record.spec, placement=replace(record.spec.placement, n_gpu_layers=3, tensor_split=(2, 1)))
+    (found,) = contenders_of([replace(record, spec=fewer, placement=AUTO)], [AUTO])
     assert found.figures and found.figures.cpu_layers == 2
 
 
@@ -228,9 +229,11 @@ def test_layers_on_the_host_are_counted() -> None:
     ("changes", "said"),
     [
         ({"commit": "f" * 40}, "it was tried before the engine became fffffffff: try it again"),
-        ({"uuids": [BIG["uuid"]]}, f"it was tried before card {SMALL['uuid']} went: try it again"),
+        ({"here": GPUS[:1]}, f"it was tried before card {SMALL['uuid']} went: try it again"),
+        ({"gpus": [BIG["uuid"]]}, f"it was tried before card {SMALL['uuid']} went: try it again"),
         ({"context": 8192}, "it was tried before the context became another than 4,096: try it again"),
         ({"parallel": 2}, "it was tried before the slots became 2: try it again"),
+        ({"cache_types": ["q8_0"]}, "it was tried before the KV cache became another than f16: try it again"),
     ],
 )
 def test_a_trial_of_what_was_before_counts_no_longer(changes: dict[str, Any], said: str) -> None:
@@ -262,6 +265,41 @@ def test_what_had_no_room_or_did_not_run_says_why() -> None:
     assert (found.figures, found.faults) == (None, ("cudaMalloc failed: out of memory",))
 
 
+def no_room(placement: trial.Written, recorded_at: str = "2026-11-25T00:00:00Z", **changes: Any) -> trial.Trial:
+    """Return a record that the candidate had no room, as it is written of a tier with `changes`."""
+    asking = entry([placement], **changes)
+    fingerprint = asked.fingerprint(asking, asking.candidates[0], GPUS)
+    return measured(
+        placement, recorded_at=recorded_at, outcome=trial.INFEASIBLE, reason="BIG needs more", fingerprint=fingerprint,
+        spec=None, evidence=None,
+    )  # fmt: skip
+
+
+def test_no_room_for_what_is_asked_now_goes_before_what_was_measured_earlier() -> None:
+    (found,) = contenders_of([measured("auto"), no_room("auto")], ["auto"])
+    assert (found.figures, found.faults) == (None, ("BIG needs more",))
+    (found,) = contenders_of([measured("auto"), no_room("auto", "2026-11-20T00:00:00Z")], ["auto"])
+    assert found.figures
+
+
+@pytest.mark.parametrize(
+    "changes", [{"context": 8192}, {"gpus": [BIG["uuid"]]}, {"cache_types": ["f32"]}, {"parallel": 4}]
+)
+def test_no_room_for_what_is_asked_no_longer_hides_nothing(changes: dict[str, Any]) -> None:
+    (found,) = contenders_of([measured("auto"), no_room("auto", **changes)], ["auto"])
+    assert found.figures and not found.faults
+    (found,) = contenders_of([no_room("auto", **changes)], ["auto"])
+    assert found.faults == ("it was tried before another placement was asked for: try it again",)
+
+
+def test_what_could_not_be_fetched_hides_no_measurement() -> None:
+    unfetched = replace(no_room("auto"), outcome=trial.FAILED, reason="its model could not be fetched: 404")
+    (found,) = contenders_of([measured("auto"), unfetched], ["auto"])
+    assert found.figures
+    (found,) = contenders_of([unfetched], ["auto"])
+    assert found.faults == ("its model could not be fetched: 404",)
+
+
 def test_the_tiers_criteria_of_today_judge_the_trial() -> None:
     slow = {"criteria": {"min_generation_tokens_per_second": 500, "max_load_s": 300}}
     (found,) = contenders_of([measured("auto")], ["auto"], **slow)
@@ -279,32 +317,66 @@ def document() -> dict[str, Any]:
     return made
 
 
-def test_the_decided_candidate_alone_is_left() -> None:
+def narrowed(entries: Sequence[TierEntry], decided: dict[str, Any]) -> list[TierEntry]:
+    models = {"tiny": ModelEntry.model_validate(MODELS["tiny"])}
+    return decision.narrowed(entries, decision.parse(decided), GPUS, models)
+
+
+def test_the_decided_candidate_alone_is_left_as_it_was_measured() -> None:
     both = entry(["auto", {"tensor_split": [3, 2]}])
     other = entry(["auto"], name="fast")
-    (deep, fast) = decision.narrowed([both, other], decision.parse(document()))
-    assert [each.written for each in deep.candidates] == [{"tensor_split": [3, 2]}]
+    (deep, fast) = narrowed([both, other], document())
+    (candidate,) = deep.candidates
+    record = measured({"tensor_split": [3, 2]})
+    assert record.spec
+    wanted = asked.demand(deep, candidate)
+    assert (wanted.split, wanted.ubatch_sizes, wanted.pipeline) == ((3, 2), (512,), (True,))
+    assert asked.admits(wanted, record.spec.placement, 5)
+    assert deep.gpus == [BIG["uuid"], SMALL["uuid"]]
     assert fast == other
+
+
+def test_a_range_of_context_is_the_planners_up_to_what_was_measured() -> None:
+    ranged = entry([{"tensor_split": [3, 2]}], context={"min": 2048, "max": 8192})
+    (deep,) = narrowed([ranged], document())
+    assert (deep.context.min, deep.context.max) == (2048, 4096)
 
 
 def test_a_default_that_is_written_out_is_the_same_candidate() -> None:
     longer = entry([{"tensor_split": [3, 2], "split_mode": "layer", "flash_attn": "on"}])
-    (deep,) = decision.narrowed([longer], decision.parse(document()))
-    assert deep == longer
+    assert narrowed([longer], document())[0].candidates[0].model == "tiny"
 
 
 def test_a_candidate_that_the_inventory_has_no_longer_is_named() -> None:
     with pytest.raises(InventoryError) as caught:
-        decision.narrowed([entry(["auto", {"tensor_split": [4, 1]}])], decision.parse(document()))
+        narrowed([entry(["auto", {"tensor_split": [4, 1]}])], document())
     assert str(caught.value) == (
         "tier deep: decided is tiny (3,2), which is none of the inventory's candidates: tiny (auto), tiny (4,1); "
-        "put it back, or decide again with `checker decide`"
+        "put it back, or try and decide again (`checker trial`, `checker decide`)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"context": 8192}, "the context became another than 4,096"),
+        ({"parallel": 2}, "the slots became 2"),
+        ({"gpus": [SMALL["uuid"], BIG["uuid"]]}, "another placement was asked for"),
+        ({"gpus": [BIG["uuid"]]}, f"card {SMALL['uuid']} went"),
+    ],
+)
+def test_a_decision_that_was_measured_for_something_else_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(InventoryError) as caught:
+        narrowed([entry([{"tensor_split": [3, 2]}], **changes)], document())
+    assert str(caught.value) == (
+        f"tier deep: decided is tiny (3,2), which was measured before {said}: "
+        "put that back, or try and decide again (`checker trial`, `checker decide`)"
     )
 
 
 def test_no_decision_leaves_everything() -> None:
     entries = [TierEntry.model_validate(each) for each in inventory()["tiers"]]
-    assert decision.narrowed(entries, decision.parse({})) == entries
+    assert narrowed(entries, {}) == entries
 
 
 @pytest.mark.parametrize(
@@ -312,8 +384,9 @@ def test_no_decision_leaves_everything() -> None:
     [
         (
             {"schema": "llama-tiers/decision/9"},
-            "schema 'llama-tiers/decision/9' is wrong: expected 'llama-tiers/decision/1'",
+            "schema 'llama-tiers/decision/9' is wrong: expected 'llama-tiers/decision/2'",
         ),
+        ({"schema": "llama-tiers/decision/1"}, "expected 'llama-tiers/decision/2'"),
         ({"tiers": {"deep": {}}}, "llama_tiers_decision: tiers.deep.model is missing"),
         ({"tiers": []}, "tiers [] is wrong: expected keys with values"),
     ],

@@ -6,7 +6,7 @@ import json
 import socket
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from planning_cases import BIG, Q4, Q5, SMALL, shaped
 from checker import cli, planning
 from checker.placement import short_name
 from checker.reports import plans
+from checker.tier import Placement
 
 ROOT = Path(__file__).parents[2]
 HARDWARE = {
@@ -254,12 +255,13 @@ def test_a_decision_for_a_tier_that_has_a_rival_is_planned() -> None:
         "tokens_per_second": 18.0,
         "load_s": 40.0,
         "gpus": [BIG, SMALL],
-        "tensor_split": [38, 11],
+        "uuids": [each["uuid"] for each in planning.with_placeholders(tower.variables["gpus"])],
+        "placed": asdict(Placement("layer", (38, 11), 49, 8192, "f16", "f16", 512, "on", pipeline_parallel=False)),
         "measured_at": "2026-11-24T15:00:00Z",
         "evidence": "ab" * 32,
     }
     policy = {"host": "tower", "policy": "multi-gpu", "acceptable_tokens_per_second": 10, "tiers": {"deep": deep}}
-    variables = {**tower.variables, "llama_tiers_decision": {"schema": "llama-tiers/decision/1", **policy}}
+    variables = {**tower.variables, "llama_tiers_decision": {"schema": "llama-tiers/decision/2", **policy}}
     document = planning.make(replace(tower, variables=variables), planning.Wishes(), *planning.read_catalogues(ROOT))
     served = tier(document, "deep")
     assert (served["model"], served["verdict"]) == ("deepseek-r1-distill-qwen-14b-q4_k_m", "fits")

@@ -51,7 +51,10 @@ def test_what_a_link_beside_the_folder_points_at_is_referred_to(tmp_path: Path) 
 def test_a_tier_needs_the_folders_of_its_model_and_its_release(tmp_path: Path) -> None:
     path = tmp_path / "deep.json"
     path.write_text(json.dumps(spec().to_json()))
-    assert prune.needed([path]) == {Path(spec().model.file).parent.name, Path(spec().engine.release).name}
+    assert prune.needed([path]) == {
+        "models": {Path(spec().model.file).parent.name},
+        "releases": {Path(spec().engine.release).name},
+    }
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"model": {"file": 7}, "engine": {"release": "/r"}}', '{"model": {}}'])
@@ -62,20 +65,42 @@ def test_a_spec_that_does_not_tell_what_it_needs_is_named(tmp_path: Path, conten
         prune.needed([path])
 
 
+def remember(memory: Path, model: str, release: str) -> None:
+    served = prune.after(prune.read(memory), {"models": {model}, "releases": {release}})
+    prune.write(memory, served)
+
+
 def test_what_was_served_before_the_last_change_is_remembered(tmp_path: Path) -> None:
     memory = tmp_path / "served.json"
-    for served in ([OLD], [NOW], [NOW], [NOW]):
-        prune.write(memory, prune.read(memory).after(served))
-    assert prune.read(memory) == Served((NOW,), (OLD,))
-    assert prune.read(memory).after([LISTED]) == Served((LISTED,), (NOW,))
+    for model in (OLD, NOW, NOW, NOW):
+        remember(memory, model, "one")
+    assert prune.read(memory) == {"models": Served((NOW,), (OLD,)), "releases": Served(("one",), ())}
+    remember(memory, LISTED, "one")
+    assert prune.read(memory)["models"] == Served((LISTED,), (NOW,))
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"schema": "llama-tiers/served/9", "now": [], "before": []}'])
+def test_a_change_of_one_kind_is_no_step_of_the_other(tmp_path: Path) -> None:
+    memory = tmp_path / "served.json"
+    for model, release in ((OLD, "one"), (NOW, "one"), (NOW, "two"), (NOW, "two")):
+        remember(memory, model, release)
+    assert prune.read(memory) == {"models": Served((NOW,), (OLD,)), "releases": Served(("two",), ("one",))}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        "{",
+        "[]",
+        '{"schema": "llama-tiers/served/9", "models": {"now": [], "before": []}}',
+        '{"schema": "llama-tiers/served/2", "models": {"now": ["a"], "before": []}, "releases": {}}',
+    ],
+)
 def test_a_memory_that_is_none_is_empty(tmp_path: Path, content: str | None) -> None:
     memory = tmp_path / "served.json"
     if content is not None:
         memory.write_text(content)
-    assert prune.read(memory) == Served((), ())
+    assert prune.read(memory) == {"models": Served(), "releases": Served()}
 
 
 def test_no_folder_has_nothing_unused(tmp_path: Path) -> None:

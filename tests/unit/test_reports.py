@@ -17,7 +17,7 @@ from ansible.template import Templar, trust_as_template
 from example_report import DECISION, report
 
 from checker import reports
-from inventories import SMALL
+from inventories import BIG, SMALL
 
 ROOT = Path(__file__).parents[2]
 
@@ -250,7 +250,8 @@ def test_status_states_the_decision_with_its_evidence() -> None:
     status = reports.render(document({"decision": DECISION}), "markdown")
     assert "Policy multi-gpu; acceptable are 10.0 tokens/s." in status
     because = "first of 2 that reach what is asked for, by quality"
-    assert rows(status, "Decision") == [["deep", "tiny", "61.2", "3.1", "2026-11-23", "e" * 12, because]]
+    lay = f"13,6 on {BIG['name']} + {SMALL['name']}"
+    assert rows(status, "Decision") == [["deep", "tiny", lay, "61.2", "3.1", "2026-11-23", "e" * 12, because]]
     undecided = reports.render(document(), "markdown")
     assert "### Decision" not in undecided
 

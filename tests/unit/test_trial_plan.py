@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -15,11 +16,16 @@ PLACES = plan.Places(releases=RELEASES, models="/m", keys="/k")
 SPLIT = {"tensor_split": [3, 2]}
 
 
-def screened(only: str | None = None, finished: tuple[str, ...] = (), **changes: Any) -> list[trial_plan.Candidate]:
+def screened(
+    only: str | None = None, finished: Mapping[str, str] | None = None, used_mib: int = 0, **changes: Any
+) -> list[trial_plan.Candidate]:
+    """Screen the small inventory's candidates; other processes hold `used_mib` of the small card."""
     given = inventory(**changes)
     given["tiers"][-1]["candidates"].append({"model": "tiny"})
-    profile = {"driver": {"version": "580.126.09"}, "gpus": []}
-    return list(trial_plan.candidates(**given, places=PLACES, profile=profile, ram={}, only=only, finished=finished))
+    held = [{"uuid": SMALL["uuid"], "total_mib": 3072, "used_mib": used_mib}] if used_mib else []
+    profile = {"driver": {"version": "580.126.09"}, "gpus": held, "tiers_mib": {SMALL["uuid"]: 0}}
+    known = {"profile": profile, "ram": {}, "finished": finished or {}}
+    return list(trial_plan.candidates(**given, places=PLACES, only=only, **known))
 
 
 def test_every_candidate_gets_the_command_line_that_its_tier_would_have() -> None:
@@ -66,9 +72,18 @@ def test_what_has_no_room_has_the_arithmetic_and_no_spec() -> None:
 
 def test_what_was_measured_with_all_the_same_is_done() -> None:
     (fast, deep, auto) = screened()
-    assert [each.done for each in screened(finished=(deep.fingerprint,))] == [False, True, False]
-    assert [each.done for each in screened(finished=(deep.fingerprint,), engine="old")] == [False, False, False]
+    finished = {deep.fingerprint: "2026-11-24T15:00:00Z"}
+    assert [each.done for each in screened(finished=finished)] == [False, True, False]
+    assert [each.done for each in screened(finished=finished, engine="old")] == [False, False, False]
     assert len({fast.fingerprint, deep.fingerprint, auto.fingerprint}) == 3
+
+
+def test_what_had_no_room_since_it_was_measured_is_tried_again() -> None:
+    deep, held = screened()[1], screened(used_mib=3000)[1]
+    assert held.spec is None
+    before, since = "2026-11-24T15:00:00Z", "2026-11-25T15:00:00Z"
+    assert not screened(finished={deep.fingerprint: before, held.fingerprint: since})[1].done
+    assert screened(finished={deep.fingerprint: since, held.fingerprint: before})[1].done
 
 
 def test_one_tier_alone_can_be_tried() -> None:

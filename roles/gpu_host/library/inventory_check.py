@@ -21,6 +21,7 @@ options:
   releases_directory: {description: Folder on the host that holds what was built, type: str, required: true}
   build_free_mib: {description: 'MiB that the build of an engine needs', type: int, required: true}
   decision: {description: The inventory's decision of which candidate each tier serves, type: dict, default: {}}
+  serves: {description: 'Whether the tiers are to be served, which needs their models', type: bool, default: true}
 attributes:
   check_mode: {support: full}
 author: [llama-tiers]
@@ -72,6 +73,7 @@ def main() -> None:
             "releases_directory": {"type": "str", "required": True},
             "build_free_mib": {"type": "int", "required": True},
             "decision": {"type": "dict", "default": {}},
+            "serves": {"type": "bool", "default": True},
         },
         supports_check_mode=True,
     )
@@ -86,8 +88,10 @@ def main() -> None:
     problems = check_inventory(**words)
     if problems:
         module.fail_json(msg="the inventory cannot be used:\n" + "\n".join(problems), problems=problems)
+    names = []
     try:
-        names = served(given["gpus"], given["tiers"], given["models"], given["decision"])
+        if given["serves"]:
+            names = served(given["gpus"], given["tiers"], given["models"], given["decision"])
     except InventoryError as error:
         module.fail_json(msg=f"the inventory cannot be used:\n{error}", problems=error.problems)
     needs = [
@@ -101,7 +105,7 @@ def main() -> None:
         ),
         *model_needs(names, given["models"], given["models_directory"]),
     ]
-    module.exit_json(changed=False, models=list(names), needs=[asdict(need) for need in needs])
+    module.exit_json(changed=False, models=names, needs=[asdict(need) for need in needs])
 
 
 if __name__ == "__main__":

@@ -23,7 +23,10 @@ options:
   profile: {description: What gpu_facts read on the host, type: dict, required: true}
   ram: {description: What the inventory says of the host's memory, type: dict, default: {}}
   only: {description: The tier whose candidates are tried; those of all when empty, type: str, default: ""}
-  finished: {description: Fingerprints of what need not be tried again, type: list, elements: str, default: []}
+  finished:
+    description: When (UTC) what need not be tried again was recorded, or had no room, by fingerprint
+    type: dict
+    default: {}
 attributes:
   check_mode: {support: full}
 author: [llama-tiers]
@@ -83,7 +86,7 @@ def main() -> None:
             "profile": {"type": "dict", "required": True},
             "ram": {"type": "dict", "default": {}},
             "only": {"type": "str", "default": ""},
-            "finished": {"type": "list", "elements": "str", "default": []},
+            "finished": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
