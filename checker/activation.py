@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from checker import hardware, proven, releases, systemd, tier, turns
+from checker import hardware, proven, releases, restoring, systemd, tier, turns
 
 _LOCK = Path("/run/llama-tiers/activation.lock")
 TARGET = "llama-tiers.target"
@@ -139,6 +139,11 @@ def alone() -> Iterator[None]:
 
 
 def _activate(names: Sequence[str], room_mib: Mapping[str, float], report: Report, *, retry: bool) -> Outcome:
+    try:
+        # A trial that was cut off has left us the lock: nobody else starts what it has stopped, which is the way back.
+        restoring.restore()
+    except (systemd.SystemdError, OSError) as error:
+        report(str(error))
     # Pinned ones first: those on demand stop their rivals to be proven.
     specs = sorted((tier.load(name) for name in names), key=lambda spec: not spec.pinned)
     leftovers = proven.leftovers(names)
@@ -195,6 +200,7 @@ def _activate(names: Sequence[str], room_mib: Mapping[str, float], report: Repor
         systemd.daemon_reload()
     if not systemd.is_active(TARGET):
         systemd.start(TARGET)
+    restoring.forget()
     return Outcome(
         activated=order,
         retired=tuple(leftovers),

@@ -26,6 +26,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # The task of the role `verification` that fails a host whose verdict is "fail".
 GATE = "Refuse tiers that did not pass"
 
+# What hosts do by themselves then, when nobody follows them any more.
+_TRIAL_INTERRUPTED = (
+    "checker: interrupted: within 30 s each host ends its trial, and starts what served before; what was measured by "
+    "then is kept there, and the next run goes on with the rest"
+)
+
 
 class _NoOutput(Exception):
     """Standard output cannot be written; the message says why."""
@@ -132,8 +138,8 @@ def _parser() -> argparse.ArgumentParser:
         help="run the candidates of the hosts' tiers one by one and write down what was measured",
         description="Stops what serves while candidates run, and starts it again afterwards, whatever happens. What "
         "was measured before with the same model, release, driver, cards and command line is not run again.",
-        epilog="exit code: 0 every candidate was tried, 2 a host could not be tried; with --dry-run 0 every tier has a "
-        "candidate with room, 1 a tier has none, 2 a host could not be planned",
+        epilog="exit code: 0 every candidate was tried, 2 a host could not be tried, 130 it was interrupted; with "
+        "--dry-run 0 every tier has a candidate with room, 1 a tier has none, 2 a host could not be planned",
     )
     trial.add_argument("-i", "--inventory", required=True, help="an Ansible inventory, such as inventories/production")
     trial.add_argument("--limit", metavar="HOSTS", help="only these hosts or groups of it")
@@ -285,7 +291,11 @@ def _trial(options: argparse.Namespace) -> int:
     if not options.dry_run:
         variables = {"trial_tier": options.tier or "", "trial_again": options.again}
         inventory = Path(options.inventory).expanduser().resolve()
-        result = runner.run(ROOT, "playbooks/trial.yml", inventory, options.limit, variables, _say)
+        try:
+            result = runner.run(ROOT, "playbooks/trial.yml", inventory, options.limit, variables, _say)
+        except KeyboardInterrupt:
+            _say(_TRIAL_INTERRUPTED)
+            return INTERRUPTED
         tried = result.artifact_data.get("llama_tiers_trials", {})
         if tried:
             _show(trials.render(tried, options.format))

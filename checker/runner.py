@@ -48,7 +48,7 @@ def run(
 ) -> RunResult:
     """Run a playbook of the checkout at `root` against an inventory (absolute path), with these variables.
 
-    `tell` is called with each line that a long task says of how far it is.
+    `tell` is called with each line that a long task says of how far it is. After Ctrl-C: KeyboardInterrupt.
     """
 
     def handle(event: dict[str, Any]) -> bool:
@@ -72,6 +72,9 @@ def run(
             quiet=True,
             event_handler=handle,
         )
+        if result.status == "canceled":
+            # ansible-runner has signal handlers of its own, which end the playbook and say nothing.
+            raise KeyboardInterrupt
         return read_events(result.events, said=result.stdout.read()[-2000:])
 
 

@@ -2,17 +2,16 @@
 
 `run` is the work of the unit llama-tiers-trial.service, `restore` its ExecStopPost=: systemd starts what served before
 when the work is done, fails, is killed or takes too long. llama-tiers-restore.service does the same at boot, when a
-trial was cut off by one. A trial goes on only while somebody follows it: whoever does touches the lease.
+trial was cut off by one, and tries again what was refused. A trial goes on only while somebody follows it: whoever does
+touches the lease.
 
-A candidate is a tier by the name of `trial`, with the unit that the tier would have; its files lie where a boot removes
-them, but for its spec, which `restore` removes.
+A candidate is a tier by the name of `trial`, with the unit that the tier would have (`checker.restoring`).
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -22,22 +21,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from checker import activation, measure, proven, systemd, tier, trial
+from checker import activation, measure, proven, restoring, systemd, tier, trial
 from checker.tier import TierSpec
 
-NAME = "trial"
+NAME = restoring.NAME
 UNIT = "llama-tiers-trial.service"
 DIRECTORY = Path("/var/lib/llama-tiers/trial")
 RECORDS = Path("/var/lib/llama-tiers/trials")
 LEASE = Path("/run/llama-tiers/trial.lease")
 PROGRESS = Path("/run/llama-tiers/progress/trial")
-_UNITS = Path("/run/systemd/system")
-_CANDIDATE = f"llama-tier-{NAME}.service"
 # The lease is touched every two seconds; a slow connection is no reason to end a trial.
 _LEASE_S = 30
 # Of the load time that a tier may take: beyond it the candidate has failed, a little later nobody waits for it.
 _LOAD_SPARE_S = 15
-_START_S = 1800
 
 Report = Callable[[str], None]
 
@@ -105,20 +101,20 @@ def _tried(record: trial.Trial, job: Mapping[str, Any], candidate: Mapping[str, 
         return replace(record, recorded_at=measure.now(), reason=str(error))
     finally:
         report("taking it away")
-        _take_away()
+        restoring.take_away()
 
 
 def _make_room(report: Report) -> None:
     """Stop what serves, and remember it first; nothing when that was done for an earlier candidate."""
-    before, names = DIRECTORY / "before.json", proven.leftovers([NAME])
-    if before.exists() or not names:
+    names = proven.leftovers([NAME])
+    if restoring.is_due() or not names:
         return
     # What passes connections on is started by the next one.
-    passing = {_CANDIDATE, *(unit for name in names for unit in (tier.Front(name).proxy, tier.Front(name).stand_in))}
-    units = [unit for unit in systemd.active_units("llama-tier-*") if unit not in passing]
+    passing = {unit for name in names for unit in (tier.Front(name).proxy, tier.Front(name).stand_in)}
+    units = [unit for unit in systemd.active_units("llama-tier-*") if unit not in {restoring.CANDIDATE, *passing}]
     if systemd.is_active(activation.TARGET):
         units.insert(0, activation.TARGET)
-    _write(before, {"units": units})
+    restoring.remember(units)
     report("stopping what serves")
     # The target first: without it no pinned tier comes back by itself.
     systemd.stop(activation.TARGET)
@@ -132,58 +128,23 @@ def _lay_out(spec: TierSpec, unit: str, limit_s: float) -> None:
         "# Of a trial: llama-tiers, role trial.\n[Service]\n"
         f"TimeoutStartSec={spec.criteria.max_load_s + _LOAD_SPARE_S:.0f}\nRuntimeMaxSec={limit_s:.0f}\n"
     )
-    drop_in = _UNITS / f"{_CANDIDATE}.d"
+    drop_in = restoring.UNITS / f"{restoring.CANDIDATE}.d"
     drop_in.mkdir(parents=True, exist_ok=True)
     (drop_in / "trial.conf").write_text(limits, encoding="utf-8")
-    (_UNITS / _CANDIDATE).write_text(unit, encoding="utf-8")
-    _write(tier.DIRECTORY / f"{NAME}.json", spec.to_json())
-    systemd.daemon_reload()
-
-
-def _take_away() -> None:
-    """Stop the candidate, if there is one, and remove its files."""
-    unit = _UNITS / _CANDIDATE
-    # systemd knows it no longer after a boot.
-    if unit.exists():
-        systemd.stop(_CANDIDATE)
-        systemd.reset_failed(_CANDIDATE)
-        unit.unlink()
-    shutil.rmtree(_UNITS / f"{_CANDIDATE}.d", ignore_errors=True)
-    (tier.DIRECTORY / f"{NAME}.json").unlink(missing_ok=True)
+    (restoring.UNITS / restoring.CANDIDATE).write_text(unit, encoding="utf-8")
+    restoring.write(proven.spec_file(NAME), spec.to_json())
     systemd.daemon_reload()
 
 
 def restore() -> None:
-    """Take the candidate away and start what served before; nothing is changed where no trial has stopped anything.
-
-    SystemdError names what does not start again; everything else serves by then.
-    """
-    before = DIRECTORY / "before.json"
-    if (_UNITS / _CANDIDATE).exists() or (tier.DIRECTORY / f"{NAME}.json").exists():
-        _take_away()
-    if not before.exists():
-        return
-    units: list[str] = json.loads(before.read_text(encoding="utf-8"))["units"]
-    failed = []
-    # Ports last: a request may ask for a rival of what is to serve first.
-    for unit in sorted(units, key=lambda unit: unit.endswith(".socket")):
-        try:
-            systemd.reset_failed(unit)
-            if unit == activation.TARGET:
-                # It would start what did not serve before, too.
-                systemd.start_alone(unit)
-            else:
-                systemd.start(unit, _START_S)
-        except systemd.SystemdError as error:
-            failed.append(str(error))
-    before.unlink()
-    if failed:
-        raise systemd.SystemdError(f"what served before does not start again: {'; '.join(failed)}")
+    """Have what served before serve again, once nobody else starts or stops tiers; SystemdError says what does not."""
+    with activation.alone():
+        restoring.restore()
 
 
 def keep(record: trial.Trial) -> None:
     """Write a record among those of this host; one of the same measurement is replaced."""
-    _write(RECORDS / f"{record.tier}-{record.fingerprint[:16]}.json", record.to_json())
+    restoring.write(RECORDS / f"{record.tier}-{record.fingerprint[:16]}.json", record.to_json())
 
 
 def kept() -> list[dict[str, Any]]:
@@ -215,18 +176,6 @@ def end_without_lease() -> None:
 
 def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
-
-
-def _write(path: Path, document: Any) -> None:
-    """Write a document whole or not at all, and have it on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".new")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(document, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    beside.chmod(0o644)
-    beside.replace(path)
 
 
 def main(word: str) -> int:

@@ -21,8 +21,6 @@ import pytest
 import yaml
 from labhost import BIG, LAB, ROOT, SMALL, inventory_tiers, main_pids, run, ssh, ssh_ok, status_of
 
-from checker.measure import now
-
 REAL = "gemma-3-270m-it-q4_k_m"
 CACHE = Path(os.environ.get("LLAMA_TIERS_CACHE", Path.home() / ".cache/llama-tiers")) / "mirror/models"
 BROKEN_FILE = "stand-in-that-does-not-load.gguf"
@@ -254,12 +252,11 @@ def held_at_the_last_candidate(checkout: Checkout) -> Iterator[subprocess.Popen[
     script = f"spec=/etc/llama-tiers/tiers/trial.json; if {its_own}; then sleep 86399; fi"
     ssh_ok(
         f"mkdir -p {drop_ins} && printf '[Service]\nExecStartPost=/bin/sh {hold}\n' >{drop_ins}/hold.conf && "
-        f"echo {shlex.quote(script)} >{hold} && systemctl daemon-reload"
+        f"echo {shlex.quote(script)} >{hold} && systemctl daemon-reload && rm -rf /var/lib/llama-tiers/trials"
     )
     # Ansible alone, so that nobody is left to follow the trial when it ends.
     process = checkout.start(
-        "ansible-playbook", "-i", str(checkout.inventory), "playbooks/trial.yml",
-        "-e", "trial_again=true", "-e", "trial_tier=deep",
+        "ansible-playbook", "-i", str(checkout.inventory), "playbooks/trial.yml", "-e", "trial_tier=deep",
     )  # fmt: skip
     try:
         while ssh("pgrep -f '[s]leep 86399'").returncode:
@@ -273,23 +270,39 @@ def held_at_the_last_candidate(checkout: Checkout) -> Iterator[subprocess.Popen[
         ssh_ok(f"rm -rf {drop_ins} {hold}; systemctl daemon-reload")
 
 
-def measured_since(began: str) -> bool:
-    """Whether the host has kept what the candidate before the last one measured since then."""
+def kept_of_deep() -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the records that the host has of candidates that ran, by model and placement."""
     documents = ssh_ok("cd /var/lib/llama-tiers/trials; for file in deep-*; do tr -d '\\n' <$file; echo; done")
     found = [json.loads(line) for line in documents.splitlines()]
-    (record,) = [each for each in found if (each["model"], each["placement"]) == (REAL, SPLIT)]
-    return bool(record["outcome"] == "measured" and record["recorded_at"] > began)
+    return {(each["model"], json.dumps(each["placement"])): each for each in found if each["spec"]}
+
+
+def finished_before_the_last() -> dict[tuple[str, str], dict[str, Any]]:
+    """Return what the host has kept of a trial that was cut off in its last candidate."""
+    found = kept_of_deep()
+    assert {key: each["outcome"] for key, each in found.items()} == {
+        (REAL, json.dumps(SPLIT)): "measured",
+        ("broken", json.dumps(ALONE)): "failed",
+    }
+    return found
 
 
 def test_a_controller_that_dies_leaves_what_served_before(checkout: Checkout) -> None:
-    began = now()
     with held_at_the_last_candidate(checkout) as process:
         os.killpg(process.pid, 9)
         assert wait_until_serving(60) > 1
         assert not left_behind()
     said = ssh_ok(f"journalctl -u {UNIT} -o cat --no-pager | tail -20")
     assert "nobody has followed this trial for 30 s" in said
-    assert measured_since(began)
+
+    finished = finished_before_the_last()
+    done = checkout.checker("trial", "--tier", "deep")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = kept_of_deep()
+    last = found.pop((REAL, json.dumps(ALONE)))
+    assert last["outcome"] == "measured"
+    # Those that had finished did not run again.
+    assert found == finished
 
 
 def test_a_candidate_that_hangs_is_given_up(checkout: Checkout) -> None:
@@ -337,7 +350,6 @@ def reboot() -> None:
 
 
 def test_a_boot_in_the_middle_leaves_what_served_before(checkout: Checkout) -> None:
-    began = now()
     with held_at_the_last_candidate(checkout) as process:
         reboot()
         os.killpg(process.pid, 9)
@@ -347,7 +359,7 @@ def test_a_boot_in_the_middle_leaves_what_served_before(checkout: Checkout) -> N
                 break
             time.sleep(1)
         assert not left_behind()
-    assert measured_since(began)
+    finished_before_the_last()
 
 
 def test_what_nothing_refers_to_is_removed_when_asked(checkout: Checkout) -> None:

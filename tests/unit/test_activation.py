@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from checker import activation, hardware, proven, releases, systemd, tier
+from checker import activation, hardware, proven, releases, restoring, systemd, tier
 from checker.activation import ActivationError, Outcome
 from inventories import BIG, SMALL
 
@@ -50,6 +51,7 @@ class Played:
     states: dict[str, str] = field(default_factory=dict)
     asked: int = 0
     said: list[str] = field(default_factory=lambda: ["Started.", NOT_READY, "Stopped."])
+    one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def forget(self) -> None:
         """Make the host one on which nothing was ever served."""
@@ -130,6 +132,13 @@ class Played:
         if of(unit) in self.serving:
             self.end(unit)
         self.start(unit)
+
+    def start_and_wait(self, unit: str, _: float = 0) -> None:
+        with self.one_at_a_time:
+            self.start(unit)
+            self.unit_state(unit)
+            if not self.is_active(unit):
+                raise systemd.SystemdError(f"systemctl start {unit} failed")
 
     def start(self, unit: str) -> None:
         if self.states.get(unit) in UP:
@@ -255,14 +264,18 @@ def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Played:
     monkeypatch.setattr(tier, "load", lambda name: load(name, tmp_path / "tiers"))
     monkeypatch.setattr(proven, "UNITS", host.units)
     monkeypatch.setattr(proven, "DIRECTORY", tmp_path / "proven")
+    monkeypatch.setattr(restoring, "BEFORE", tmp_path / "trial/before.json")
+    monkeypatch.setattr(restoring, "UNITS", tmp_path / "run/units")
     monkeypatch.setattr(activation, "_LOCK", tmp_path / "run/lock")
     monkeypatch.setattr(releases, "ROOT", tmp_path)
     monkeypatch.setattr(activation, "_POLL_S", 0)
     for name in (
-        *("unit_state", "is_active", "restart", "start", "stop", "enable", "disable"),
+        *("unit_state", "is_active", "restart", "stop", "enable", "disable"),
         *("daemon_reload", "needs_daemon_reload", "journal"),
     ):
         monkeypatch.setattr(systemd, name, getattr(host, name))
+    monkeypatch.setattr(systemd, "start", host.start_and_wait)
+    monkeypatch.setattr(systemd, "start_alone", host.start_and_wait)
     monkeypatch.setattr(systemd, "reset_failed", lambda unit: None)
     monkeypatch.setattr(hardware, "processes", lambda uuid: (hardware.GpuProcess(4711, 100.0),))
     return host
@@ -323,6 +336,37 @@ def test_a_change_restarts_its_tier_alone_and_is_served(host: Played, changed: s
     assert host.starts == ["deep"]
     assert host.serving["deep"] == host.files("deep")
     assert activate("fast", "deep") == Outcome(activated=(), retired=())
+
+
+def cut_off(host: Played, *served: str) -> None:
+    """Leave the host as a trial that was cut off does, of which nobody has started again what served."""
+    (host.units / TARGET).touch()
+    units = [TARGET, *(unit for name in served for unit in (tier.Front(name).socket, tier.unit_of(name)))]
+    restoring.remember(units)
+    host.stop(*units)
+
+
+def test_what_a_trial_has_stopped_serves_before_anything_changes(host: Played) -> None:
+    prove(host, "fast", "deep")
+    cut_off(host, "fast", "deep")
+    host.write("deep", model=BROKEN)
+    assert "what served before is active again" in refused("fast", "deep")
+    assert (host.model("fast"), host.model("deep")) == ("one", "one")
+    assert host.open_ports() == {"fast": 8080, "deep": 8081}
+    assert not restoring.is_due()
+
+
+def test_what_serves_now_takes_the_place_of_what_a_trial_has_stopped(host: Played) -> None:
+    prove(host, "fast", "deep")
+    cut_off(host, "fast", "deep")
+    # As long as another program has it.
+    host.ports["other.socket"] = PORTS["deep"]
+    said: list[str] = []
+    host.write("fast")
+    activation.activate(["fast"], ROOM, said.append)
+    assert any("does not start again" in line for line in said)
+    assert list(host.serving) == ["fast"]
+    assert not restoring.is_due()
 
 
 def test_what_is_proven_can_be_read_by_the_plan(host: Played) -> None:

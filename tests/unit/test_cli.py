@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -208,6 +211,44 @@ def test_a_real_run_tells_its_facts_and_its_failures(tmp_path: Path) -> None:
     nobody = runner.run(tmp_path, "play.yml", tmp_path / "hosts", "moon", {})
     assert (nobody.artifact_data, nobody.failures) == ({}, ())
     assert "moon" in nobody.said or "no hosts" in nobody.said
+
+
+def test_a_playbook_that_is_interrupted_is_no_result(tmp_path: Path) -> None:
+    """Through the real ansible-runner, which takes Ctrl-C for itself."""
+    (tmp_path / "ansible.cfg").write_text("[defaults]\n")
+    (tmp_path / "hosts").write_text(f"tower ansible_connection=local ansible_python_interpreter={sys.executable}\n")
+    (tmp_path / "play.yml").write_text(
+        "- hosts: all\n"
+        "  gather_facts: false\n"
+        "  tasks:\n"
+        f"    - ansible.builtin.command: sh -c 'touch {tmp_path}/running; exec sleep 20'\n"
+    )
+
+    def interrupt() -> None:
+        while not (tmp_path / "running").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    threading.Thread(target=interrupt, daemon=True).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(tmp_path, "play.yml", tmp_path / "hosts", None, {})
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def test_a_trial_that_is_interrupted_says_what_becomes_of_the_hosts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: Any) -> RunResult:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run", run)
+    assert cli.main(["trial", "-i", INVENTORY]) == 130
+    said = capsys.readouterr().err
+    assert said.startswith("checker: interrupted: ") and "starts what served before" in said
 
 
 def test_a_fault_of_our_own_is_not_a_failed_verdict(

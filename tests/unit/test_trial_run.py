@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import fnmatch
+import io
 import json
 import os
+import socket
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import fake_tier
 import pytest
 from decision_cases import measured
 
-from checker import activation, measure, proven, systemd, tier, trial, trial_run
+from checker import activation, measure, proven, restoring, systemd, tier, trial, trial_run
 from checker.trial import Trial
 
 CANDIDATE = "llama-tier-trial.service"
@@ -21,6 +28,8 @@ TARGET = "llama-tiers.target"
 # fast is pinned; deep is loaded by its requests, and was not asked for yet.
 SERVING = (TARGET, "llama-tier-fast.service", "llama-tier-fast.socket", "llama-tier-deep.socket")
 RECORD = measured("auto")
+OVER = threading.Event()
+OVER.set()
 
 
 @dataclass
@@ -31,6 +40,11 @@ class Played:
     active: set[str] = field(default_factory=lambda: set(SERVING))
     asked: list[str] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
+    failed: set[str] = field(default_factory=set)
+    slow: dict[str, threading.Event] = field(default_factory=dict)
+    does_not_stop: bool = False
+    goes_down: bool = False
+    connected: list[str] = field(default_factory=list)
     does_not_start: set[str] = field(default_factory=set)
     killed_while_measured: bool = False
     seen: list[dict[str, Any]] = field(default_factory=list)
@@ -42,6 +56,8 @@ class Played:
     def stop(self, *units: str) -> None:
         if CANDIDATE in units and not self.unit_file.exists():
             raise systemd.SystemdError(f"Unit {CANDIDATE} not loaded.")
+        if CANDIDATE in units and self.does_not_stop:
+            raise systemd.SystemdError(f"systemctl stop {CANDIDATE}: no answer within 240 s")
         for unit in units:
             self.asked.append(f"stop {unit}")
             self.active.discard(unit)
@@ -49,9 +65,19 @@ class Played:
     def start(self, unit: str, _: float = 0) -> None:
         self.asked.append(f"start {unit}")
         unit = unit.removesuffix(" alone")
+        if self.goes_down:
+            raise systemd.SystemdError(f"Failed to start {unit}: Transaction for {unit}/start is destructive")
+        assert self.slow.get(unit, OVER).wait(5)
         if unit in self.broken:
+            self.failed.add(unit)
             raise systemd.SystemdError(f"systemctl start {unit} failed")
         self.active.add(unit)
+
+    def connect(self, address: tuple[str, int], timeout: float) -> Any:
+        (name,) = [spec.name for spec in tier.load_all(self.root / "tiers") if spec.port == address[1]]
+        assert f"llama-tier-{name}.socket" in self.active
+        self.connected.append(name)
+        return io.BytesIO()
 
     def bring_up(self, spec: tier.TierSpec, report: Any) -> str | None:
         """Start the candidate as it lies on the host."""
@@ -70,7 +96,7 @@ class Played:
         return replace(RECORD.evidence, tier=spec.name, problems=("no answer",) if self.killed_while_measured else ())
 
     def state(self, unit: str) -> systemd.UnitState:
-        word = "active" if unit in self.active else "inactive"
+        word = "active" if unit in self.active else "failed" if unit in self.failed else "inactive"
         return systemd.UnitState(word, "running", 1, "0" * 32, "success", 1, 2)
 
 
@@ -79,16 +105,23 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Played:
     played = Played(tmp_path)
     (tmp_path / "tiers").mkdir()
     (tmp_path / "etc").mkdir()
-    for name in ("fast", "deep"):
+    (tmp_path / "etc" / TARGET).touch()
+    for name, port, residency, rival in (("fast", 8080, "pinned", "deep"), ("deep", 8081, "on_demand", "fast")):
+        spec = fake_tier.spec("/key", name=name, port=port, residency=residency, rivals=(rival,))
+        (tmp_path / f"tiers/{name}.json").write_text(json.dumps(spec.to_json()))
         for unit in (tier.unit_of(name), *tier.Front(name).units):
             (tmp_path / "etc" / unit).touch()
+    load = tier.load
     monkeypatch.setattr(trial_run, "DIRECTORY", tmp_path / "trial")
     monkeypatch.setattr(trial_run, "RECORDS", tmp_path / "records")
     monkeypatch.setattr(trial_run, "LEASE", tmp_path / "lease")
     monkeypatch.setattr(trial_run, "PROGRESS", tmp_path / "progress")
-    monkeypatch.setattr(trial_run, "_UNITS", tmp_path / "units")
+    monkeypatch.setattr(restoring, "UNITS", tmp_path / "units")
+    monkeypatch.setattr(restoring, "BEFORE", tmp_path / "trial/before.json")
+    monkeypatch.setattr(socket, "create_connection", played.connect)
     monkeypatch.setattr(proven, "UNITS", tmp_path / "etc")
     monkeypatch.setattr(tier, "DIRECTORY", tmp_path / "tiers")
+    monkeypatch.setattr(tier, "load", lambda name, directory=tmp_path / "tiers": load(name, directory))
     monkeypatch.setattr(activation, "_LOCK", tmp_path / "lock")
     monkeypatch.setattr(activation, "start", played.bring_up)
     monkeypatch.setattr(measure, "measure", played.measure)
@@ -135,6 +168,14 @@ def run(host: Played, *candidates: dict[str, Any]) -> list[str]:
     return said
 
 
+def wait_until(seen: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if seen():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it is never seen")
+
+
 def records() -> dict[str, Trial]:
     return {document["model"]: trial.from_json(document) for document in trial_run.kept()}
 
@@ -177,12 +218,44 @@ def test_ports_are_open_again_when_what_served_serves(host: Played) -> None:
     run(host, candidate(host, "one"))
     del host.asked[:]
     trial_run.restore()
-    assert host.asked == [
-        f"start {TARGET} alone",
-        "start llama-tier-fast.service",
-        "start llama-tier-deep.socket",
-        "start llama-tier-fast.socket",
-    ]
+    assert set(host.asked[:2]) == {f"start {TARGET} alone", "start llama-tier-fast.service"}
+    assert set(host.asked[2:]) == {"start llama-tier-deep.socket", "start llama-tier-fast.socket"}
+
+
+def test_a_tier_that_is_slow_to_load_keeps_no_others_port_closed(host: Played) -> None:
+    # Neither is in the other's way.
+    for name in ("fast", "deep"):
+        file = host.root / f"tiers/{name}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"rivals": []}))
+    host.active |= {"llama-tier-deep.service"}
+    before = set(host.active)
+    run(host, candidate(host, "one"))
+    host.slow["llama-tier-deep.service"] = threading.Event()
+    restoring_it = threading.Thread(target=trial_run.restore)
+    restoring_it.start()
+    try:
+        wait_until(lambda: "llama-tier-fast.socket" in host.active)
+        assert host.active == before - {"llama-tier-deep.service", "llama-tier-deep.socket"}
+    finally:
+        host.slow["llama-tier-deep.service"].set()
+        restoring_it.join()
+    assert host.active == before
+
+
+@pytest.mark.parametrize(
+    ("port", "waits"),
+    [
+        ("llama-tier-fast.socket", {"llama-tier-fast.service"}),
+        # A request there would stop fast.
+        ("llama-tier-deep.socket", {"llama-tier-fast.service"}),
+        ("llama-tier-wide.socket", {"llama-tier-wide.service"}),
+        ("llama-tier-deep-fallback.socket", {TARGET, "llama-tier-fast.service", "llama-tier-wide.service"}),
+    ],
+)
+def test_a_port_waits_for_its_tier_and_whom_a_request_would_stop(port: str, waits: set[str]) -> None:
+    loads = [TARGET, "llama-tier-fast.service", "llama-tier-wide.service"]
+    rivals = {"fast": ("deep",), "deep": ("fast",), "wide": ()}
+    assert restoring.waits_for(port, loads, rivals) == waits
 
 
 def test_only_what_served_serves_again(host: Played) -> None:
@@ -193,6 +266,14 @@ def test_only_what_served_serves_again(host: Played) -> None:
     assert host.active == set()
     trial_run.restore()
     assert host.active == served
+    # It counts the time after which fast comes back from when a connection ends.
+    assert host.connected == ["deep"]
+
+
+def test_a_tier_on_demand_that_was_not_loaded_is_not_asked(host: Played) -> None:
+    run(host, candidate(host, "one"))
+    trial_run.restore()
+    assert host.connected == []
 
 
 def test_a_tier_that_has_failed_is_found_as_it_was(host: Played) -> None:
@@ -232,6 +313,85 @@ def test_what_does_not_start_again_is_named_and_the_rest_serves(host: Played) ->
     with pytest.raises(systemd.SystemdError, match=r"what served before does not start again: .*llama-tier-fast"):
         trial_run.restore()
     assert host.active == {*SERVING} - host.broken
+    # Its cooldown tries it again.
+    assert not restoring.is_due()
+
+
+def test_what_a_shutdown_refuses_is_started_after_the_boot(host: Played) -> None:
+    host.active |= {"llama-tier-deep.service"}
+    before = set(host.active)
+    run(host, candidate(host, "one"))
+    host.goes_down = True
+    with pytest.raises(systemd.SystemdError, match="is destructive"):
+        trial_run.restore()
+    host.goes_down = False
+    trial_run.restore()
+    assert host.active == before
+    assert not restoring.is_due()
+
+
+def test_another_try_starts_only_what_the_one_before_could_not(host: Played) -> None:
+    run(host, candidate(host, "one"))
+    host.broken = {"llama-tier-fast.socket"}
+    with pytest.raises(systemd.SystemdError):
+        trial_run.restore()
+    host.broken.clear()
+    # Somebody asked for the other tier meanwhile.
+    host.active -= {"llama-tier-fast.service"}
+    trial_run.restore()
+    assert "llama-tier-fast.socket" in host.active and "llama-tier-fast.service" not in host.active
+
+
+def test_a_candidate_that_does_not_go_keeps_nobody_down_and_is_tried_again(host: Played) -> None:
+    before = set(host.active)
+    run(host, candidate(host, "one"))
+    host.unit_file.write_text("[Service]\n")
+    host.does_not_stop = True
+    with pytest.raises(systemd.SystemdError, match=r"the candidate is not taken away: .*no answer within 240 s"):
+        trial_run.restore()
+    assert host.active == before
+    assert restoring.is_due()
+    host.does_not_stop = False
+    trial_run.restore()
+    assert not host.unit_file.exists() and not restoring.is_due()
+
+
+def test_a_disk_that_cannot_be_written_keeps_nobody_down(host: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = set(host.active)
+    run(host, candidate(host, "one"))
+    (host.root / "tiers/trial.json").write_text("{}")
+
+    def refuse(self: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "unlink", refuse)
+        broken.setattr(Path, "replace", refuse)
+        with pytest.raises(systemd.SystemdError, match="Read-only file system"):
+            trial_run.restore()
+    assert host.active == before
+    trial_run.restore()
+    assert host.active == before and not restoring.is_due()
+
+
+def test_what_was_removed_meanwhile_does_not_come_back(host: Played) -> None:
+    run(host, candidate(host, "one"))
+    for unit in (host.root / "etc").glob("llama-tier-deep*"):
+        unit.unlink()
+    trial_run.restore()
+    assert host.active == {*SERVING} - {"llama-tier-deep.socket"}
+
+
+def test_nothing_is_started_while_somebody_else_starts_and_stops_tiers(host: Played) -> None:
+    run(host, candidate(host, "one"))
+    restoring_it = threading.Thread(target=trial_run.restore)
+    with (host.root / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        restoring_it.start()
+        time.sleep(0.1)
+        assert host.active == set()
+    restoring_it.join()
+    assert host.active == {*SERVING}
 
 
 def test_one_that_does_not_start_is_a_record_and_the_next_is_tried(host: Played) -> None:
