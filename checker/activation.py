@@ -336,9 +336,9 @@ def _start_in_turn(
         unproven = [by_name[other.name] for other in order[index + (reason is None) :]]
         # Nobody comes back any more when the last turn has gone well.
         returning = [*leaving.values(), *(change.old for change in unproven if change.old)] if unproven else []
-        back = {*turns.going_back(started, returning, proven_holds, room_mib), *way_back.ports}
         waited_for = {way_back.releases[change.name] for change in unproven if change.name in way_back.releases}
-        back |= {name for name, release in way_back.releases.items() if release in waited_for}
+        together = {name for name, release in way_back.releases.items() if release in waited_for}
+        back = turns.going_back(started, returning, proven_holds, room_mib, anyway={*way_back.ports, *together})
         for change in started:
             if change.name not in back:
                 proven.remember(tier.load(change.name))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from checker import tier
@@ -96,13 +96,17 @@ def order(changes: Sequence[Change], room_mib: Mapping[str, float]) -> tuple[Tur
 
 
 def going_back(
-    started: Sequence[Change], returning: Sequence[Hold], standing: Sequence[Hold], room_mib: Mapping[str, float]
+    started: Sequence[Change],
+    returning: Sequence[Hold],
+    standing: Sequence[Hold],
+    room_mib: Mapping[str, float],
+    anyway: Collection[str] = (),
 ) -> tuple[str, ...]:
     """Name those of the `started` tiers that have to be again what they were, so that the `returning` can serve.
 
     `standing` is what is proven and stays. When all of them go back, that is what served at once before: the fewest
     go with which it is as good, the first ones last. One that goes back may be in the way of another that started, so
-    that it is not enough to spare one after the other.
+    that it is not enough to spare one after the other. Those named in `anyway` go back for another reason.
     """
 
     def missing(back: Iterable[str]) -> float:
@@ -111,7 +115,13 @@ def going_back(
 
     names = [change.name for change in started]
     least = missing(names) + _NOTHING_MIB
-    ways = (back for count in range(len(names)) for back in itertools.combinations(reversed(names), count))
+    bound = set(anyway) & set(names)
+    ways = (
+        back
+        for count in range(len(bound), len(names))
+        for back in itertools.combinations(reversed(names), count)
+        if bound <= set(back)
+    )
     return tuple(reversed(next((back for back in ways if missing(back) <= least), names[::-1])))
 
 

@@ -751,6 +751,16 @@ def test_whatever_changes_what_served_serves(host: Played, drawn: dict[str, list
     assert host.open_ports() == {name: json.loads(files["spec"])["port"] for name, files in host.serving.items()}
 
 
+def test_a_new_tier_goes_where_those_that_exchange_their_ports_come_back_from_a_failure(host: Played) -> None:
+    """What goes back for its port needs its old place again, not its new one."""
+    serve(host, fast=on(334), other=on(400))
+    host.write("fast", port=8083, mib=on(1), model="two")
+    host.write("deep", mib=on(267))
+    host.write("other", port=8080, mib=on(1), model=BROKEN)
+    refused("fast", "deep", "other")
+    assert {name: host.model(name) for name in host.serving} == {"fast": "one", "other": "one"}
+
+
 def test_a_new_tier_in_what_a_swap_left_is_proven_when_all_went_well(host: Played) -> None:
     """Nobody comes back any more, so that nobody can need its place."""
     serve(host, fast=on(500), deep=on(100))
