@@ -524,6 +524,20 @@ def test_after_a_reboot_the_pinned_tier_serves_and_the_others_wait_for_a_request
     assert ask("deep")["code"] == "200"
 
 
+def test_a_tier_that_leaves_takes_its_units_and_its_key_along() -> None:
+    changed = variables()
+    changed["tiers"] = changed["tiers"][:2]
+    del changed["tiers"][1]["fallback"]
+    wait_for("fast")
+    fast = ssh_ok("systemctl show -P MainPID llama-tier-fast")
+    result = playbook("site.yml", "-e", json.dumps(changed))
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert "small" in result.stdout
+    left = ssh("ls /etc/systemd/system /etc/llama-tiers/tiers /etc/llama-tiers/keys | grep -e small -e fallback").stdout
+    assert left == ""
+    assert ssh_ok("systemctl show -P MainPID llama-tier-fast") == fast
+
+
 def test_a_pinned_tier_comes_back_once_nobody_asks_its_rival_in_the_place_of_another_tier() -> None:
     changed = variables()
     _, deep, small = changed["tiers"]
@@ -544,17 +558,3 @@ def test_a_pinned_tier_comes_back_once_nobody_asks_its_rival_in_the_place_of_ano
     finally:
         ssh_ok("systemctl start llama-tier-small.socket")
         deep_again()
-
-
-def test_a_tier_that_leaves_takes_its_units_and_its_key_along() -> None:
-    changed = variables()
-    changed["tiers"] = changed["tiers"][:2]
-    del changed["tiers"][1]["fallback"]
-    wait_for("fast")
-    fast = ssh_ok("systemctl show -P MainPID llama-tier-fast")
-    result = playbook("site.yml", "-e", json.dumps(changed))
-    assert result.returncode == 0, result.stdout[-3000:]
-    assert "small" in result.stdout
-    left = ssh("ls /etc/systemd/system /etc/llama-tiers/tiers /etc/llama-tiers/keys | grep -e small -e fallback").stdout
-    assert left == ""
-    assert ssh_ok("systemctl show -P MainPID llama-tier-fast") == fast
