@@ -8,6 +8,7 @@ comes then waits at the port, which is systemd's.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -21,6 +22,9 @@ from checker.llama_server import LlamaServer, ServerError
 _POLL_S = 0.05
 # Two looks in a row: between two requests of a client a slot is idle for a moment.
 _LOOKS = 2
+# So long what a new connection asks for may be on its way to the server: client, proxy and server have to have their
+# turn on a busy processor.
+_ON_ITS_WAY_S = 1.0
 _BUS = Path("/run/dbus/system_bus_socket")
 _UP = ("running", "degraded", "starting", "initializing", "maintenance")
 
@@ -34,12 +38,12 @@ def drain(spec: tier.TierSpec, proxy: int, residency_s: float, most_s: float) ->
     server = LlamaServer.of(spec)
     deadline = time.monotonic() + most_s
     idle, held = 0, False
-    connections = _sockets(proxy)
-    while time.monotonic() < deadline:
-        # What a new connection asks for may not have reached the server yet.
-        before, connections = connections, _sockets(proxy)
+    since = dict.fromkeys(_sockets(proxy), -math.inf)
+    while (now := time.monotonic()) < deadline:
+        since = {name: since.get(name, now) for name in _sockets(proxy)}
+        on_its_way = any(now - opened < _ON_ITS_WAY_S for opened in since.values())
         try:
-            idle = 0 if server.busy_slots() or connections - before else idle + 1
+            idle = 0 if server.busy_slots() or on_its_way else idle + 1
         except ServerError:
             return None
         resident = _resident_s(spec) >= residency_s

@@ -80,17 +80,7 @@ def longest_wait(answers: list[dict[str, Any]], tier: str) -> tuple[float, float
     return began, began + seconds
 
 
-def cut_off(answers: list[dict[str, Any]], tier: str) -> list[dict[str, Any]]:
-    """Return what failed of a tier's requests, but for one that was under way when its own server was told to end.
-
-    The next one is then the one that waits for the new server.
-    """
-    own = sorted((answer for answer in answers if answer["tier"] == tier), key=lambda answer: answer["began"])
-    last = max(range(len(own)), key=lambda number: own[number]["seconds"])
-    return [answer for number, answer in enumerate(own) if answer["came"] != "200" and number != last - 1]
-
-
-def test_tiers_move_to_another_engine_and_back_and_requests_wait_for_it() -> None:
+def test_tiers_move_to_another_engine_and_back_and_no_request_fails() -> None:
     before, pids = links(), main_pids()
     with clients_that_go_on_asking() as there:
         result = playbook("site.yml", "-e", json.dumps({"llama_cpp_engine": OTHER}))
@@ -108,8 +98,7 @@ def test_tiers_move_to_another_engine_and_back_and_requests_wait_for_it() -> Non
         waits = {tier: longest_wait(answers, tier) for tier in TIERS}
         told = ", ".join(f"{tier} {end - begin:.1f} s" for tier, (begin, end) in waits.items())
         print(f"{way} on {SUITE}: {len(answers)} requests, longest waits: {told}")
-        for tier in TIERS:
-            assert cut_off(answers, tier) == [], answers
+        assert [answer for answer in answers if answer["came"] != "200"] == []
         # One tier after the other: nobody waits for both.
         (_, first_ends), (second_begins, _) = sorted(waits.values())
         assert first_ends <= second_begins
