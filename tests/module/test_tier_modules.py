@@ -1,4 +1,4 @@
-"""tier_keys, tier_preflight, tier_estimate and tier_refusal: what is written, who may read it, and who is named."""
+"""tier_keys, tier_preflight and tier_estimate: what is written, who may read it, and who is named."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_what_was_rolled_back_for_its_speed_is_refused_as_it_was_and_not_otherwi
     path.write_text(json.dumps(accepted.to_json(accepted.Speeds({name: before}, {name: (tried,)}))))
 
     def refused(planned: tier.TierSpec) -> dict[str, Any]:
-        return run("tier_refusal", check=True, specs=[planned.to_json()], accepted=str(path))
+        return run("tier_preflight", check=True, specs=[planned.to_json()], accepted=str(path))
 
     result = refused(spec)
     assert result["msg"].startswith("deep: was rolled back on 2026-11-24T15:00:00Z as it is planned now")

@@ -1,29 +1,34 @@
 #!/usr/bin/python
-"""Check, on the host, that the tiers' ports are free and that their engine knows every flag."""
+"""Check, on the host, what can be refused of the tiers before anything is written."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: tier_preflight
-short_description: Check ports and flags of tiers before anything is written
+short_description: Check ports, flags and what was rolled back before anything is written
 description:
   - Fails when a tier's port is taken by a process that is no tier, naming that process.
   - Fails when a tier's command line has a flag that its llama-server does not name in C(--help).
+  - With O(accepted), fails when a tier that is to be started failed its verification, or was slower than what was
+    accepted before, when it was just so (cards, driver, model, release, placement and flags), and nothing as slow was
+    accepted since.
 options:
   specs:
     description: Tier spec documents.
     type: list
     elements: dict
     required: true
+  accepted: {description: File on the host that keeps what was accepted and rolled back, type: path}
 attributes:
   check_mode: {support: full}
 author: [llama-tiers]
 """
 
 EXAMPLES = r"""
-- name: Check ports and flags
+- name: Check ports, flags and what was rolled back
   tier_preflight:
     specs: "{{ specs }}"
+    accepted: /var/lib/llama-tiers/accepted.json
 """
 
 RETURN = r"""
@@ -50,10 +55,24 @@ def _unknown_flags(module, spec, help_of):
         )
 
 
+def _rolled_back(module, documents, path):
+    from checker import acceptance, tier
+
+    specs = [tier.from_json(document) for document in documents]
+    try:
+        return acceptance.refusals(specs, acceptance.read(path))
+    except ValueError as error:
+        module.fail_json(msg=str(error))
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
-        argument_spec={"specs": {"type": "list", "elements": "dict", "required": True}}, supports_check_mode=True
+        argument_spec={
+            "specs": {"type": "list", "elements": "dict", "required": True},
+            "accepted": {"type": "path"},
+        },
+        supports_check_mode=True,
     )
     from checker import ports
 
@@ -69,6 +88,8 @@ def main() -> None:
                     f"tier {spec['name']}: port {spec['port']} is taken by {listener.name} (pid {listener.pid}{unit}); "
                     "stop it, or give the tier another port"
                 )
+    if module.params["accepted"]:
+        problems += _rolled_back(module, module.params["specs"], Path(module.params["accepted"]))
     if problems:
         module.fail_json(msg="\n".join(problems), problems=problems)
     module.exit_json(changed=False)
