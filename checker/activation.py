@@ -220,7 +220,7 @@ def go_back(names: Sequence[str], report: Report) -> None:
             proven.put_back_accepted(name)
         before = releases.linked()
         releases.go_back_to({Path(tier.load(name).engine.release).name for name in names})
-        # They were resident at once.
+        # What was accepted was resident at once; what never was stays, and has to have room beside it.
         room_mib: dict[str, float] = {}
         for name in names:
             for card, mib in turns.hold(tier.load(name)).mib.items():
