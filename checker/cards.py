@@ -86,7 +86,8 @@ class Card:
     `taken_mib` is what tiers cannot have (driver, other processes), `taken_by` says where the figure comes from;
     `others_known` is False where the host could not tell other processes from our own tiers. `learned` sharpens what is
     expected of a placement; no placement is chosen by it (docs/planning.md). `overhead` is what a tier's process was
-    measured to take of the card beside the engine's buffers, None where nothing was (`placement.overhead` has priors).
+    measured to take of the card beside the engine's buffers, None where nothing was (`placement.overhead` has priors);
+    `row_overhead` is the same of row split.
     `total_mib` is None when nobody knows the card; bandwidth in GB/s and compute capability likewise.
     """
 
@@ -103,6 +104,7 @@ class Card:
     others_known: bool = True
     learned: Learned | None = None
     overhead: Overhead | None = None
+    row_overhead: Overhead | None = None
 
     @property
     def free_mib(self) -> int:
@@ -136,10 +138,15 @@ class Host:
     ram: Ram = Ram(None)
 
 
-def card(entry: GpuEntry, read: Mapping[str, Any] | None, measured: Mapping[str, Any] | None = None) -> Card:
+def card(
+    entry: GpuEntry,
+    read: Mapping[str, Any] | None,
+    measured: Mapping[str, Any] | None = None,
+    by_rows: Mapping[str, Any] | None = None,
+) -> Card:
     """Join what the inventory says of a card with what was read on the host (`gpus` of a host profile), if anything.
 
-    `measured` is what was learned of its overhead (`residuals.overheads`), None when nothing was.
+    `measured` and `by_rows` are what was learned of its overhead (`residuals.overheads`), None when nothing was.
 
     Memory and compute capability: host, inventory, datasheet, in this order; bandwidth: inventory, host, datasheet, so
     that a measured figure can be written down.
@@ -163,8 +170,13 @@ def card(entry: GpuEntry, read: Mapping[str, Any] | None, measured: Mapping[str,
         ),
         rpc_endpoint=entry.rpc_endpoint,
         others_known=read.get("used_mib") is None or read.get("tiers_mib") is not None or bool(entry.rpc_endpoint),
-        overhead=Overhead(measured["mib"], measured["source"]) if measured else None,
+        overhead=_overhead(measured),
+        row_overhead=_overhead(by_rows),
     )
+
+
+def _overhead(measured: Mapping[str, Any] | None) -> Overhead | None:
+    return Overhead(measured["mib"], measured["source"]) if measured else None
 
 
 def _taken(total_mib: int, read: Mapping[str, Any], *, behind_rpc: bool) -> tuple[int, str]:
@@ -193,9 +205,11 @@ def host(gpus: list[GpuEntry], ram: RamEntry, profile: Mapping[str, Any]) -> Hos
         for gpu in profile.get("gpus") or []
         if gpu.get("uuid")
     }
-    measured = profile.get("overheads") or {}
+    measured, by_rows = profile.get("overheads") or {}, profile.get("row_overheads") or {}
     return Host(
-        cards=tuple(card(entry, read.get(entry.uuid), measured.get(entry.uuid)) for entry in gpus),
+        cards=tuple(
+            card(entry, read.get(entry.uuid), measured.get(entry.uuid), by_rows.get(entry.uuid)) for entry in gpus
+        ),
         ram=Ram(
             total_mib=profile.get("ram_mib") or ram.total_mib,
             bandwidth_gb_s=ram.bandwidth_gb_s,

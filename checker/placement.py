@@ -148,7 +148,7 @@ def _estimate(header: Header, placement: Placement, cards: Sequence[Card]) -> me
         header,
         placement,
         tuple(card.kind for card in cards),
-        overheads=tuple(overhead(card) for card in cards),
+        overheads=tuple(overhead(card, placement.split_mode) for card in cards),
     )
 
 
@@ -544,9 +544,9 @@ def _overhead_mib(card: Card) -> float:
     return overhead(card).mib
 
 
-def overhead(card: Card) -> memory.Overhead:
+def overhead(card: Card, split_mode: str = "layer") -> memory.Overhead:
     """Return what CUDA itself takes of a card for each tier, measured or else a prior, and where that comes from."""
-    return card.overhead or prior_overhead(card)
+    return (card.row_overhead if split_mode == "row" else None) or card.overhead or prior_overhead(card)
 
 
 def prior_overhead(card: Card) -> memory.Overhead:
@@ -554,9 +554,9 @@ def prior_overhead(card: Card) -> memory.Overhead:
     return memory.cuda_overhead(card.compute_capability) if card.kind == "CUDA" else memory.NO_OVERHEAD
 
 
-def overhead_source(card: Card) -> str:
+def overhead_source(card: Card, split_mode: str = "layer") -> str:
     """Say where the figure of what CUDA itself takes of a card comes from, and when it is another card's."""
-    found = overhead(card)
+    found = overhead(card, split_mode)
     return found.source if found.card in card.name else f"borrowed from another card: {found.source}"
 
 

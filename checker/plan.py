@@ -425,8 +425,9 @@ def keep(
     may thus take some of a card's margin, but never more than the card has.
     """
     views = [planned]
-    if any(card.overhead for card in host.cards):
-        by_priors = replace(host, cards=tuple(replace(card, overhead=None) for card in host.cards))
+    if any(card.overhead or card.row_overhead for card in host.cards):
+        unmeasured = tuple(replace(card, overhead=None, row_overhead=None) for card in host.cards)
+        by_priors = replace(host, cards=unmeasured)
         views.append(make(gpus, tiers, models, by_priors))
     leniently = replace(host, cards=tuple(_with_least_overhead(card) for card in host.cards))
     judged = {
@@ -479,7 +480,8 @@ def _keep_switched(
 
 def _with_least_overhead(card: Card) -> Card:
     prior = placement.prior_overhead(card)
-    return replace(card, overhead=min(prior, card.overhead or prior, key=lambda overhead: overhead.mib))
+    least = min(prior, card.overhead or prior, key=lambda overhead: overhead.mib)
+    return replace(card, overhead=least, row_overhead=None)
 
 
 def _as_proven(

@@ -173,7 +173,7 @@ def _measured(root: Path, subject: Subject) -> Subject:
     path = root / directory / "evidence" / f"{host}.json"
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        return replace(subject, profile={"overheads": residuals.overheads([report])}, measured=calibration.runs(report))
+        return replace(subject, profile=residuals.overheads([report]), measured=calibration.runs(report))
     except FileNotFoundError:
         return subject
     except (OSError, ValueError) as error:

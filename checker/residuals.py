@@ -44,30 +44,41 @@ def logged_mib(devices: Sequence[DeviceEvidence]) -> float | None:
     return None if None in buffers else sum(mib or 0 for mib in buffers)
 
 
-def overheads(reports: Iterable[Any], driver: str | None = None) -> dict[str, dict[str, Any]]:
-    """Return by UUID what a tier's process was measured to take of a card beside the engine's buffers.
+def overheads(reports: Iterable[Any], driver: str | None = None) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return what a tier's process was measured to take of a card beside the engine's buffers, as a profile has it.
 
-    Each is `{"mib": ..., "source": ...}`, the source a sentence that names the measurement. `reports` are documents of
-    one host (docs/schemas/verification.schema.json), newest first: of each card the newest that tells of it counts, and
-    there the tier with which it took most. With `driver` only what was measured under this version of the driver
-    counts. A document that is damaged, or written by another version, tells nothing.
+    `overheads` by UUID is of tiers whose devices hold whole layers, `row_overheads` of row split, for which CUDA keeps
+    more on each card. Each is `{"mib": ..., "source": ...}`, the source a sentence that names the measurement.
+    `reports` are documents of one host (docs/schemas/verification.schema.json), newest first: of each card the newest
+    that tells of it counts, and there the tier with which it took most. With `driver` only what was measured under this
+    version of the driver counts. A document that is damaged, or written by another version, tells nothing.
     """
+    told = list(reports)
+    return {
+        "overheads": _newest(told, driver, ("none", "layer")),
+        "row_overheads": _newest(told, driver, ("row",)),
+    }
+
+
+def _newest(reports: Iterable[Any], driver: str | None, modes: Sequence[str]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for report in reports:
         try:
-            told = _learned(report, driver)
+            told = _learned(report, driver, modes)
         except (LookupError, TypeError, ValueError, AttributeError):
             continue
         found = told | found
     return found
 
 
-def _learned(report: Mapping[str, Any], driver: str | None) -> dict[str, dict[str, Any]]:
+def _learned(report: Mapping[str, Any], driver: str | None, modes: Sequence[str]) -> dict[str, dict[str, Any]]:
     version, day = report["driver"]["version"], report["recorded_at"][:10]
     if driver not in (None, version):
         return {}
     by_card: dict[str, dict[str, float]] = {}
     for tier in report["tiers"]:
+        if tier["evidence"]["placement"]["split_mode"] not in modes:
+            continue
         for uuid, mib in _beside_buffers(tier["evidence"]).items():
             by_card.setdefault(uuid, {})[tier["name"]] = mib
     return {
@@ -84,13 +95,10 @@ def _beside_buffers(evidence: Mapping[str, Any]) -> dict[str, float]:
 
     Its buffers are those that were planned, or those that the engine logged where these are less: so a next plan of the
     same placement expects no less than was held. Nothing is told of a tier that was measured quickly, of which less was
-    asked; where a card could not be read to the end; of row and tensor split, whose buffers the engine logs otherwise;
-    and of cards behind an RPC server, whose memory is the server's.
+    asked; where a card could not be read to the end; and of cards behind an RPC server, whose memory is the server's.
     """
     devices, thorough = devices_from_json(evidence["devices"]), thorough_from_json(evidence.get("thorough"))
     if not devices or thorough is None or thorough.full is None or thorough.unread:
-        return {}
-    if evidence["placement"]["split_mode"] not in ("none", "layer"):
         return {}
     planned = [device for device in devices if device.name.startswith("CUDA") and device.uuid]
     found = {}

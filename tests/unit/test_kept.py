@@ -355,6 +355,18 @@ def test_a_plan_that_was_far_off_is_corrected_and_restarts_nothing() -> None:
     assert site(host(again.specs[0]) | learned(big=520)).specs == again.specs, "a third run changes nothing at all"
 
 
+def test_a_row_split_that_was_far_off_is_corrected_by_what_row_split_takes() -> None:
+    placed = {"split_mode": "row", "tensor_split": [35, 14]}
+    rows = DEEP | {"context": 2048, "candidates": [{"model": Q4, "placement": placed}]}
+    (spec,) = site(host(), rows, engine="old").specs
+    of_rows = {"row_overheads": {BIG["uuid"]: {"mib": 700, "source": "measured here"}}}
+    again = site(host(spec) | learned(big=200, small=33) | of_rows, rows, engine="old").specs[0]
+    assert [device.overhead_mib for device in again.devices] == [700, 33]
+    assert again.running() == spec.running()
+    (layered,) = site(host() | learned(big=200, small=33) | of_rows).specs
+    assert {device.overhead_mib for device in layered.devices} == {200, 33}
+
+
 def test_a_candidate_that_only_what_was_measured_makes_fit_is_told_and_not_taken() -> None:
     both = DEEP | {"candidates": [{"model": model, "placement": "auto"} for model in (Q5, Q4)]}
     (spec,) = site(host(), both).specs

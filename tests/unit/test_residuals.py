@@ -63,11 +63,11 @@ def measured(day: str = "2026-11-24", **changes: Any) -> dict[str, Any]:
 
 
 def told(*reports: Any, driver: str | None = None) -> dict[str, int]:
-    return {uuid: each["mib"] for uuid, each in residuals.overheads(reports, driver).items()}
+    return {uuid: each["mib"] for uuid, each in residuals.overheads(reports, driver)["overheads"].items()}
 
 
 def test_what_a_process_took_beside_its_buffers_is_learned_with_where_it_comes_from() -> None:
-    found = residuals.overheads([measured()])
+    found = residuals.overheads([measured()])["overheads"]
     # The peak of 266 beside 246.4 that were planned, though the engine allocated 257.7; 95 beside 88.3.
     assert {uuid: each["mib"] for uuid, each in found.items()} == {BIG["uuid"]: 20, SMALL["uuid"]: 7}
     assert {each["source"] for each in found.values()} == {
@@ -81,7 +81,7 @@ def test_of_several_tiers_the_one_that_took_most_counts() -> None:
     more["name"] = "fast"
     more["evidence"]["thorough"]["cards"][0]["peak_mib"] = 300.0
     document["tiers"].append(more)
-    found = residuals.overheads([document])
+    found = residuals.overheads([document])["overheads"]
     assert (found[BIG["uuid"]]["mib"], found[SMALL["uuid"]]["mib"]) == (54, 7)
     assert "with deep and fast, " in found[BIG["uuid"]]["source"]
 
@@ -90,7 +90,7 @@ def test_the_newest_report_that_tells_of_a_card_counts() -> None:
     newest = measured("2026-11-26")
     newest["tiers"][0]["evidence"]["thorough"]["cards"][0]["peak_mib"] = 300.0
     newest["tiers"][0]["evidence"]["devices"][1]["kv_mib"] = None
-    found = residuals.overheads([None, {}, newest, measured("2026-11-24")])
+    found = residuals.overheads([None, {}, newest, measured("2026-11-24")])["overheads"]
     assert (found[BIG["uuid"]]["mib"], found[SMALL["uuid"]]["mib"]) == (54, 7)
     assert [uuid for uuid, each in found.items() if "2026-11-26" in each["source"]] == [BIG["uuid"]]
 
@@ -106,13 +106,21 @@ def test_what_was_measured_under_another_driver_tells_nothing_of_this_one() -> N
         {"thorough": None},
         {"thorough": {"measured_at": "an older version's"}},
         {"devices": [{"name": "CUDA0"}]},
-        {"placement": {"split_mode": "row"}},
+        {"placement": {"split_mode": "tensor"}},
         {"placement": None},
     ],
     ids=str,
 )
 def test_what_was_not_measured_whole_tells_nothing(changes: dict[str, Any]) -> None:
     assert told(measured(**changes)) == {}
+
+
+def test_row_split_has_figures_of_its_own() -> None:
+    layered, rows = measured("2026-11-24"), measured("2026-11-26", placement={"split_mode": "row"})
+    rows["tiers"][0]["evidence"]["thorough"]["cards"][0]["peak_mib"] = 664.0
+    found = residuals.overheads([rows, layered])
+    assert {uuid: each["mib"] for uuid, each in found["overheads"].items()} == {BIG["uuid"]: 20, SMALL["uuid"]: 7}
+    assert {uuid: each["mib"] for uuid, each in found["row_overheads"].items()} == {BIG["uuid"]: 418, SMALL["uuid"]: 7}
 
 
 def test_a_card_that_could_not_be_read_to_the_end_tells_nothing() -> None:

@@ -61,8 +61,9 @@ profile:
     overheads:
       description: >-
         By UUID what a tier's process was measured to take of the card beside the engine's buffers, under the driver
-        that runs now: C(mib) and C(source), as checker.residuals.overheads tells it
+        that runs now: C(mib) and C(source), as checker.residuals.overheads tells it; absent without a driver
       type: dict
+    row_overheads: {description: The same of tiers with row split, type: dict}
     ram_mib: {description: Memory of the host, type: int}
     cuda: {description: As checker.cuda.CudaHost holds it; null when it was not asked for, type: dict}
     proven: {description: By tier the spec document with which it was last proven to serve, type: dict}
@@ -159,7 +160,7 @@ def main() -> None:
         "ram_mib": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20,
         "proven": proven.specs(),
         # Another driver takes another share of a card.
-        "overheads": residuals.overheads(reports, driver.version) if driver else {},
+        **(residuals.overheads(reports, driver.version) if driver else {}),
         "disks": [read_disk(need["path"], need["done"], mounts) for need in module.params["needs"]],
     }
     module.exit_json(changed=False, profile=profile, common_nodes=list(cuda.COMMON_NODES))
