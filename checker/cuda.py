@@ -365,7 +365,12 @@ def unserved_cards(listed: Sequence[str], host: CudaHost) -> list[str]:
     known = {bus_id.lower()[-12:] for bus_id in listed}
     return [
         f"{card.address} on the PCI bus is an NVIDIA card that the driver does not serve "
-        f"(kernel driver: {card.driver or 'none'})"
+        f"(kernel driver: {card.driver or 'none'}); "
+        + (
+            "journalctl --dmesg --grep NVRM says why"
+            if card.driver in (None, "nvidia")
+            else f"{card.driver} holds it: take the card from it, and reboot"
+        )
         for card in host.pci_cards
         if card.address not in known
     ]
