@@ -27,6 +27,24 @@ def version(text: str) -> Version:
     return Version(int(major), int(rest.partition(".")[0] or 0))
 
 
+class Cubin(NamedTuple):
+    """Machine code for an architecture: 86 for sm_86; `specific`, as in sm_90a, when it is for that one alone."""
+
+    arch: int
+    specific: bool = False
+
+    def runs_on(self, capability: Version) -> bool:
+        """Whether a card takes it: of its major, and of no older minor; a specific one only of the very same.
+
+        CUDA programming guide, "Compute capabilities". That of a family (sm_120f) runs where the plain one does.
+        """
+        own = Version(*divmod(self.arch, 10))
+        return capability == own or (not self.specific and capability.major == own.major and capability > own)
+
+    def __str__(self) -> str:
+        return f"sm_{self.arch}{'a' if self.specific else ''}"
+
+
 @dataclass(frozen=True)
 class Generation:
     """A generation of cards, from a compute capability on: the driver branches and kernel modules that serve it."""
@@ -347,7 +365,12 @@ def unserved_cards(listed: Sequence[str], host: CudaHost) -> list[str]:
     known = {bus_id.lower()[-12:] for bus_id in listed}
     return [
         f"{card.address} on the PCI bus is an NVIDIA card that the driver does not serve "
-        f"(kernel driver: {card.driver or 'none'})"
+        f"(kernel driver: {card.driver or 'none'}); "
+        + (
+            "journalctl --dmesg --grep NVRM says why"
+            if card.driver in (None, "nvidia")
+            else f"{card.driver} holds it: take the card from it, and reboot"
+        )
         for card in host.pci_cards
         if card.address not in known
     ]

@@ -3,8 +3,10 @@
 A program that nvcc compiled has a section `.nv_fatbin`: fat binaries, one for each source, each a header (u32 magic
 0xBA55ED50, u16 version, u16 size of the header, u64 size of what follows) and entries (u16 kind: 1 PTX, 2 cubin; u16
 version; u32 size of the entry's header; u64 size of what follows it; ...; at byte 28 u32 the architecture, 61 for
-sm_61). What is compressed is the payload, never a header. NVIDIA documents none of this; the layout was read from
-programs of CUDA 12.4 and 13.0, and agrees with `cuobjdump --list-elf` on them.
+sm_61; at byte 40 u64 flags, of which one is set for sm_90a and not for sm_90). What is compressed is the payload, never
+a header. NVIDIA documents none of this; the layout was read from programs of CUDA 12.4, 13.0 and 13.5, and agrees with
+`cuobjdump --list-elf` on them, which calls a family's cubin (sm_120f) by the plain name, too. The empty cubin of a
+device link it calls sm_90, whose entry here says sm_90a.
 """
 
 from __future__ import annotations
@@ -15,19 +17,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from checker.cuda import Cubin
+
 _SECTION = b".nv_fatbin"
 _MAGIC = 0xBA55ED50
 _HEADER = struct.Struct("<IHHQ")
-_ENTRY = struct.Struct("<HHIQ12xI")
+_ENTRY = struct.Struct("<HHIQ12xI8xQ")
 _CUBIN = 2
+_SPECIFIC = 0x100000
 
 
 class FatbinError(Exception):
     """A file that is no 64-bit ELF program, or whose fat binaries are laid out in another way than is known here."""
 
 
-def read_cubins(program: Path) -> dict[int, int]:
-    """Count the cubins in a program by architecture (61 for sm_61); empty when it holds none."""
+def read_cubins(program: Path) -> dict[Cubin, int]:
+    """Count the cubins in a program by architecture; empty when it holds none; FatbinError."""
     with program.open("rb") as file:
         try:
             return count_cubins(_section(file, str(program)))
@@ -35,12 +40,12 @@ def read_cubins(program: Path) -> dict[int, int]:
             raise FatbinError(f"{program} is cut off, or no program as known here") from None
 
 
-def count_cubins(section: bytes) -> dict[int, int]:
-    """Count the cubins in the content of a section .nv_fatbin by architecture."""
-    return dict(sorted(Counter(arch for kind, arch in _entries(section) if kind == _CUBIN).items()))
+def count_cubins(section: bytes) -> dict[Cubin, int]:
+    """Count the cubins in the content of a section .nv_fatbin by architecture, the oldest first; FatbinError."""
+    return dict(sorted(Counter(_cubins(section)).items()))
 
 
-def _entries(section: bytes) -> Iterator[tuple[int, int]]:
+def _cubins(section: bytes) -> Iterator[Cubin]:
     at = 0
     while at + _HEADER.size <= len(section):
         magic, _, header_size, size = _HEADER.unpack_from(section, at)
@@ -55,10 +60,11 @@ def _entries(section: bytes) -> Iterator[tuple[int, int]]:
         while at < end:
             if at + _ENTRY.size > end:
                 raise FatbinError(f"the entry at byte {at} of .nv_fatbin is cut off")
-            kind, _, entry_size, payload, arch = _ENTRY.unpack_from(section, at)
+            kind, _, entry_size, payload, arch, flags = _ENTRY.unpack_from(section, at)
             if entry_size < _ENTRY.size:
                 raise FatbinError(f"the entry at byte {at} of .nv_fatbin has a header of {entry_size} bytes")
-            yield kind, arch
+            if kind == _CUBIN:
+                yield Cubin(arch, bool(flags & _SPECIFIC))
             at += entry_size + payload
         at = -(-end // 8) * 8
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from checker import argv, program, toolkit
-from checker.cuda import Card, version
+from checker.cuda import Card, Cubin, version
 
 _TIMEOUT_S = 120
 # common/arg.cpp (b11434) of --list-devices: "  %s: %s (%zu MiB, %zu MiB free)".
@@ -65,14 +65,19 @@ def order_problems(cards: Sequence[ExpectedCard], listed: Sequence[ListedDevice]
     ]
 
 
-def code_problems(cards: Sequence[ExpectedCard], architectures: Iterable[str], cubins: Mapping[int, int]) -> list[str]:
-    """Hold the cubins of a program, counted by architecture, against the cards and what was asked of the compiler."""
+def code_problems(
+    cards: Sequence[ExpectedCard], architectures: Iterable[str], cubins: Mapping[Cubin, int]
+) -> list[str]:
+    """Hold the cubins of a program, counted by architecture, against the cards and what was asked of the compiler.
+
+    Asked for is an architecture by its number: whether its code is for that one alone, the engine decides.
+    """
     served = [Card(card.name, version(card.compute_capability)) for card in cards]
     return toolkit.unproven_cards(served, cubins) + [
-        f"sm_{arch} was asked of the compiler and is not in the program, which holds "
-        f"{', '.join(f'sm_{other}' for other in cubins) or 'none at all'}: remove the build's folder and run again"
-        for arch in toolkit.machine_code(architectures)
-        if arch not in cubins
+        f"{asked} was asked of the compiler and is not in the program, which holds "
+        f"{', '.join(map(str, cubins)) or 'none at all'}: remove the build's folder and run again"
+        for asked in toolkit.machine_code(architectures)
+        if asked.arch not in {cubin.arch for cubin in cubins}
     ]
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from checker.cuda import TOOLKITS, Card, Compiler, CudaHost, Toolkit, ToolkitRule, Version, version
+from checker.cuda import TOOLKITS, Card, Compiler, Cubin, CudaHost, Toolkit, ToolkitRule, Version, version
 
 # What the package nvidia-cuda-toolkit is.
 DISTRIBUTION_TOOLKITS = {
@@ -165,9 +165,17 @@ def architectures(cards: Iterable[Card]) -> list[str]:
     return [f"{capability.major}{capability.minor}-real" for capability in sorted({card.capability for card in cards})]
 
 
-def machine_code(architectures: Iterable[str]) -> list[int]:
-    """Return what CUDA_ARCHITECTURES has machine code made for: all (61-real, 61, 120a-real) but 61-virtual."""
-    return [int(match[1]) for match in (re.match(r"(\d+)[af]?(-real)?$", name) for name in architectures) if match]
+def machine_code(architectures: Iterable[str]) -> list[Cubin]:
+    """Return what llama.cpp has made of CUDA_ARCHITECTURES: of all (61-real, 61, 90a-real) but 61-virtual.
+
+    Its ggml-cuda/CMakeLists.txt makes 12xa of a plain 12x.
+    """
+    asked = (re.match(r"(\d+)([af]?)(-real)?$", name) for name in architectures)
+    return [
+        Cubin(int(match[1]), specific=match[2] == "a" or (not match[2] and match[1].startswith("12")))
+        for match in asked
+        if match
+    ]
 
 
 def uncompiled_cards(cards: Sequence[Card], architectures: Sequence[str]) -> list[str]:
@@ -180,14 +188,14 @@ def uncompiled_cards(cards: Sequence[Card], architectures: Sequence[str]) -> lis
     ]
 
 
-def served_by(capability: Version, cubins: Iterable[int]) -> bool:
-    """Whether one of the cubins (61 for sm_61) runs on a card: same major, and a minor that is not newer."""
-    return any(cubin // 10 == capability.major and cubin % 10 <= capability.minor for cubin in cubins)
+def served_by(capability: Version, cubins: Iterable[Cubin]) -> bool:
+    """Whether one of the cubins runs on a card."""
+    return any(cubin.runs_on(capability) for cubin in cubins)
 
 
-def unproven_cards(cards: Sequence[Card], cubins: Mapping[int, int]) -> list[str]:
+def unproven_cards(cards: Sequence[Card], cubins: Mapping[Cubin, int]) -> list[str]:
     """Say for each card that has no machine code in a program; `cubins` counts them by architecture."""
-    there = ", ".join(f"sm_{arch} ({count})" for arch, count in sorted(cubins.items())) or "none at all"
+    there = ", ".join(f"{cubin} ({count})" for cubin, count in cubins.items()) or "none at all"
     return [
         f"{card}: the program has no machine code for it; it holds {there}. "
         f"Add {card.capability.major}{card.capability.minor}-real to llama_cpp_cuda_architectures"

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from checker.toolkit import REPOSITORY_TOOLKIT
+
 ROLE = Path(__file__).parents[2] / "roles/llama_cpp"
 # Name, version, dependencies.
 PACKAGES = (
@@ -86,6 +88,13 @@ def test_the_pinned_toolkit_comes_with_all_that_it_depends_on(tmp_path: Path) ->
     asked = ask(tmp_path, "cuda-nvcc-12-9=12.9.86-1", "libcublas-12-9=12.9.1.4-1")
     assert asked.returncode == 0, asked.stdout + asked.stderr
     assert "Inst cuda-toolkit-config-common" in asked.stdout
+
+
+def test_what_the_role_pins_is_the_toolkit_that_the_rules_are_held_against() -> None:
+    pinned = yaml.safe_load((ROLE / "vars/main.yml").read_text(encoding="utf-8"))["_llama_cpp_nvidia_versions"]
+    assert {name: ".".join(version.split(".")[:2]) for name, version in pinned.items()} == dict.fromkeys(
+        pinned, str(REPOSITORY_TOOLKIT)
+    )
 
 
 @pytest.mark.parametrize("package", ["cuda-nvcc-13-0", "cuda-drivers"])

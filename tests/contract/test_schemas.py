@@ -167,6 +167,7 @@ def test_there_is_evidence_of_releases_and_the_role_writes_what_the_schema_names
     [
         {"commit": "0c1e57098"},
         {"cubins": {"61": 1}},
+        {"cubins": {"sm_120f": 1}},
         {"sha256": {}},
         {"jobs": 0},
         {"toolkit": "12.4"},

@@ -96,12 +96,12 @@ def test_tiers_move_to_another_engine_and_back_and_no_request_fails() -> None:
     assert other[1] == before[0]
     assert not set(moved.values()) & set(pids.values())
     with clients_that_go_on_asking() as back:
-        result = playbook("playbooks/rollback.yml")
+        result = playbook("playbooks/rollback.yml", "-e", f"llama_cpp_rollback_release={Path(before[0]).name}")
     assert result.returncode == 0, result.stdout[-4000:]
     assert links() == [before[0], other[0]]
     assert not set(main_pids().values()) & set(moved.values())
     without.append(down())
-    for answers, way in ((there, f"site.yml to {OTHER}"), (back, "rollback.yml")):
+    for answers, way in ((there, f"site.yml to {OTHER}"), (back, "rollback.yml by name")):
         told = ", ".join(f"{tier} {longest_wait(answers, tier):.1f} s" for tier in TIERS)
         print(f"{way} on {SUITE}: {len(answers)} requests, longest waits: {told}")
         assert [answer for answer in answers if answer["came"] != "200"] == []

@@ -146,9 +146,12 @@ def test_what_is_not_installed_can_not_be_mended_by_the_role() -> None:
 def test_cards_on_the_bus_that_nvml_does_not_list_are_named() -> None:
     bus = host(pci_cards=(PciCard("0000:01:00.0", "nvidia"), PciCard("0000:02:00.0", None)))
     assert cuda.unserved_cards(["00000000:01:00.0"], bus) == [
-        "0000:02:00.0 on the PCI bus is an NVIDIA card that the driver does not serve (kernel driver: none)"
+        "0000:02:00.0 on the PCI bus is an NVIDIA card that the driver does not serve (kernel driver: none); "
+        "journalctl --dmesg --grep NVRM says why"
     ]
     assert cuda.unserved_cards(["00000000:01:00.0", "00000000:02:00.0"], bus) == []
+    (passed_through,) = cuda.unserved_cards([], host(pci_cards=(PciCard("0000:01:00.0", "vfio-pci"),)))
+    assert passed_through.endswith("(kernel driver: vfio-pci); vfio-pci holds it: take the card from it, and reboot")
 
 
 def test_a_host_goes_through_json() -> None:

@@ -8,19 +8,22 @@ from pathlib import Path
 import pytest
 
 from checker import fatbin
+from checker.cuda import Cubin
 
 PTX, CUBIN = 1, 2
+# The flags of entries that nvcc 12.4, 13.0 and 13.5 wrote for sm_90, sm_90a and sm_120f.
+PLAIN, SPECIFIC, FAMILY = 0x11, 0x100011, 0x1200011
 
 
-def fat_binary(*entries: tuple[int, int, int]) -> bytes:
+def fat_binary(*entries: tuple[int, int, int], flags: int = PLAIN) -> bytes:
     """Return a fat binary as nvcc lays it out, of entries (kind, architecture, bytes of payload)."""
-    body = b"".join(header(kind, arch, 64, size) + bytes(32) + b"\xab" * size for kind, arch, size in entries)
+    body = b"".join(header(kind, arch, 64, size, flags) + bytes(16) + b"\xab" * size for kind, arch, size in entries)
     return struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(body)) + body
 
 
-def header(kind: int, arch: int, size: int, payload: int) -> bytes:
-    """Return the first half of an entry's header."""
-    return struct.pack("<HHIQ12xI", kind, 0x101, size, payload, arch)
+def header(kind: int, arch: int, size: int, payload: int, flags: int = PLAIN) -> bytes:
+    """Return the first 48 bytes of an entry's header."""
+    return struct.pack("<HHIQ12xI8xQ", kind, 0x101, size, payload, arch, flags)
 
 
 def program(path: Path, **sections: bytes) -> Path:
@@ -40,14 +43,22 @@ def program(path: Path, **sections: bytes) -> Path:
 def test_cubins_are_counted_by_architecture_and_ptx_is_none() -> None:
     one = fat_binary((CUBIN, 61, 40), (CUBIN, 86, 8), (PTX, 86, 16))
     two = fat_binary((CUBIN, 61, 24), (CUBIN, 120, 8))
-    assert fatbin.count_cubins(one + bytes(16) + two) == {61: 2, 86: 1, 120: 1}
+    assert fatbin.count_cubins(one + bytes(16) + two) == {Cubin(61): 2, Cubin(86): 1, Cubin(120): 1}
     assert fatbin.count_cubins(b"") == {}
+
+
+def test_machine_code_for_one_card_alone_is_told_from_that_of_a_family() -> None:
+    section = b"".join(
+        fat_binary((CUBIN, arch, 8), flags=flags)
+        for arch, flags in ((120, FAMILY), (120, SPECIFIC), (90, SPECIFIC), (90, PLAIN))
+    )
+    assert [str(cubin) for cubin in fatbin.count_cubins(section)] == ["sm_90", "sm_90a", "sm_120", "sm_120a"]
 
 
 def test_a_program_is_read_by_its_section(tmp_path: Path) -> None:
     with_code = program(tmp_path / "cuda", text=b"\x90" * 24, nv_fatbin=fat_binary((CUBIN, 52, 8)), data=bytes(8))
     without = program(tmp_path / "cpu", text=b"\x90" * 24, nv_fatbin_other=b"\xff" * 16)
-    assert fatbin.read_cubins(with_code) == {52: 1}
+    assert fatbin.read_cubins(with_code) == {Cubin(52): 1}
     assert fatbin.read_cubins(without) == {}
 
 
@@ -57,7 +68,7 @@ def test_a_program_is_read_by_its_section(tmp_path: Path) -> None:
         (b"\x01" * 32, "no fat binary begins at byte 0"),
         (fat_binary((CUBIN, 61, 8))[:-8], "no fat binary begins at byte 0"),
         (struct.pack("<IHHQ", 0xBA55ED50, 1, 16, 8) + bytes(8), "is cut off"),
-        (struct.pack("<IHHQ", 0xBA55ED50, 1, 16, 64) + header(CUBIN, 61, 8, 0) + bytes(32), "a header of 8 bytes"),
+        (struct.pack("<IHHQ", 0xBA55ED50, 1, 16, 64) + header(CUBIN, 61, 8, 0) + bytes(16), "a header of 8 bytes"),
     ],
 )
 def test_another_layout_is_refused(section: bytes, says: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from checker import argv, release
+from checker.cuda import Cubin
 from checker.program import ProgramError
 from checker.release import ExpectedCard, ListedDevice
 
@@ -65,13 +66,26 @@ def test_help_of_a_server_that_fails_counts_for_nothing_whatever_it_printed(tmp_
 
 
 def test_machine_code_is_asked_for_every_card_and_architecture() -> None:
-    both = {61: 144, 86: 144}
+    both = {Cubin(61): 144, Cubin(86): 144}
     assert release.code_problems([BIG, SMALL], ["61-real", "86-real"], both) == []
-    card, asked = release.code_problems([BIG, SMALL], ["61-real", "86-real", "90-virtual"], {86: 144})
+    card, asked = release.code_problems([BIG, SMALL], ["61-real", "86-real", "90-virtual"], {Cubin(86): 144})
     assert "NVIDIA GeForce GTX 1060 3GB" in card and "it holds sm_86 (144)" in card
     assert asked.startswith("sm_61 was asked of the compiler and is not in the program, which holds sm_86")
-    assert release.code_problems([], ["120a-real"], {120: 1}) == []
-    assert len(release.code_problems([], ["86"], {61: 144})) == 1
+    assert len(release.code_problems([], ["86"], {Cubin(61): 144})) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "specific"), [("120-real", True), ("120-real", False), ("120a-real", True), ("120f-real", False)]
+)
+def test_what_the_engine_makes_of_an_architecture_is_what_was_asked_for(asked: str, specific: bool) -> None:
+    assert release.code_problems([], [asked], {Cubin(120, specific): 1}) == []
+
+
+def test_a_card_that_the_engines_machine_code_leaves_out_is_named() -> None:
+    spark = ExpectedCard("GPU-c", "NVIDIA GB10", "12.1")
+    (problem,) = release.code_problems([spark], ["120-real"], {Cubin(120, specific=True): 144})
+    assert "NVIDIA GB10 (compute capability 12.1, Blackwell): the program has no machine code" in problem
+    assert "it holds sm_120a (144). Add 121-real" in problem
 
 
 def test_flags_that_the_built_server_does_not_know_are_named() -> None:

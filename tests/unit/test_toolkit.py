@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checker import toolkit
-from checker.cuda import Card, Compiler, CudaHost, Toolkit, Version, version
+from checker.cuda import Card, Compiler, Cubin, CudaHost, Toolkit, Version, version
 from checker.toolkit import Wish
 
 OLD_LIBC, NEW_LIBC = version("2.36"), version("2.41")
@@ -184,7 +184,26 @@ def test_architectures_are_machine_code_for_each_kind_of_card() -> None:
 
 
 def test_machine_code_is_asked_for_by_every_architecture_but_a_virtual_one() -> None:
-    assert toolkit.machine_code(["61-real", "86", "90-virtual", "120a-real"]) == [61, 86, 120]
+    assert toolkit.machine_code(["61-real", "86", "90-virtual", "90a-real"]) == [
+        Cubin(61),
+        Cubin(86),
+        Cubin(90, specific=True),
+    ]
+
+
+def test_of_a_plain_architecture_of_12_llama_cpp_makes_the_specific_one() -> None:
+    specific = [Cubin(120, specific=True), Cubin(121, specific=True)]
+    assert toolkit.machine_code(["120-real", "121"]) == toolkit.machine_code(["120a-real", "121a"]) == specific
+    # A family's is left as it is.
+    assert toolkit.machine_code(["120f-real"]) == [Cubin(120)]
+
+
+def test_an_architecture_that_serves_a_card_by_its_number_alone_is_refused_before_the_build() -> None:
+    spark = Card("GB10", version("12.1"))
+    assert toolkit.uncompiled_cards([spark], ["120f-real"]) == []
+    for left_out in ("120-real", "120a-real"):
+        (problem,) = toolkit.uncompiled_cards([spark], [left_out])
+        assert f"({left_out}) has no machine code for it; add 121-real" in problem
 
 
 def test_architectures_of_the_inventory_that_leave_a_card_out_are_refused_before_the_build() -> None:
@@ -196,15 +215,22 @@ def test_architectures_of_the_inventory_that_leave_a_card_out_are_refused_before
 
 
 def test_machine_code_serves_cards_of_its_major_from_its_minor_on() -> None:
-    assert toolkit.served_by(version("8.9"), [61, 86])
-    assert not toolkit.served_by(version("8.0"), [86])
-    assert not toolkit.served_by(version("9.0"), [86])
-    assert toolkit.served_by(version("12.0"), [120])
+    assert toolkit.served_by(version("8.9"), [Cubin(61), Cubin(86)])
+    assert not toolkit.served_by(version("8.0"), [Cubin(86)])
+    assert not toolkit.served_by(version("9.0"), [Cubin(86)])
+    assert toolkit.served_by(version("12.1"), [Cubin(120)])
+
+
+def test_machine_code_for_one_card_alone_serves_no_later_one() -> None:
+    specific = [Cubin(90, specific=True), Cubin(120, specific=True)]
+    assert toolkit.served_by(version("9.0"), specific)
+    assert toolkit.served_by(version("12.0"), specific)
+    assert not toolkit.served_by(version("12.1"), specific)
 
 
 def test_a_card_without_machine_code_is_named_with_what_is_there() -> None:
-    assert toolkit.unproven_cards([AMPERE, PASCAL], {61: 144, 86: 144}) == []
-    assert toolkit.unproven_cards([AMPERE, PASCAL], {86: 144}) == [
+    assert toolkit.unproven_cards([AMPERE, PASCAL], {Cubin(61): 144, Cubin(86): 144}) == []
+    assert toolkit.unproven_cards([AMPERE, PASCAL], {Cubin(86): 144}) == [
         "GTX 1060 (compute capability 6.1, Pascal): the program has no machine code for it; it holds sm_86 (144). "
         "Add 61-real to llama_cpp_cuda_architectures"
     ]
@@ -213,5 +239,4 @@ def test_a_card_without_machine_code_is_named_with_what_is_there() -> None:
 
 @given(st.lists(st.sampled_from([MAXWELL, PASCAL, TURING, AMPERE, BLACKWELL]), min_size=1, max_size=4))
 def test_a_build_for_the_cards_architectures_serves_them_all(cards: list[Card]) -> None:
-    cubins = {int(name.removesuffix("-real")): 1 for name in toolkit.architectures(cards)}
-    assert toolkit.unproven_cards(cards, cubins) == []
+    assert toolkit.unproven_cards(cards, dict.fromkeys(toolkit.machine_code(toolkit.architectures(cards)), 1)) == []

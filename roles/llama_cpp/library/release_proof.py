@@ -33,7 +33,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-cubins: {description: By architecture (C(sm_61)) how often the server has code for it, type: dict, returned: success}
+cubins:
+  description: By architecture (C(sm_61), C(sm_90a)) how often the server has code for it
+  type: dict
+  returned: success
 devices: {description: What the server listed, type: list, elements: dict, returned: success}
 problems: {description: One sentence for each problem, type: list, elements: str, returned: failure}
 """
@@ -76,7 +79,7 @@ def main() -> None:
         module.fail_json(msg="\n".join(problems), problems=problems)
     module.exit_json(
         changed=False,
-        cubins={f"sm_{arch}": count for arch, count in cubins.items()},
+        cubins={str(cubin): count for cubin, count in cubins.items()},
         devices=[asdict(device) for device in devices],
     )
 
