@@ -167,6 +167,17 @@ def slow_card() -> Iterator[None]:
         ssh_ok("systemctl set-property --runtime lab-gpu@1 CPUQuota=")
 
 
+@contextmanager
+def small_cards(big_mib: int, small_mib: int) -> Iterator[None]:
+    """Have the cards be of so much memory: an allocation beyond it fails, whatever the plan believes."""
+    sizes = f"s/[|]8192[|][0-9]+/|{big_mib}|0/; s/[|]3072[|][0-9]+/|{small_mib}|0/"
+    ssh_ok(f"cp /etc/lab-gpus/cards /tmp/cards && sed -i -E '{sizes}' /etc/lab-gpus/cards")
+    try:
+        yield
+    finally:
+        ssh_ok("cp /tmp/cards /etc/lab-gpus/cards")
+
+
 def spec_of_deep() -> dict[str, Any]:
     spec: dict[str, Any] = json.loads(ssh_ok("cat /etc/llama-tiers/tiers/deep.json"))
     return spec
@@ -193,6 +204,25 @@ def test_every_candidate_is_tried_or_says_why_not_and_what_served_serves(checkou
     assert outcome == "failed" and "could not be fetched" in reason and "404" in reason
     on_cards = {device["uuid"] for device in records()["deep", REAL, json.dumps(SPLIT)]["evidence"]["devices"]}
     assert {BIG, SMALL} <= on_cards
+
+
+def test_what_neither_card_holds_alone_is_tried_on_both(checkout: Checkout) -> None:
+    tiers = yaml.safe_load((checkout.inventory / "group_vars/gpu_hosts/main.yml").read_text())["tiers"]
+    # Sixteen requests at once: more for their contexts than for the model itself.
+    wide = {"name": "wide", "port": 8082, "context": 163840, "parallel": 16}
+    wide["candidates"] = [{"model": REAL, "placement": ALONE}, {"model": REAL}]
+    with small_cards(800, 700):
+        done = checkout.run(
+            "ansible-playbook", "-i", str(checkout.inventory), "playbooks/trial.yml",
+            "-e", json.dumps({"tiers": [*tiers, tiers[1] | wide]}), "-e", "trial_tier=wide",
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert serving() and not left_behind()
+    alone, both = records()["wide", REAL, json.dumps(ALONE)], records()["wide", REAL, '"auto"']
+    assert alone["outcome"] == "infeasible" and "RTX 3060 Ti needs" in alone["reason"]
+    assert both["outcome"] == "measured", both["reason"]
+    held = {device["uuid"]: device["process_mib"] for device in both["evidence"]["devices"]}
+    assert held[BIG] < 800 and held[SMALL] < 700 and held[BIG] + held[SMALL] > 800, held
 
 
 def test_what_was_tried_is_not_run_again(checkout: Checkout) -> None:
