@@ -274,6 +274,35 @@ def test_the_decision_is_served_changed_and_reverted(checkout: Checkout) -> None
     assert serving()
 
 
+def test_a_decision_of_what_is_gone_does_not_bar_the_way_back(checkout: Checkout) -> None:
+    written, before = checkout.decision.read_text(), spec_of_deep()
+    release = Path(before["engine"]["release"]).name
+    copied = f"cp -a {release} {release}-2 && sed -i 's/{release}/{release}-2/' {release}-2/release.json"
+    ssh_ok(f"cd {RELEASES} && {copied}")
+    words = yaml.safe_load(written)
+    words["llama_tiers_decision"]["tiers"]["deep"]["model"] = "gone"
+    checkout.decision.write_text(yaml.safe_dump(words))
+    try:
+        refused = checkout.run("ansible-playbook", "-i", str(checkout.inventory), "site.yml")
+        assert refused.returncode == 2 and "none of the inventory's candidates" in refused.stdout, refused.stdout[
+            -3000:
+        ]
+        done = checkout.run(
+            "ansible-playbook", "-i", str(checkout.inventory), "playbooks/rollback.yml",
+            "-e", f"llama_cpp_rollback_release={release}-2",
+        )  # fmt: skip
+    finally:
+        checkout.decision.write_text(written)
+    assert done.returncode == 0, done.stdout[-3000:]
+    after = spec_of_deep()
+    assert after["engine"]["release"] == f"{RELEASES}/{release}-2"
+    assert (after["model"], after["placement"]) == (before["model"], before["placement"])
+    assert serving() and status_of(8081, "deep") == "200"
+
+    checkout.site()
+    assert spec_of_deep() == before
+
+
 @contextmanager
 def held_at_the_last_candidate(checkout: Checkout) -> Iterator[subprocess.Popen[str]]:
     """Have a trial of deep stand still at its last candidate, whose readiness does not end."""

@@ -377,7 +377,7 @@ def test_proportions_become_whole_layers_as_llama_cpp_makes_them() -> None:
 
 
 def test_the_reference_hosts_free_memory_makes_36_13_as_its_ratio_does() -> None:
-    """llama.cpp splits by it where nothing is said of a split (src/llama-model.cpp, "default split, by free memory")."""
+    """llama.cpp splits by it where nothing is said of a split (src/llama-model.cpp)."""
     assert placement.whole_layers([card.free_mib for card in reference().cards], 49) == (36, 13)
 
 

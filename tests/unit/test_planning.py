@@ -670,7 +670,8 @@ def test_a_model_of_a_signed_url_is_called_by_its_path(monkeypatch: pytest.Monke
 
 def screened(capsys: pytest.CaptureFixture[str], host: str) -> tuple[int, dict[tuple[str, str], dict[str, Any]]]:
     """Screen a case of the reference inventory; return the exit code, and by tier each candidate in words."""
-    code = cli.main(["trial", "-i", str(ROOT / "inventories/reference"), "--limit", host, "--dry-run", "--format", "json"])
+    inventory = str(ROOT / "inventories/reference")
+    code = cli.main(["trial", "-i", inventory, "--limit", host, "--dry-run", "--format", "json"])
     tiers = json.loads(capsys.readouterr().out)["tiers"]
     return code, {
         (tier["name"], f"{each['model']} {each['words']}"): each for tier in tiers for each in tier["candidates"]
