@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import socket
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-from checker import proven, systemd, tier
+from checker import proven, systemd, tier, whole
 
 # A candidate is a tier by this name; its files lie where a boot removes them, but for its spec.
 NAME = "trial"
@@ -46,7 +44,7 @@ def is_due() -> bool:
 
 def remember(units: Sequence[str]) -> None:
     """Remember units as what is to serve again."""
-    write(BEFORE, {"units": units})
+    whole.write(BEFORE, json.dumps({"units": units}) + "\n")
 
 
 def forget() -> None:
@@ -172,15 +170,3 @@ def _ask(spec: tier.TierSpec) -> None:
     with contextlib.suppress(OSError, systemd.SystemdError):
         if systemd.is_active(spec.unit):
             socket.create_connection((address.hostname, address.port), timeout=_ASK_S).close()
-
-
-def write(path: Path, document: Any) -> None:
-    """Write a document whole or not at all, and have it on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".new")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(document, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    beside.chmod(0o644)
-    beside.replace(path)

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from checker import activation, measure, proven, restoring, systemd, tier, trial
+from checker import activation, measure, proven, restoring, systemd, tier, trial, whole
 from checker.tier import TierSpec
 
 NAME = restoring.NAME
@@ -132,7 +132,7 @@ def _lay_out(spec: TierSpec, unit: str, limit_s: float) -> None:
     drop_in.mkdir(parents=True, exist_ok=True)
     (drop_in / "trial.conf").write_text(limits, encoding="utf-8")
     (restoring.UNITS / restoring.CANDIDATE).write_text(unit, encoding="utf-8")
-    restoring.write(proven.spec_file(NAME), spec.to_json())
+    _write(proven.spec_file(NAME), spec.to_json())
     systemd.daemon_reload()
 
 
@@ -144,7 +144,11 @@ def restore() -> None:
 
 def keep(record: trial.Trial) -> None:
     """Write a record among those of this host; one of the same measurement is replaced."""
-    restoring.write(RECORDS / f"{record.tier}-{record.fingerprint[:16]}.json", record.to_json())
+    _write(RECORDS / f"{record.tier}-{record.fingerprint[:16]}.json", record.to_json())
+
+
+def _write(path: Path, document: Any) -> None:
+    whole.write(path, json.dumps(document, indent=2) + "\n")
 
 
 def kept() -> list[dict[str, Any]]:
