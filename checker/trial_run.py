@@ -81,7 +81,9 @@ def _tried(record: trial.Trial, job: Mapping[str, Any], candidate: Mapping[str, 
     record = replace(record, spec=replace(spec, name=record.tier))
     if not Path(spec.model.file).exists():
         return replace(record, reason=f"its file is not on the host ({spec.model.file})")
-    _make_room(report)
+    if not restoring.is_due():
+        report("stopping what serves")
+        restoring.make_room()
     report("starting")
     try:
         _lay_out(spec, candidate["unit"], job["limit_s"])
@@ -102,24 +104,6 @@ def _tried(record: trial.Trial, job: Mapping[str, Any], candidate: Mapping[str, 
     finally:
         report("taking it away")
         restoring.take_away()
-
-
-def _make_room(report: Report) -> None:
-    """Stop what serves, and remember it first; nothing when that was done for an earlier candidate."""
-    names = proven.leftovers([NAME])
-    if restoring.is_due() or not names:
-        return
-    # What passes connections on is started by the next one.
-    passing = {unit for name in names for unit in (tier.Front(name).proxy, tier.Front(name).stand_in)}
-    units = [unit for unit in systemd.active_units("llama-tier-*") if unit not in {restoring.CANDIDATE, *passing}]
-    if systemd.is_active(activation.TARGET):
-        units.insert(0, activation.TARGET)
-    restoring.remember(units)
-    report("stopping what serves")
-    # The target first: without it no pinned tier comes back by itself.
-    systemd.stop(activation.TARGET)
-    for name in names:
-        activation.end(name)
 
 
 def _lay_out(spec: TierSpec, unit: str, limit_s: float) -> None:
