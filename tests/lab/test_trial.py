@@ -206,25 +206,6 @@ def test_every_candidate_is_tried_or_says_why_not_and_what_served_serves(checkou
     assert {BIG, SMALL} <= on_cards
 
 
-def test_what_neither_card_holds_alone_is_tried_on_both(checkout: Checkout) -> None:
-    tiers = yaml.safe_load((checkout.inventory / "group_vars/gpu_hosts/main.yml").read_text())["tiers"]
-    # Sixteen requests at once: more for their contexts than for the model itself.
-    wide = {"name": "wide", "port": 8082, "context": 163840, "parallel": 16}
-    wide["candidates"] = [{"model": REAL, "placement": ALONE}, {"model": REAL}]
-    with small_cards(800, 700):
-        done = checkout.run(
-            "ansible-playbook", "-i", str(checkout.inventory), "playbooks/trial.yml",
-            "-e", json.dumps({"tiers": [*tiers, tiers[1] | wide]}), "-e", "trial_tier=wide",
-        )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert serving() and not left_behind()
-    alone, both = records()["wide", REAL, json.dumps(ALONE)], records()["wide", REAL, '"auto"']
-    assert alone["outcome"] == "infeasible" and "RTX 3060 Ti needs" in alone["reason"]
-    assert both["outcome"] == "measured", both["reason"]
-    held = {device["uuid"]: device["process_mib"] for device in both["evidence"]["devices"]}
-    assert held[BIG] < 800 and held[SMALL] < 700 and held[BIG] + held[SMALL] > 800, held
-
-
 def test_what_was_tried_is_not_run_again(checkout: Checkout) -> None:
     pids = main_pids()
     done = checkout.checker("trial", "--tier", "fast")
@@ -301,6 +282,25 @@ def test_a_decision_of_what_is_gone_does_not_bar_the_way_back(checkout: Checkout
 
     checkout.site()
     assert spec_of_deep() == before
+
+
+def test_what_neither_card_holds_alone_is_tried_on_both(checkout: Checkout) -> None:
+    tiers = yaml.safe_load((checkout.inventory / "group_vars/gpu_hosts/main.yml").read_text())["tiers"]
+    # Sixteen requests at once: more for their contexts than for the model itself.
+    wide = {"name": "wide", "port": 8082, "context": 163840, "parallel": 16}
+    wide["candidates"] = [{"model": REAL, "placement": ALONE}, {"model": REAL}]
+    with small_cards(800, 700):
+        done = checkout.run(
+            "ansible-playbook", "-i", str(checkout.inventory), "playbooks/trial.yml",
+            "-e", json.dumps({"tiers": [*tiers, tiers[1] | wide]}), "-e", "trial_tier=wide",
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert serving() and not left_behind()
+    alone, both = records()["wide", REAL, json.dumps(ALONE)], records()["wide", REAL, '"auto"']
+    assert alone["outcome"] == "infeasible" and "RTX 3060 Ti needs" in alone["reason"]
+    assert both["outcome"] == "measured", both["reason"]
+    held = {device["uuid"]: device["process_mib"] for device in both["evidence"]["devices"]}
+    assert held[BIG] < 800 and held[SMALL] < 700 and held[BIG] + held[SMALL] > 800, held
 
 
 @contextmanager
