@@ -31,7 +31,8 @@ class QualityError(Exception):
 def measure(specs: Sequence[TierSpec], directory: Path = _DIRECTORY) -> dict[str, Quality | str]:
     """Compare each tier that is split over devices; one that could not be compared has a sentence in its place.
 
-    Tiers that were down before stay down. SystemdError when one does not stop, or does not start again.
+    Tiers that were down before stay down. SystemdError when one does not stop, or does not start again; OSError when
+    what serves cannot be remembered, and nothing is stopped then.
     """
     split = [spec for spec in specs if sum(count > 0 for count in spec.placement.tensor_split) > 1]
     if not split:

@@ -44,7 +44,10 @@ def is_due() -> bool:
 
 
 def make_room() -> None:
-    """Remember what serves, then stop every tier and close its port; SystemdError when one does not stop."""
+    """Remember what serves, then stop every tier and close its port.
+
+    SystemdError when one does not stop, OSError when they cannot be remembered, and nothing is stopped then.
+    """
     names = proven.leftovers([NAME])
     if not names:
         return

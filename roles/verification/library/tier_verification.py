@@ -152,7 +152,7 @@ def main() -> None:
     if module.params["quality"] and not module.check_mode:
         try:
             splits = quality.measure(specs)
-        except systemd.SystemdError as error:
+        except (systemd.SystemdError, OSError) as error:
             module.fail_json(msg=f"a tier did not stop or start again for its quality to be measured: {error}")
     report = verification.report(
         specs,
