@@ -20,7 +20,6 @@ from pathlib import Path
 from checker import hardware, proven, releases, restoring, systemd, tier, turns
 
 _LOCK = Path("/run/llama-tiers/activation.lock")
-TARGET = "llama-tiers.target"
 _RESUME = "llama-tiers-resume.service"
 _POLL_S = 0.5
 
@@ -76,7 +75,7 @@ def _roll_back(name: str, report: Report) -> str:
         _shut(name)
         return f"nothing served as {name} before, so it is down"
     # While its units are there: a fallback of the successor's may have the port.
-    end(name)
+    restoring.end(name)
     proven.put_back(name)
     systemd.daemon_reload()
     before = tier.load(name)
@@ -198,8 +197,8 @@ def _activate(names: Sequence[str], room_mib: Mapping[str, float], report: Repor
         proven.remove(name)
     if leftovers:
         systemd.daemon_reload()
-    if not systemd.is_active(TARGET):
-        systemd.start(TARGET)
+    if not systemd.is_active(tier.TARGET):
+        systemd.start(tier.TARGET)
     restoring.forget()
     return Outcome(
         activated=order,
@@ -398,7 +397,7 @@ def _open(specs: Sequence[tier.TierSpec]) -> None:
 def _at_boot(specs: Sequence[tier.TierSpec]) -> None:
     """Have all ports opened at boot, those of tiers that were given up too, and the pinned tiers started."""
     sockets = [tier.Front(spec.name).socket for spec in specs]
-    systemd.enable(TARGET, _RESUME, *sockets, *(spec.unit for spec in specs if spec.pinned))
+    systemd.enable(tier.TARGET, _RESUME, *sockets, *(spec.unit for spec in specs if spec.pinned))
     on_demand = [spec.unit for spec in specs if not spec.pinned]
     if on_demand:
         systemd.disable(*on_demand)
@@ -409,15 +408,7 @@ def _shut(name: str) -> None:
     units = [path.name for path in proven.unit_files(name)]
     if units:
         systemd.disable(*units)
-    end(name)
-
-
-def end(name: str) -> None:
-    """Close the port of a tier and stop it."""
-    units = [path.name for path in proven.unit_files(name)]
-    # The end of its cooldown starts the tier again, also when it is stopped: the second stop undoes that.
-    for _ in range(2 if units else 0):
-        systemd.stop(*units)
+    restoring.end(name)
 
 
 def _undo(

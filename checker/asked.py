@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from checker import placement, trial
-from checker.catalogue import Candidate, GpuEntry, InventoryError, TierEntry, resolve_gpus
+from checker.catalogue import (
+    Candidate,
+    ContextRange,
+    GpuEntry,
+    InventoryError,
+    PlacementEntry,
+    TierEntry,
+    resolve_gpus,
+)
 from checker.placement import Demand
 from checker.tier import Placement
 
@@ -98,6 +106,21 @@ def changed(
     if not same or (wanted.split is not None and list(uuids) != own):
         return "another placement was asked for"
     return None
+
+
+def as_placed(entry: TierEntry, model: str, found: Placement, uuids: Sequence[str], least_context: int) -> TierEntry:
+    """Return a tier with one candidate, whose placement is spelled out as it lay on its cards, in device order.
+
+    Beside others it may have less of its context, down to `least_context`, which makes nothing slower.
+    """
+    words = {key: word for key, word in asdict(found).items() if key in PlacementEntry.model_fields}
+    return entry.model_copy(
+        update={
+            "gpus": list(uuids),
+            "context": ContextRange(min=least_context, max=found.ctx_size),
+            "candidates": [Candidate(model=model, placement=PlacementEntry.model_validate(words))],
+        }
+    )
 
 
 def fingerprint(entry: TierEntry, candidate: Candidate, gpus: Sequence[GpuEntry]) -> str:

@@ -8,8 +8,6 @@ was meant.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
+from checker import whole
 from checker.header import MAX_LAYERS, Header, HeaderError, from_json
 
 # What kind of value each key of a header has, from the header itself.
@@ -147,15 +146,7 @@ def read(path: Path) -> tuple[str, dict[str, Any]]:
 def write(path: Path, text: str) -> None:
     """Put a text in the place of a file, whole or not at all."""
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(temporary).chmod(path.stat().st_mode & 0o777)
-            Path(temporary).replace(path)
-        except OSError:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        whole.write(path, text, mode=path.stat().st_mode & 0o777)
     except OSError as error:
         raise CatalogueFileError(f"{path} cannot be written: {error.strerror or error}") from error
 

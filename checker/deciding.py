@@ -6,15 +6,13 @@ The edge of `checker.decision`: everything here ends in its records, or begins w
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from checker import decision, planning, policies, trial
+from checker import decision, planning, policies, trial, whole
 from checker.catalogue import InventoryError, check_inventory, parse_inventory, with_placeholders
 from checker.decision import Decision
 from checker.planning import PlanningError, Subject
@@ -135,8 +133,7 @@ def write(path: Path, text: str) -> bool:
             )
         if before == text:
             return False
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, text)
+        whole.write(path, text)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise PlanningError(f"{path} cannot be written: {reason}") from error
@@ -152,15 +149,3 @@ def _is_ours(text: str) -> bool:
         return False
     own = document[decision.VARIABLE]
     return isinstance(own, dict) and str(own.get("schema", "")).startswith("llama-tiers/decision/")
-
-
-def _replace(path: Path, text: str) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except OSError:
-        Path(temporary).unlink(missing_ok=True)
-        raise

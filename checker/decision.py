@@ -17,11 +17,9 @@ from pydantic import Field, ValidationError
 from checker import asked, speed_verdict, tier, trial
 from checker.catalogue import (
     Candidate,
-    ContextRange,
     GpuEntry,
     InventoryError,
     ModelEntry,
-    PlacementEntry,
     TierEntry,
     Written,
     model_path,
@@ -625,7 +623,7 @@ def narrowed(
                     f"{_decided_is(entry, choice)}, which was measured before {why}: put that back, or {TRY_AGAIN}"
                 )
             else:
-                narrow.append(_as_measured(entry, own, choice))
+                narrow.append(asked.as_placed(entry, own.model, choice.placed, choice.uuids, entry.context.min))
     if problems:
         raise InventoryError(problems)
     return narrow
@@ -638,21 +636,6 @@ def is_decided(candidate: Candidate, choice: DecidedEntry) -> bool:
 
 def _decided_is(entry: TierEntry, choice: DecidedEntry) -> str:
     return f"tier {entry.name}: decided is {choice.model} ({placement_words(choice.placement)})"
-
-
-def _as_measured(entry: TierEntry, candidate: Candidate, choice: DecidedEntry) -> TierEntry:
-    """Return a tier with one candidate, whose placement is spelled out as it was measured.
-
-    It was measured alone. Beside others it may have less of a range of context, which makes nothing slower.
-    """
-    placed = {key: word for key, word in asdict(choice.placed).items() if key in PlacementEntry.model_fields}
-    return entry.model_copy(
-        update={
-            "gpus": choice.uuids,
-            "context": ContextRange(min=entry.context.min, max=choice.placed.ctx_size),
-            "candidates": [candidate.model_copy(update={"placement": PlacementEntry.model_validate(placed)})],
-        }
-    )
 
 
 def _candidate_words(candidate: Candidate) -> str:

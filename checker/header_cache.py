@@ -10,9 +10,9 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
 
+from checker import whole
 from checker.gguf import Part
 from checker.header import Tensor
 
@@ -52,13 +52,4 @@ def store(content: str, part: Part) -> None:
         "tensors": [[t.name, t.shape, t.type_name, t.bytes] for t in part.tensors],
     }
     with contextlib.suppress(OSError):
-        folder().mkdir(parents=True, exist_ok=True)
-        # Beside it and renamed, so that another process never reads half of it.
-        descriptor, temporary = tempfile.mkstemp(dir=folder(), suffix=".new")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(document, file)
-            Path(temporary).replace(_path(content))
-        except OSError:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        whole.write(_path(content), json.dumps(document))

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from checker import asked, placement, tier
 from checker.cards import Card, Ram
+from checker.catalogue import InventoryError, ModelEntry, TierEntry, model_path
 from checker.header import Header
 from checker.placement import Choice, Demand
 
@@ -33,6 +34,32 @@ def of_profile(profile: Mapping[str, Any]) -> dict[str, tier.TierSpec]:
         except (tier.TierSpecError, ValidationError):
             continue
     return found
+
+
+def narrowed(
+    tiers: Sequence[TierEntry], proven: Mapping[str, tier.TierSpec], models: Mapping[str, ModelEntry]
+) -> list[TierEntry]:
+    """Return the tiers with what each was proven with as its only candidate; one that never was keeps its own.
+
+    InventoryError when the catalogue has that model no longer, or another file by its name.
+    """
+    narrow, problems = [], []
+    for entry in tiers:
+        own = proven.get(entry.name)
+        model = models.get(own.model.name) if own else None
+        if own is None:
+            narrow.append(entry)
+        elif model is None or not own.model.file.endswith(model_path(model, "")):
+            problems.append(
+                f"tier {entry.name}: it serves {own.model.name} from {own.model.file}, which the catalogue has not; "
+                "put that back"
+            )
+        else:
+            uuids = [device.uuid for device in own.devices]
+            narrow.append(asked.as_placed(entry, own.model.name, own.placement, uuids, own.placement.ctx_size))
+    if problems:
+        raise InventoryError(problems)
+    return narrow
 
 
 def choice(proven: tier.TierSpec, header: Header, cards: Sequence[Card], ram: Ram, demand: Demand) -> Choice | None:

@@ -799,6 +799,7 @@ def for_site(
     ram: Mapping[str, Any] | None = None,
     *,
     replan: bool = False,
+    as_served: bool = False,
     decided: Mapping[str, Any] | None = None,
 ) -> SitePlan:
     """Plan every tier of a host for site.yml; InventoryError lists all reasons why that cannot be done.
@@ -807,17 +808,21 @@ def for_site(
     no host to ask. Pinned tiers of a host are served at once, so such that exclude each other are refused. `replan`
     makes a new choice for every tier, where else a placement that is proven on the host is kept. `decided` is the
     inventory's decision: a tier that is in it has the candidate that was chosen, as it was measured, and no other.
+    `as_served` asks neither: each tier has what is proven of it on the host, as it lies there, and no other.
     """
     found = check_inventory(gpus, tiers, models, engines, engine, backend)
     ram_entry = parse_ram(ram or {}, found)
     if found:
         raise InventoryError(found)
     parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
-    by = decision.parse(decided)
-    parsed_tiers = decision.narrowed(parsed_tiers, by, parsed_gpus, parsed_models)
+    proven = kept.of_profile(profile or {})
+    by = None if as_served else decision.parse(decided)
+    if as_served:
+        parsed_tiers = kept.narrowed(parsed_tiers, proven, parsed_models)
+    else:
+        parsed_tiers = decision.narrowed(parsed_tiers, by, parsed_gpus, parsed_models)
     host = join_host(parsed_gpus, ram_entry, profile or {})
     planned = make(parsed_gpus, parsed_tiers, parsed_models, host)
-    proven = kept.of_profile(profile or {})
     if not replan:
         planned = keep(planned, proven, parsed_gpus, parsed_tiers, parsed_models, host)
     found = problems(planned, by.tiers if by else ())

@@ -15,6 +15,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from checker import whole
+
 SCHEMA = "llama-tiers/served/2"
 MODELS, RELEASES = "models", "releases"
 
@@ -62,11 +64,9 @@ def after(before: Mapping[str, Served], served: Mapping[str, Iterable[str]]) -> 
 
 
 def write(path: Path, served: Mapping[str, Served]) -> None:
-    """Remember what is served, by kind, whole or not at all."""
-    beside = path.with_suffix(".new")
+    """Remember what is served, by kind."""
     document = {"schema": SCHEMA, **{kind: asdict(each) for kind, each in served.items()}}
-    beside.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    beside.replace(path)
+    whole.write(path, json.dumps(document, indent=2) + "\n")
 
 
 def needed(specs: Iterable[Path]) -> dict[str, set[str]]:

@@ -10,20 +10,18 @@ import os
 import pwd
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from checker import activation, hardware, perplexity, systemd, text
+from checker import activation, hardware, perplexity, restoring, systemd, text
 from checker.evidence import Quality
 from checker.measure import now
 from checker.perplexity import Divergence
-from checker.tier import Device, Front, TierSpec
+from checker.tier import Device, TierSpec
 
 # The logits of 1020 tokens are some 600 MB with a vocabulary of 262,144; /tmp may lie in memory.
 _DIRECTORY = Path("/var/lib/llama-tiers")
 _TIMEOUT_S = 1800
-# A start may take as long as the unit's own limit, which is twice the load and this.
-_SPARE_S = 135
 
 
 class QualityError(Exception):
@@ -33,59 +31,26 @@ class QualityError(Exception):
 def measure(specs: Sequence[TierSpec], directory: Path = _DIRECTORY) -> dict[str, Quality | str]:
     """Compare each tier that is split over devices; one that could not be compared has a sentence in its place.
 
-    Tiers that were down before stay down. SystemdError when one does not stop, or does not start again.
+    Tiers that were down before stay down. SystemdError when one does not stop, or does not start again; OSError when
+    what serves cannot be remembered, and nothing is stopped then.
     """
     split = [spec for spec in specs if sum(count > 0 for count in spec.placement.tensor_split) > 1]
     if not split:
         return {}
-    up = _up(specs)
     found: dict[str, Quality | str] = {}
-    try:
-        # The target first: without it no pinned tier comes back when a rival of it stops.
-        systemd.stop(activation.TARGET)
-        for spec in specs:
-            activation.end(spec.name)
-        for spec in split:
-            try:
-                found[spec.name] = _compare(spec, directory)
-            except (QualityError, systemd.SystemdError, OSError) as error:
-                found[spec.name] = f"quality of the split was not measured: {error}"
-    finally:
-        _start(up, timeout_s=2 * max(spec.criteria.max_load_s for spec in specs) + _SPARE_S)
-    return found
-
-
-def _up(specs: Sequence[TierSpec]) -> dict[str, str]:
-    """Return the states of the units that are up, or on their way, in the order in which they may start again."""
-    fronts = [Front(spec.name) for spec in specs]
-    units = [
-        activation.TARGET,
-        *(spec.unit for spec in specs),
-        *(front.cooldown for front in fronts),
-        # A request may ask for a rival of what is to serve first. What passes it on is started by it.
-        *(unit for front in fronts for unit in (front.stand_in_socket, front.socket)),
-    ]
-    states = {unit: systemd.unit_state(unit).active_state for unit in units}
-    return {unit: state for unit, state in states.items() if state in ("active", "activating")}
-
-
-def _start(units: Mapping[str, str], timeout_s: float) -> None:
-    """Start units again, each although another does not; the first failure is raised when all were tried."""
-    failures = []
-    for unit, state in units.items():
+    with activation.alone():
+        # What a trial that was cut off has stopped counts as what is up.
+        restoring.restore()
         try:
-            if unit == activation.TARGET:
-                # It would start what was down, too.
-                systemd.start_alone(unit)
-            elif state == "activating":
-                # Such as one that waits for a card: nobody knows for how long.
-                systemd.restart(unit)
-            else:
-                systemd.start(unit, timeout_s)
-        except systemd.SystemdError as error:
-            failures.append(error)
-    if failures:
-        raise failures[0]
+            restoring.make_room()
+            for spec in split:
+                try:
+                    found[spec.name] = _compare(spec, directory)
+                except (QualityError, systemd.SystemdError, OSError) as error:
+                    found[spec.name] = f"quality of the split was not measured: {error}"
+        finally:
+            restoring.restore()
+    return found
 
 
 def _compare(spec: TierSpec, directory: Path) -> Quality:

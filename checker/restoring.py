@@ -1,25 +1,24 @@
-"""What a trial leaves on this host: a candidate that runs, if it was cut off, and what served before, stopped.
+"""What serves on this host, stopped for what needs the whole of it (a trial, a measurement), and started again.
 
-What served is remembered on the disk until all of it has been started again, so that whoever comes next may restore it:
-systemd after the trial, at boot, and after a try that was refused, the next trial, and site.yml before it changes a
-tier. Each has `activation.alone()` meanwhile.
+What served is remembered on the disk until all of it has been started again, so that whoever comes next may restore it
+after one that was cut off: systemd after a trial, at boot, and after a try that was refused, the next trial, and
+site.yml before it changes a tier. A candidate that such a trial has left is taken away. Each has `activation.alone()`
+meanwhile.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import socket
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-from checker import proven, systemd, tier
+from checker import proven, systemd, tier, whole
 
 # A candidate is a tier by this name; its files lie where a boot removes them, but for its spec.
 NAME = "trial"
@@ -44,9 +43,38 @@ def is_due() -> bool:
     return BEFORE.exists()
 
 
-def remember(units: Sequence[str]) -> None:
-    """Remember units as what is to serve again."""
-    write(BEFORE, {"units": units})
+def make_room() -> None:
+    """Remember what serves, then stop every tier and close its port.
+
+    SystemdError when one does not stop, OSError when they cannot be remembered, and nothing is stopped then.
+    """
+    names = proven.leftovers([NAME])
+    if not names:
+        return
+    # What passes connections on is started by the next one.
+    passing = {unit for name in names for unit in (tier.Front(name).proxy, tier.Front(name).stand_in)}
+    units = [unit for unit in systemd.active_units("llama-tier-*") if unit not in {CANDIDATE, *passing}]
+    if systemd.is_active(tier.TARGET):
+        units.insert(0, tier.TARGET)
+    # Such as one that waits for a card: nobody knows for how long.
+    _remember(units, [unit for unit in units if systemd.unit_state(unit).active_state == "activating"])
+    # The target first: without it no pinned tier comes back by itself.
+    systemd.stop(tier.TARGET)
+    for name in names:
+        end(name)
+
+
+def end(name: str) -> None:
+    """Close the port of a tier and stop it."""
+    units = [path.name for path in proven.unit_files(name)]
+    # The end of its cooldown starts the tier again, also when it is stopped: the second stop undoes that.
+    for _ in range(2 if units else 0):
+        systemd.stop(*units)
+
+
+def _remember(units: Collection[str], waiting: Collection[str]) -> None:
+    """Remember units as what is to serve again, and which of them were not up yet."""
+    whole.write(BEFORE, json.dumps({"units": list(units), "waiting": list(waiting)}) + "\n")
 
 
 def forget() -> None:
@@ -67,17 +95,20 @@ def restore() -> None:
         # No reason to leave down what served.
         wrong.append(f"the candidate is not taken away: {error}")
     failures: dict[str, _Failure] = {}
+    waiting: list[str] = []
     if is_due():
-        units = json.loads(BEFORE.read_text(encoding="utf-8"))["units"]
+        before = json.loads(BEFORE.read_text(encoding="utf-8"))
+        # A checker of before remembered none.
+        waiting = before.get("waiting", [])
         # What site.yml has removed meanwhile does not come back.
-        failures = _start_all([unit for unit in units if (proven.UNITS / unit).exists()])
+        failures = _start_all([unit for unit in before["units"] if (proven.UNITS / unit).exists()], waiting)
     if failures:
         reasons = "; ".join(failure.reason for failure in failures.values())
         wrong.append(f"what served before does not start again: {reasons}")
     left = [unit for unit, failure in failures.items() if not failure.settled]
     try:
         if left or _candidate_is_there():
-            remember(left)
+            _remember(left, [unit for unit in left if unit in waiting])
         else:
             forget()
     except OSError as error:
@@ -114,8 +145,11 @@ def waits_for(port: str, loads: Collection[str], rivals: Mapping[str, Collection
     return {*map(tier.unit_of, (name, *rivals[name]))} & {*loads}
 
 
-def _start_all(units: Sequence[str]) -> dict[str, _Failure]:
-    """Start units side by side, so that none waits for one that it has nothing to do with; return which are not up."""
+def _start_all(units: Sequence[str], waiting: Collection[str]) -> dict[str, _Failure]:
+    """Start units side by side, so that none waits for one that it has nothing to do with; return which are not up.
+
+    Those that were `waiting` wait again, and nobody for them.
+    """
     specs = _specs()
     rivals = {name: spec.rivals for name, spec in specs.items()}
     on_demand = {tier.Front(spec.name).socket: spec for spec in specs.values() if not spec.pinned}
@@ -123,13 +157,13 @@ def _start_all(units: Sequence[str]) -> dict[str, _Failure]:
 
     def open_port(port: str, others: Collection[Future[_Failure | None]]) -> _Failure | None:
         wait(others)
-        failure = _start(port)
+        failure = _start(port, waits=False)
         if failure is None and port in on_demand:
             _ask(on_demand[port])
         return failure
 
     with ThreadPoolExecutor(max_workers=max(1, len(units))) as pool:
-        starts = {unit: pool.submit(_start, unit) for unit in loads}
+        starts = {unit: pool.submit(_start, unit, unit in waiting) for unit in loads}
         for port in units:
             if port not in loads:
                 others = [starts[unit] for unit in waits_for(port, loads, rivals)]
@@ -145,12 +179,14 @@ def _specs() -> dict[str, tier.TierSpec]:
     return found
 
 
-def _start(unit: str) -> _Failure | None:
+def _start(unit: str, waits: bool) -> _Failure | None:
     try:
         systemd.reset_failed(unit)
         if unit.endswith(".target"):
             # It would start what did not serve before, too.
             systemd.start_alone(unit)
+        elif waits:
+            systemd.restart(unit)
         else:
             systemd.start(unit, _START_S)
     except systemd.SystemdError as error:
@@ -172,15 +208,3 @@ def _ask(spec: tier.TierSpec) -> None:
     with contextlib.suppress(OSError, systemd.SystemdError):
         if systemd.is_active(spec.unit):
             socket.create_connection((address.hostname, address.port), timeout=_ASK_S).close()
-
-
-def write(path: Path, document: Any) -> None:
-    """Write a document whole or not at all, and have it on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".new")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(document, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    beside.chmod(0o644)
-    beside.replace(path)

@@ -16,6 +16,8 @@ SCHEMA = "llama-tiers/tier/1"
 DIRECTORY = Path("/etc/llama-tiers/tiers")
 
 PINNED, ON_DEMAND = "pinned", "on_demand"
+# The unit that keeps pinned tiers up.
+TARGET = "llama-tiers.target"
 
 
 def unit_of(name: str) -> str:

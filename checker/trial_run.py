@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from checker import activation, measure, proven, restoring, systemd, tier, trial
+from checker import activation, measure, proven, restoring, systemd, tier, trial, whole
 from checker.tier import TierSpec
 
 NAME = restoring.NAME
@@ -81,7 +81,9 @@ def _tried(record: trial.Trial, job: Mapping[str, Any], candidate: Mapping[str, 
     record = replace(record, spec=replace(spec, name=record.tier))
     if not Path(spec.model.file).exists():
         return replace(record, reason=f"its file is not on the host ({spec.model.file})")
-    _make_room(report)
+    if not restoring.is_due():
+        report("stopping what serves")
+        restoring.make_room()
     report("starting")
     try:
         _lay_out(spec, candidate["unit"], job["limit_s"])
@@ -104,24 +106,6 @@ def _tried(record: trial.Trial, job: Mapping[str, Any], candidate: Mapping[str, 
         restoring.take_away()
 
 
-def _make_room(report: Report) -> None:
-    """Stop what serves, and remember it first; nothing when that was done for an earlier candidate."""
-    names = proven.leftovers([NAME])
-    if restoring.is_due() or not names:
-        return
-    # What passes connections on is started by the next one.
-    passing = {unit for name in names for unit in (tier.Front(name).proxy, tier.Front(name).stand_in)}
-    units = [unit for unit in systemd.active_units("llama-tier-*") if unit not in {restoring.CANDIDATE, *passing}]
-    if systemd.is_active(activation.TARGET):
-        units.insert(0, activation.TARGET)
-    restoring.remember(units)
-    report("stopping what serves")
-    # The target first: without it no pinned tier comes back by itself.
-    systemd.stop(activation.TARGET)
-    for name in names:
-        activation.end(name)
-
-
 def _lay_out(spec: TierSpec, unit: str, limit_s: float) -> None:
     # It loads once, in the time that the tier may take, and is measured for a limited time.
     limits = (
@@ -132,7 +116,7 @@ def _lay_out(spec: TierSpec, unit: str, limit_s: float) -> None:
     drop_in.mkdir(parents=True, exist_ok=True)
     (drop_in / "trial.conf").write_text(limits, encoding="utf-8")
     (restoring.UNITS / restoring.CANDIDATE).write_text(unit, encoding="utf-8")
-    restoring.write(proven.spec_file(NAME), spec.to_json())
+    _write(proven.spec_file(NAME), spec.to_json())
     systemd.daemon_reload()
 
 
@@ -144,7 +128,11 @@ def restore() -> None:
 
 def keep(record: trial.Trial) -> None:
     """Write a record among those of this host; one of the same measurement is replaced."""
-    restoring.write(RECORDS / f"{record.tier}-{record.fingerprint[:16]}.json", record.to_json())
+    _write(RECORDS / f"{record.tier}-{record.fingerprint[:16]}.json", record.to_json())
+
+
+def _write(path: Path, document: Any) -> None:
+    whole.write(path, json.dumps(document, indent=2) + "\n")
 
 
 def kept() -> list[dict[str, Any]]:

@@ -26,6 +26,12 @@ options:
     description: Choose every placement anew, where else one that is proven on the host is kept while it fits.
     type: bool
     default: false
+  as_served:
+    description:
+      - Plan each tier with what it was proven with on the host, as that lies on the cards, whatever the inventory's
+        candidates and decision say. One that never was proven has its candidates.
+    type: bool
+    default: false
   decision:
     description: The inventory's decision (C(llama_tiers_decision)); a tier in it has the chosen candidate and no other.
     type: dict
@@ -89,6 +95,7 @@ def main() -> None:
             "profile": {"type": "dict", "default": {}},
             "ram": {"type": "dict", "default": {}},
             "replan": {"type": "bool", "default": False},
+            "as_served": {"type": "bool", "default": False},
             "decision": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
@@ -111,6 +118,7 @@ def main() -> None:
             args["profile"],
             args["ram"],
             replan=args["replan"],
+            as_served=args["as_served"],
             decided=args["decision"],
         )
     except InventoryError as error:

@@ -25,7 +25,7 @@ import engine
 import proof
 import synthesize
 
-from checker import activation, cards, exercise, llama_server, placement, systemd, tier
+from checker import cards, exercise, llama_server, placement, systemd, tier
 from checker import measure as checker_measure
 from checker import memory as checker_memory
 from checker import text as checker_text
@@ -56,14 +56,14 @@ def tiers_stopped() -> Iterator[None]:
     serving = list(filter(systemd.is_active, units))
     # The target first: with it no pinned tier comes back when a rival of it stops.
     if units:
-        systemd.stop(activation.TARGET)
+        systemd.stop(tier.TARGET)
         systemd.stop(*units)
     try:
         yield
     finally:
         subprocess.run(["systemctl", "reset-failed"], check=False)
         if units:
-            subprocess.run(["systemctl", "start", activation.TARGET, *serving], check=True)
+            subprocess.run(["systemctl", "start", tier.TARGET, *serving], check=True)
 
 
 def say(case: dict[str, Any], *keys: str) -> None:

@@ -25,7 +25,7 @@ import record
 import synthesize
 import yaml
 
-from checker import activation, cards, llama_server, placement, speed_verdict, systemd, tier, trial
+from checker import cards, llama_server, placement, speed_verdict, systemd, tier, trial
 from checker.cards import Card
 from checker.catalogue import GpuEntry, with_placeholders
 from checker.planning import read_yaml
@@ -193,7 +193,7 @@ def write(found: dict[str, Any]) -> None:
 def main() -> int:
     found: dict[str, Any] = {"inventory": lay_out(), "passed": False}
     # What an earlier call has left would count as memory that is held.
-    subprocess.run(["systemctl", "stop", activation.TARGET, "llama-tier-*"], check=False)
+    subprocess.run(["systemctl", "stop", tier.TARGET, "llama-tier-*"], check=False)
     with engine.holding(free_mib(engine.physical())) as left:
         found["free_mib"] = left
         for name in COMMANDS:

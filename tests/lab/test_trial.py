@@ -167,6 +167,17 @@ def slow_card() -> Iterator[None]:
         ssh_ok("systemctl set-property --runtime lab-gpu@1 CPUQuota=")
 
 
+@contextmanager
+def small_cards(big_mib: int, small_mib: int) -> Iterator[None]:
+    """Have the cards be of so much memory: an allocation beyond it fails, whatever the plan believes."""
+    sizes = f"s/[|]8192[|][0-9]+/|{big_mib}|0/; s/[|]3072[|][0-9]+/|{small_mib}|0/"
+    ssh_ok(f"cp /etc/lab-gpus/cards /tmp/cards && sed -i -E '{sizes}' /etc/lab-gpus/cards")
+    try:
+        yield
+    finally:
+        ssh_ok("cp /tmp/cards /etc/lab-gpus/cards")
+
+
 def spec_of_deep() -> dict[str, Any]:
     spec: dict[str, Any] = json.loads(ssh_ok("cat /etc/llama-tiers/tiers/deep.json"))
     return spec
@@ -242,6 +253,54 @@ def test_the_decision_is_served_changed_and_reverted(checkout: Checkout) -> None
     checkout.site()
     assert [device["layers"] for device in spec_of_deep()["devices"]] == [19]
     assert serving()
+
+
+def test_a_decision_of_what_is_gone_does_not_bar_the_way_back(checkout: Checkout) -> None:
+    written, before = checkout.decision.read_text(), spec_of_deep()
+    release = Path(before["engine"]["release"]).name
+    copied = f"cp -a {release} {release}-2 && sed -i 's/{release}/{release}-2/' {release}-2/release.json"
+    ssh_ok(f"cd {RELEASES} && {copied}")
+    words = yaml.safe_load(written)
+    words["llama_tiers_decision"]["tiers"]["deep"]["model"] = "gone"
+    checkout.decision.write_text(yaml.safe_dump(words))
+    try:
+        refused = checkout.run("ansible-playbook", "-i", str(checkout.inventory), "site.yml")
+        assert refused.returncode == 2 and "none of the inventory's candidates" in refused.stdout, refused.stdout[
+            -3000:
+        ]
+        done = checkout.run(
+            "ansible-playbook", "-i", str(checkout.inventory), "playbooks/rollback.yml",
+            "-e", f"llama_cpp_rollback_release={release}-2",
+        )  # fmt: skip
+    finally:
+        checkout.decision.write_text(written)
+    assert done.returncode == 0, done.stdout[-3000:]
+    after = spec_of_deep()
+    assert after["engine"]["release"] == f"{RELEASES}/{release}-2"
+    assert (after["model"], after["placement"]) == (before["model"], before["placement"])
+    assert serving() and status_of(8081, "deep") == "200"
+
+    checkout.site()
+    assert spec_of_deep() == before
+
+
+def test_what_neither_card_holds_alone_is_tried_on_both(checkout: Checkout) -> None:
+    tiers = yaml.safe_load((checkout.inventory / "group_vars/gpu_hosts/main.yml").read_text())["tiers"]
+    # Sixteen requests at once: more for their contexts than for the model itself.
+    wide = {"name": "wide", "port": 8082, "context": 163840, "parallel": 16}
+    wide["candidates"] = [{"model": REAL, "placement": ALONE}, {"model": REAL}]
+    with small_cards(800, 700):
+        done = checkout.run(
+            "ansible-playbook", "-i", str(checkout.inventory), "playbooks/trial.yml",
+            "-e", json.dumps({"tiers": [*tiers, tiers[1] | wide]}), "-e", "trial_tier=wide",
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert serving() and not left_behind()
+    alone, both = records()["wide", REAL, json.dumps(ALONE)], records()["wide", REAL, '"auto"']
+    assert alone["outcome"] == "infeasible" and "RTX 3060 Ti needs" in alone["reason"]
+    assert both["outcome"] == "measured", both["reason"]
+    held = {device["uuid"]: device["process_mib"] for device in both["evidence"]["devices"]}
+    assert held[BIG] < 800 and held[SMALL] < 700 and held[BIG] + held[SMALL] > 800, held
 
 
 @contextmanager

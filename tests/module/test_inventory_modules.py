@@ -120,6 +120,7 @@ def test_where_nothing_is_served_neither_decision_nor_models_are_looked_at() -> 
 def plan(
     profile: dict[str, Any] | None = None,
     replan: bool = False,
+    as_served: bool = False,
     decision: dict[str, Any] | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
@@ -130,6 +131,7 @@ def plan(
         models_directory=MODELS_DIRECTORY,
         keys_directory="/etc/llama-tiers/keys",
         replan=replan,
+        as_served=as_served,
         decision=decision or {},
         **inventory(**changes),
     )
@@ -167,6 +169,15 @@ def test_a_plan_keeps_what_is_proven_unless_it_is_asked_for_a_new_choice() -> No
     assert "; kept as proven; a new choice would be " in kept["summary"][0]
     assert anew["specs"][0]["placement"]["ubatch_size"] == 512
     assert anew["kept"] == []
+
+
+def test_what_is_served_is_planned_whatever_was_decided() -> None:
+    tier = {"name": "one", "port": 8080, "context": 4096, "gpus": "any"}
+    (proven,) = plan(tiers=[tier | {"candidates": [{"model": "tiny", "placement": {"ubatch_size": 128}}]}])["specs"]
+    gone = decided({"tensor_split": [4, 1]})
+    wished = [tier | {"candidates": [{"model": "tiny", "placement": {"ubatch_size": 256}}]}]
+
+    assert plan(profile={"proven": {"one": proven}}, tiers=wished, decision=gone, as_served=True)["specs"] == [proven]
 
 
 def test_a_plan_says_which_models_are_served() -> None:

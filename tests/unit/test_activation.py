@@ -342,7 +342,8 @@ def cut_off(host: Played, *served: str) -> None:
     """Leave the host as a trial that was cut off does, of which nobody has started again what served."""
     (host.units / TARGET).touch()
     units = [TARGET, *(unit for name in served for unit in (tier.Front(name).socket, tier.unit_of(name)))]
-    restoring.remember(units)
+    restoring.BEFORE.parent.mkdir(exist_ok=True)
+    restoring.BEFORE.write_text(json.dumps({"units": units}))
     host.stop(*units)
 
 

@@ -39,12 +39,19 @@ def host(*proven: tier.TierSpec, big_used: int = 64, small_used: int = 64) -> di
     return {"gpus": cards, "ram_mib": 32000, "proven": {spec.name: spec.to_json() for spec in proven}}
 
 
-def site(profile: dict[str, Any], *tiers: dict[str, Any], replan: bool = False, **changes: Any) -> plan.SitePlan:
+def site(
+    profile: dict[str, Any],
+    *tiers: dict[str, Any],
+    replan: bool = False,
+    as_served: bool = False,
+    decided: dict[str, Any] | None = None,
+    **changes: Any,
+) -> plan.SitePlan:
     models = {
         name: {"file": f"{name}.gguf", "sha256": "cd" * 32, "header": shaped(name).to_json()} for name in (Q4, Q5)
     }
     whole = inventory(tiers=list(tiers or [DEEP]), models=MODELS | models, **changes)
-    return plan.for_site(**whole, places=PLACES, profile=profile, replan=replan)
+    return plan.for_site(**whole, places=PLACES, profile=profile, replan=replan, as_served=as_served, decided=decided)
 
 
 def counts(spec: tier.TierSpec) -> tuple[int, ...]:
@@ -180,6 +187,43 @@ def test_another_model_is_served_when_it_goes_before(crowded: tier.TierSpec) -> 
     assert site(proven, both, **roomy).specs[0].model.name == Q5
     kept_one = site(host(crowded), both)
     assert (kept_one.specs[0].model.name, kept_one.kept) == (Q4, ("deep",)), "Q5 does not fit on this host"
+
+
+@pytest.mark.parametrize(
+    "wished",
+    [
+        {"candidates": [{"model": "tiny", "placement": "auto"}]},
+        {"context": 2048},
+        {"gpus": [BIG["name"]], "candidates": [{"model": "tiny", "placement": {"split_mode": "none"}}]},
+    ],
+    ids=["another candidate", "another context", "other cards"],
+)
+def test_as_it_is_served_a_tier_moves_to_another_release_and_nothing_else_changes(
+    crowded: tier.TierSpec, wished: dict[str, Any]
+) -> None:
+    gone = {"schema": "llama-tiers/decision/2", "tiers": "of another day"}
+    with pytest.raises(InventoryError, match="checker decide"):
+        site(host(crowded), DEEP | wished, engine="old", decided=gone)
+    (moved,) = site(host(crowded), DEEP | wished, engine="old", decided=gone, as_served=True).specs
+    assert moved.engine == tier.Engine("1" * 40, RELEASES["old"])
+    assert moved.argv[0].startswith(RELEASES["old"])
+    assert (moved.model, moved.placement) == (crowded.model, crowded.placement)
+    assert on(moved) == on(crowded)
+
+
+def test_what_is_new_has_its_candidates_beside_what_is_served(crowded: tier.TierSpec) -> None:
+    new = {"name": "new", "port": 8082, "context": 512, "gpus": "any", "candidates": [{"model": "tiny"}]}
+    first, second = site(host(crowded), DEEP, new, as_served=True).specs
+    assert (first, second.model.name) == (crowded, "tiny")
+
+
+def test_a_served_model_that_the_catalogue_does_not_have_is_named(crowded: tier.TierSpec) -> None:
+    for own in (
+        dataclasses.replace(crowded.model, name="gone"),
+        dataclasses.replace(crowded.model, file="/m/000000000000/x.gguf"),
+    ):
+        with pytest.raises(InventoryError, match=rf"deep: it serves {own.name} from {own.file}, which the catalogue"):
+            site(host(dataclasses.replace(crowded, model=own)), as_served=True)
 
 
 @pytest.mark.parametrize(

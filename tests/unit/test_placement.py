@@ -374,3 +374,14 @@ def test_proportions_become_whole_layers_as_llama_cpp_makes_them() -> None:
         counts = placement.whole_layers(split, 33)
         where = memory.assignment(32, 33, split)
         assert tuple(where.count(device) for device in range(len(split))) == counts
+
+
+def test_the_reference_hosts_free_memory_makes_36_13_as_its_ratio_does() -> None:
+    """llama.cpp splits by it where nothing is said of a split (src/llama-model.cpp)."""
+    assert placement.whole_layers([card.free_mib for card in reference().cards], 49) == (36, 13)
+
+
+def test_the_reference_host_has_room_for_no_tensor_split_of_the_deep_model() -> None:
+    for layers in range(1, 49):
+        smallest = Demand(8192, ubatch_sizes=(128,), split_mode="tensor", split=(layers, 49 - layers))
+        assert isinstance(placement.search(shaped(Q4), reference(), smallest), Refusal)

@@ -668,22 +668,44 @@ def test_a_model_of_a_signed_url_is_called_by_its_path(monkeypatch: pytest.Monke
     assert list(models) == ["some.gguf"]
 
 
-def test_the_candidates_of_the_reference_host_are_screened(capsys: pytest.CaptureFixture[str]) -> None:
-    code = cli.main(
-        ["trial", "-i", str(ROOT / "inventories/reference"), "--limit", "9-trials", "--dry-run", "--format", "json"]
-    )
+def screened(capsys: pytest.CaptureFixture[str], host: str) -> tuple[int, dict[tuple[str, str], dict[str, Any]]]:
+    """Screen a case of the reference inventory; return the exit code, and by tier each candidate in words."""
+    inventory = str(ROOT / "inventories/reference")
+    code = cli.main(["trial", "-i", inventory, "--limit", host, "--dry-run", "--format", "json"])
     tiers = json.loads(capsys.readouterr().out)["tiers"]
-    fits = {
-        (tier["name"], f"{each['model']} {each['words']}"): each["verdict"] == "fits"
-        for tier in tiers
-        for each in tier["candidates"]
+    return code, {
+        (tier["name"], f"{each['model']} {each['words']}"): each for tier in tiers for each in tier["candidates"]
     }
-    q4, q5 = f"{Q4} ", f"{Q5} "
+
+
+def test_the_candidates_of_the_reference_host_are_screened(capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = screened(capsys, "9-trials")
     assert code == 0
-    assert not fits["deep", q5 + "auto"] and not fits["deep", q5 + "36,13"]
-    assert not fits["deep", q4 + "36,13"] and not fits["deep", q4 + "38,11, tensor split"]
-    assert fits["deep", q4 + "auto"] and fits["deep", q4 + "38,11"]
-    assert fits["deep", q4 + "one card, the rest on the CPU"]
-    assert fits["max", "qwen2.5-32b-instruct-q4_k_m the rest on the CPU"]
-    (refused,) = [each for each in tiers[0]["candidates"] if each["model"] == Q4 and each["words"] == "36,13"]
-    assert refused["reasons"][0].startswith(f"{short_name(SMALL)} needs ")
+    assert {key: each["verdict"] == "fits" for key, each in found.items()} == {
+        ("deep", f"{Q5} auto"): False,
+        ("deep", f"{Q5} 36,13"): False,
+        ("deep", f"{Q4} auto"): True,
+        ("deep", f"{Q4} 38,11"): True,
+        ("deep", f"{Q4} 36,13"): False,
+        ("deep", f"{Q4} 36,6, 42 layers on the cards"): True,
+        ("deep", f"{Q4} 38,11, tensor split"): False,
+        ("deep", f"{Q4} one card, the rest on the CPU"): True,
+        ("deep", "qwen2.5-14b-instruct-q6_k the rest on the CPU"): True,
+        ("deep", "deepseek-r1-distill-qwen-7b-q6_k one card"): True,
+        ("fast", "llama-3.1-8b-instruct-abliterated-q6_k auto"): True,
+        ("fast", "qwen2.5-7b-instruct-abliterated-q6_k auto"): True,
+        ("max", "qwen2.5-32b-instruct-q4_k_m the rest on the CPU"): True,
+    }
+    for words, card in (("36,13", SMALL), ("38,11, tensor split", BIG)):
+        (reason,) = found["deep", f"{Q4} {words}"]["reasons"]
+        assert reason.startswith(f"{short_name(card)} needs ")
+
+
+def test_of_row_splits_the_reference_host_has_room_for_one(capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = screened(capsys, "10-trials-with-row-split")
+    assert code == 0
+    reasons = {words: each["reasons"] for (_, words), each in found.items()}
+    assert not reasons[f"{Q4} 37,12, row split"]
+    for words, card in (("38,11", BIG), ("36,13", SMALL)):
+        (reason,) = reasons[f"{Q4} {words}, row split"]
+        assert reason.startswith(f"{short_name(card)} needs ")

@@ -39,6 +39,7 @@ class Played:
     root: Path
     active: set[str] = field(default_factory=lambda: set(SERVING))
     asked: list[str] = field(default_factory=list)
+    waiting: set[str] = field(default_factory=set)
     broken: set[str] = field(default_factory=set)
     failed: set[str] = field(default_factory=set)
     slow: dict[str, threading.Event] = field(default_factory=dict)
@@ -96,7 +97,15 @@ class Played:
         return replace(RECORD.evidence, tier=spec.name, problems=("no answer",) if self.killed_while_measured else ())
 
     def state(self, unit: str) -> systemd.UnitState:
-        word = "active" if unit in self.active else "failed" if unit in self.failed else "inactive"
+        word = (
+            "activating"
+            if unit in self.waiting
+            else "active"
+            if unit in self.active
+            else "failed"
+            if unit in self.failed
+            else "inactive"
+        )
         return systemd.UnitState(word, "running", 1, "0" * 32, "success", 1, 2)
 
 
@@ -127,6 +136,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Played:
     monkeypatch.setattr(measure, "measure", played.measure)
     monkeypatch.setattr(systemd, "stop", played.stop)
     monkeypatch.setattr(systemd, "start", played.start)
+    monkeypatch.setattr(systemd, "restart", lambda unit: played.asked.append(f"restart {unit}"))
     monkeypatch.setattr(systemd, "unit_state", played.state)
     monkeypatch.setattr(systemd, "start_alone", lambda unit: played.start(f"{unit} alone"))
     monkeypatch.setattr(systemd, "is_active", lambda unit: unit in played.active)
@@ -283,6 +293,31 @@ def test_a_tier_that_has_failed_is_found_as_it_was(host: Played) -> None:
     assert host.active == set()
     trial_run.restore()
     assert host.active == before
+
+
+def test_nobody_waits_for_a_tier_that_waited_itself(host: Played) -> None:
+    host.waiting = {"llama-tier-fast.service"}
+    run(host, candidate(host, "one"))
+    del host.asked[:]
+    trial_run.restore()
+    assert "restart llama-tier-fast.service" in host.asked and "start llama-tier-fast.service" not in host.asked
+    assert {"llama-tier-fast.socket", "llama-tier-deep.socket"} <= host.active
+    assert not restoring.is_due()
+
+
+def test_a_host_whose_tiers_are_all_stopped_stays_so(host: Played) -> None:
+    host.active = set()
+    run(host, candidate(host, "one"))
+    trial_run.restore()
+    assert host.active == set()
+
+
+def test_what_a_checker_of_before_has_stopped_serves_again(host: Played) -> None:
+    host.active = set()
+    restoring.BEFORE.parent.mkdir()
+    restoring.BEFORE.write_text(json.dumps({"units": SERVING}))
+    trial_run.restore()
+    assert host.active == {*SERVING}
 
 
 def test_a_candidate_that_is_cut_off_is_taken_away_by_restore(host: Played) -> None:

@@ -92,15 +92,6 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 
-def write(path, document):
-    """Write a document as a whole or not at all, readable by everybody."""
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    new = path.with_suffix(".new")
-    new.write_text(document, encoding="utf-8")
-    new.chmod(0o644)
-    new.replace(path)
-
-
 def read_earlier(directory):
     """Return the evidence documents of earlier reports, newest first; a report that is damaged tells nothing."""
     found = []
@@ -110,9 +101,11 @@ def read_earlier(directory):
     return found
 
 
-def keep(report, directory, most):
+def keep(whole, report, directory, most):
     """Keep a report as evidence, and no more than so many."""
-    write(directory / f"{report.recorded_at.replace(':', '')}.json", json.dumps(report.to_json(), indent=2) + "\n")
+    whole.write(
+        directory / f"{report.recorded_at.replace(':', '')}.json", json.dumps(report.to_json(), indent=2) + "\n"
+    )
     for old in sorted(directory.glob("*.json"))[:-most]:
         old.unlink()
 
@@ -135,7 +128,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    from checker import acceptance, accepted, quality, reports, systemd, tier, verification
+    from checker import acceptance, accepted, quality, reports, systemd, tier, verification, whole
     from checker.measure import Depth
 
     try:
@@ -159,7 +152,7 @@ def main() -> None:
     if module.params["quality"] and not module.check_mode:
         try:
             splits = quality.measure(specs)
-        except systemd.SystemdError as error:
+        except (systemd.SystemdError, OSError) as error:
             module.fail_json(msg=f"a tier did not stop or start again for its quality to be measured: {error}")
     report = verification.report(
         specs,
@@ -173,17 +166,17 @@ def main() -> None:
     )
     went_back = None
     if not module.check_mode:
-        keep(report, evidence, module.params["keep"])
+        keep(whole, report, evidence, module.params["keep"])
         if module.params["roll_back"]:
             went_back = acceptance.roll_back(
                 report, speeds, read_earlier(evidence), accept_slower=module.params["accept_slower"]
             )
         if went_back:
             report, speeds = went_back
-            keep(report, evidence, module.params["keep"])
+            keep(whole, report, evidence, module.params["keep"])
         else:
             speeds = acceptance.accept(report, speeds)
-        write(speeds_file, json.dumps(accepted.to_json(speeds), indent=2) + "\n")
+        whole.write(speeds_file, json.dumps(accepted.to_json(speeds), indent=2) + "\n")
     document = report.to_json()
     fact = Path(module.params["fact"])
     verified = json.dumps(verification.stable(report), indent=2) + "\n"
@@ -191,9 +184,9 @@ def main() -> None:
     if not module.check_mode:
         if module.params["metrics"]:
             told = reports.render({"schema": reports.SCHEMA, "hosts": [document]}, "prometheus")
-            write(Path(module.params["metrics"]), told + "\n")
+            whole.write(Path(module.params["metrics"]), told + "\n")
         if is_news:
-            write(fact, verified)
+            whole.write(fact, verified)
     module.exit_json(
         changed=is_news or went_back is not None,
         ansible_facts={"llama_tiers": document},
