@@ -129,7 +129,7 @@ FOOLED = {
         said=("its speed cannot be believed",),
         prepare=SLOW_CLOCK,
         unit=(f"Environment=LD_PRELOAD={FOOLING}/clock.so",),
-        once_up="systemctl set-property --runtime lab-gpu@1 CPUQuota=5%",
+        once_up="systemctl set-property --runtime lab-gpu@1 CPUQuota=10%",
         undo="systemctl set-property --runtime lab-gpu@1 CPUQuota=",
     ),
 }
