@@ -1,15 +1,18 @@
 """What a tier waits for before its server starts: `ExecStartPre=` of its unit, inside its sandbox.
 
-At boot the driver may need its time, and a rival that was just stopped may still hold memory of the cards.
+At boot the driver may need its time, and a rival that was just stopped may still hold memory of the cards. What is in
+use of them when the wait is over is written down for verification.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
-from checker import hardware, tier
+from checker import hardware, others, tier
 
 CARDS_S = 60.0
 MEMORY_S = 15.0
@@ -70,13 +73,26 @@ def _wait_for_memory(spec: tier.TierSpec, gpus: Sequence[hardware.Gpu], memory_s
             return f"{spec.name}: {error}"
 
 
+def _write_down(spec: tier.TierSpec) -> None:
+    """Write down who is on the cards, in the folder that systemd makes for a start; by hand nothing starts after it."""
+    directory = os.environ.get("RUNTIME_DIRECTORY")
+    if directory is None:
+        return
+    try:
+        others.write_down(spec.cards, Path(directory))
+    except (hardware.HardwareError, OSError) as error:
+        print(f"{spec.name}: what its cards hold before the load is not known: {error}", file=sys.stderr)
+
+
 def main(name: str) -> int:
     """Wait as ExecStartPre; return the exit code, with the reason on stderr when it is not 0."""
     try:
-        reason = wait(tier.load(name))
+        spec = tier.load(name)
+        reason = wait(spec)
     except tier.TierSpecError as error:
         reason = str(error)
     if reason is None:
+        _write_down(spec)
         return 0
     print(f"not ready: {reason}", file=sys.stderr)
     return 1

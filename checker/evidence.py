@@ -70,15 +70,31 @@ class Served:
 
 
 @dataclass(frozen=True)
+class Holder:
+    """Another process on a card of the tier, with what it holds there, and held before the tier's server was started.
+
+    MiB, 0 when it was not there, None "not known". Name and unit are empty of a process that has ended since, the unit
+    also of one that belongs to none.
+    """
+
+    pid: int
+    name: str
+    unit: str
+    mib: float | None
+    before_mib: float | None
+
+
+@dataclass(frozen=True)
 class DeviceEvidence:
     """Memory of the tier on one device, in MiB.
 
     Weights, KV and compute are what the engine logged, `process_mib` what NVML says the unit's main process holds on
-    the whole card after the first completion, and `loaded_mib` before it; None is "could not be read". `others_mib` is
-    what else is in use on the card (driver, other processes): what was there before the tier. `pci_bus_id` is the
-    card's address by NVML, `used_pci_bus_id` that of the card behind the device by the engine's log. The devices of the
-    spec come first, in device order; after them any other place where the tier was found, with an empty `name` where
-    only NVML tells of it and an empty `uuid` where only the log does.
+    the whole card after the first completion, and `loaded_mib` before it; None is "could not be read". `before_mib` is
+    all that was in use on the card before this run's server was started, `others_mib` what is now besides that process
+    (driver, other processes), and `others` who that is, as far as the driver tells. `pci_bus_id` is the card's address
+    by NVML, `used_pci_bus_id` that of the card behind the device by the engine's log. The devices of the spec come
+    first, in device order; after them any other place where the tier was found, with an empty `name` where only NVML
+    tells of it and an empty `uuid` where only the log does.
     """
 
     name: str
@@ -97,6 +113,8 @@ class DeviceEvidence:
     pci_bus_id: str | None = None
     used_pci_bus_id: str | None = None
     compute_capability: str | None = None
+    before_mib: float | None = None
+    others: tuple[Holder, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -409,22 +427,22 @@ class Report:
 
 
 def from_json(document: Any) -> Evidence | None:
-    """Read an evidence document; None where it is written by another version."""
+    """Read an evidence document; None where it lacks what was always there."""
     return cast("Evidence | None", _read(Evidence, document))
 
 
 def thorough_from_json(document: Any) -> Thorough | None:
-    """Read that part of an evidence document; None where it is absent or written by another version."""
+    """Read that part of an evidence document; None where it is absent or lacks what was always there."""
     return cast("Thorough | None", _read(Thorough, document))
 
 
 def devices_from_json(document: Any) -> tuple[DeviceEvidence, ...] | None:
-    """Read that part of an evidence document; None where it is absent or written by another version."""
+    """Read that part of an evidence document; None where it is absent or lacks what was always there."""
     return cast("tuple[DeviceEvidence, ...] | None", _read(tuple[DeviceEvidence, ...], document))
 
 
 def quality_from_json(document: Any) -> Quality | None:
-    """Read that part of an evidence document; None where it is absent or written by another version."""
+    """Read that part of an evidence document; None where it is absent or lacks what was always there."""
     return cast("Quality | None", _read(Quality, document))
 
 
@@ -441,7 +459,8 @@ def _build(kind: Any, value: Any) -> Any:
         return None
     if is_dataclass(kind):
         hints = get_type_hints(kind)
-        return cast("Any", kind)(**{name: _build(hint, value[name]) for name, hint in hints.items()})
+        # A field that came later has a default, which is "not known".
+        return cast("Any", kind)(**{name: _build(hint, value[name]) for name, hint in hints.items() if name in value})
     inner = [argument for argument in get_args(kind) if argument not in (type(None), Ellipsis)]
     if get_origin(kind) is tuple:
         return tuple(_build(inner[0], part) for part in value)

@@ -21,6 +21,8 @@ SHORT_ANSWER = 64
 _FULL_ANSWER = 32
 # The engine keeps some places of a context free for what it adds itself.
 _FULL_SPARE = 8
+# A prompt that fills the context is computed anew while all of it takes no longer than this: a slow card needs minutes.
+_FULL_S = 60.0
 _IN_A_ROW = 16
 _AT_ONCE = 4
 _SMALL_ANSWER = 8
@@ -61,14 +63,7 @@ def exercise(
         tokens = client.tokenize(text.read())
         short = short_speed(client, tokens, context, seed)
         done = Exercised(short=short)
-        count = context - _FULL_ANSWER - _FULL_SPARE
-        prompt = filled(tokens, count)
-        patience_s = _SPARE_S + _SLOWEST * count * max(
-            sample.prompt_s / max(sample.prompt_tokens, 1) for sample in short.samples
-        )
-        # Only the first of them computes the prompt; the others find it in the cache and time the answer again.
-        full = [_whole(client, prompt, _FULL_ANSWER, seed, patience_s) for _ in range(REPEATS)]
-        done = Exercised(short=done.short, full=speed(count, full))
+        done = Exercised(short=done.short, full=full_speed(client, tokens, context, seed, short))
     except ServerError as error:
         problem(str(error))
         return done
@@ -78,7 +73,24 @@ def exercise(
 def short_speed(client: LlamaServer, tokens: Sequence[int], context: int, seed: int) -> Speed:
     """Time a short prompt of some text, given in tokens, and its answer; ServerError when the server fails."""
     count = min(_SHORT_PROMPT, context // 4)
-    return speed(count, [_whole(client, filled(tokens, count), SHORT_ANSWER, seed) for _ in range(REPEATS)])
+    prompt, timeout_s = filled(tokens, count), _SPARE_S * _SLOWEST
+    return speed(count, [_whole(client, prompt, SHORT_ANSWER, seed, timeout_s) for _ in range(REPEATS)])
+
+
+def full_speed(client: LlamaServer, tokens: Sequence[int], context: int, seed: int, short: Speed) -> Speed:
+    """Time a prompt that fills the context, and its answer; ServerError when the server fails.
+
+    The prompt is computed once, and again while the next time is likely to end within a minute in all; the answer is
+    timed as often as ever, after a prompt from the cache if need be. The `short` speed tells how long to be patient.
+    """
+    count = context - _FULL_ANSWER - _FULL_SPARE
+    prompt = filled(tokens, count)
+    timeout_s = _SPARE_S + _SLOWEST * count * max(one.prompt_s / max(one.prompt_tokens, 1) for one in short.samples)
+    samples: list[Sample] = []
+    for _ in range(REPEATS):
+        cached = bool(samples) and samples[0].wall_s + sum(one.wall_s for one in samples) > _FULL_S
+        samples.append(_whole(client, prompt, _FULL_ANSWER, seed, timeout_s, cached=cached))
+    return speed(count, samples)
 
 
 def filled(tokens: Sequence[int], count: int) -> list[int]:
@@ -87,10 +99,8 @@ def filled(tokens: Sequence[int], count: int) -> list[int]:
 
 
 def _whole(
-    client: LlamaServer, prompt: Sequence[int], answer: int, seed: int, patience_s: float | None = None
+    client: LlamaServer, prompt: Sequence[int], answer: int, seed: int, timeout_s: float, *, cached: bool = False
 ) -> Sample:
-    cached = patience_s is not None
-    timeout_s = _SPARE_S * _SLOWEST if patience_s is None else patience_s
     return sample(client.complete(prompt, answer, 0, seed, timeout_s, cached=cached, whole=True))
 
 

@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from checker import exercise, hardware, llama_server, load, ports, residuals, systemd
+from checker import exercise, hardware, llama_server, load, others, ports, residuals, systemd
 from checker.evidence import (
     Completion,
     DeviceEvidence,
@@ -28,6 +28,7 @@ from checker.evidence import (
     thorough_from_json,
 )
 from checker.llama_server import Buffers, LlamaServer, LoggedBuffers, ServerError
+from checker.others import Others
 from checker.systemd import Line, UnitState
 from checker.tier import Front, TierSpec
 from checker.watch import Watch
@@ -47,6 +48,8 @@ _SLOWEST = 4
 _SPARE_S = 60
 
 _UNREAD = HostEvidence(weights_mib=None, kv_mib=None, compute_mib=None)
+# Of a card of another host.
+_NOBODY = Others(before_mib=None, holders=())
 
 
 class Depth(str, Enum):
@@ -90,7 +93,7 @@ def measure(
     if isinstance(quality, str):
         problems.append(quality)
         quality = None
-    devices = _devices(spec, logged, loaded, held, lines or [])
+    devices = _devices(spec, logged, loaded, held, others.around(spec, unit.main_pid), lines or [])
     return Evidence(
         tier=spec.name,
         base_url=spec.base_url,
@@ -350,6 +353,7 @@ def _devices(
     logged: LoggedBuffers | None,
     loaded: dict[str, tuple[hardware.Gpu, float]] | None,
     held: dict[str, tuple[hardware.Gpu, float]] | None,
+    around: Mapping[str, Others],
     lines: Sequence[Line],
 ) -> tuple[DeviceEvidence, ...]:
     used = llama_server.pci_bus_ids(line.text for line in lines)
@@ -358,7 +362,8 @@ def _devices(
         buffers = _UNREAD if logged is None else logged.devices[index]
         # Absent from what NVML lists is not 0: the card is lost or gone.
         here = (held or {}).get(device.uuid)
-        before = (loaded or {}).get(device.uuid)
+        first = (loaded or {}).get(device.uuid)
+        beside = around.get(device.uuid, _NOBODY)
         found.append(
             DeviceEvidence(
                 name=device.name,
@@ -372,11 +377,13 @@ def _devices(
                 predicted_kv_mib=device.kv_mib,
                 predicted_compute_mib=device.compute_mib,
                 predicted_overhead_mib=device.overhead_mib,
-                loaded_mib=before[1] if before else None,
+                loaded_mib=first[1] if first else None,
                 others_mib=max(0.0, round(here[0].used_mib - here[1], 2)) if here else None,
                 pci_bus_id=here[0].pci_bus_id if here else None,
                 used_pci_bus_id=used.get(device.name),
                 compute_capability=here[0].compute_capability if here else None,
+                before_mib=beside.before_mib,
+                others=beside.holders,
             )
         )
     for name, buffers in (logged.others if logged else {}).items():

@@ -115,7 +115,7 @@ def _held(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
             reason = (
                 f"holds {mib(held)} on {uuid} ({gpu}), the engine logged {mib(logged)} of weights and KV cache: "
                 "the driver has moved memory off the card, or the log is of another run; "
-                f"systemctl restart {spec.unit}"
+                f"systemctl restart {spec.unit}{_fuller(here[0])}"
             )
         expected = f"at least {mib(logged)}" if logged else "more than 0"
         yield Finding(Check(f"memory held on {uuid}", passed, expected, mib(held)), f"{spec.name}: {reason}")
@@ -133,7 +133,7 @@ def _against_the_plan(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
         far = abs(held - planned)
         said = (
             f"{spec.name}: holds {mib(held)} on {residual.uuid} ({residual.gpu}) at its peak, planned are "
-            f"{mib(planned)} ({_terms(residual)})"
+            f"{mib(planned)} ({_terms(residual)}{_fuller(here[0]) if held < planned else ''})"
         )
         yield Finding(
             Check(
@@ -169,6 +169,22 @@ def _terms(residual: Residual) -> str:
         ("CUDA and what nothing explains", residual.rest_mib),
     )
     return ", ".join(f"{name} {'unknown' if value is None else f'{value:+,.1f}'}" for name, value in named)
+
+
+def _fuller(found: DeviceEvidence) -> str:
+    """Say that others fill a card more than when the server was started, which pushes memory off; empty if not so."""
+    before, now = found.before_mib, found.others_mib
+    if before is None or now is None or now <= before + _WEIGHTS_SLACK_MIB:
+        return ""
+    came = ", ".join(
+        f"{holder.name or 'a process'} (pid {holder.pid}, {holder.unit or 'no unit'}) {mib(holder.mib)}"
+        for holder in found.others
+        if (holder.mib or 0) > (holder.before_mib or 0)
+    )
+    return (
+        f"; others hold {mib(now)} of it, {mib(before)} were in use before it was started: "
+        f"{came or 'the driver does not tell who'}"
+    )
 
 
 def _parts(devices: list[DeviceEvidence], held: float) -> str:

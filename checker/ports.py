@@ -1,4 +1,4 @@
-"""Who listens on a TCP port of this host: process and unit, from /proc, and from systemd what its own sockets are."""
+"""Who a process is, and who listens on a TCP port of this host: from /proc, from systemd what its own sockets are."""
 
 from __future__ import annotations
 
@@ -38,6 +38,15 @@ def _inodes(port: int, proc: Path) -> set[str]:
 def _unit(process: Path) -> str:
     match = re.search(r"/([^/\n]+\.(?:service|scope|socket))", (process / "cgroup").read_text())
     return match.group(1) if match else ""
+
+
+def who(pid: int, proc: Path = Path("/proc")) -> tuple[str, str]:
+    """Return the name of a process and the unit that it belongs to; empty where there is none, or it has ended."""
+    process = proc / str(pid)
+    try:
+        return (process / "comm").read_text().strip(), _unit(process)
+    except (FileNotFoundError, ProcessLookupError):
+        return "", ""
 
 
 def listeners(port: int, proc: Path = Path("/proc")) -> tuple[Listener, ...]:

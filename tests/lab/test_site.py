@@ -150,7 +150,7 @@ def test_documents_are_rendered_beside_the_lab() -> None:
     assert not (ROOT / "STATUS.md").exists()
 
 
-def test_a_killed_server_is_back_and_passes() -> None:
+def test_a_killed_server_is_back_and_passes_and_tells_who_was_on_its_cards_before() -> None:
     before = main_pids()["deep"]
     ssh_ok(f"kill -9 {before}")
     deadline = time.monotonic() + 60
@@ -159,4 +159,16 @@ def test_a_killed_server_is_back_and_passes() -> None:
         time.sleep(1)
     ssh_ok("timeout 60 sh -c 'until systemctl is-active -q llama-tier-deep; do sleep 1; done'")
     assert main_pids()["deep"] not in ("0", before)
-    assert verify()[0] == 0
+    code, document = verify()
+    assert code == 0
+    deep = next(tier for tier in document["hosts"][0]["tiers"] if tier["name"] == "deep")
+    big, small = deep["evidence"]["devices"]
+    (fast,) = big["others"]
+    assert (fast["pid"], fast["name"], fast["unit"]) == (
+        int(main_pids()["fast"]),
+        "llama-server",
+        "llama-tier-fast.service",
+    )
+    assert 0 < fast["before_mib"] <= big["before_mib"]
+    assert small["others"] == []
+    assert small["before_mib"] == small["others_mib"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -46,66 +47,135 @@ def restart_deep() -> None:
 
 
 MODEL = "/var/lib/llama-tiers/models/a5fd3b62230a/gemma-3-270m-it-Q4_K_M.gguf"
+FOOLING = "/var/lib/llama-tiers/fooling"
 # Numbers at random where the weights of the layers lie: it loads as the right one does.
 DAMAGE = f"""python3 -c "
 import random
-data = bytearray(open(\'{MODEL}\', \'rb\').read())
+data = bytearray(open('{MODEL}', 'rb').read())
 random.seed(1)
 data[len(data) // 2 :] = random.randbytes(len(data) - len(data) // 2)
-open(\'/var/lib/llama-tiers/damaged.gguf\', \'wb\').write(data)
+open('{FOOLING}/damaged.gguf', 'wb').write(data)
 " """
-FOOLED = [
-    ("s/14,5/1,0/", (), [f"holds nothing on {SMALL}"]),
-    (
-        "s/--device RPC0,RPC1/--device none/",
-        (),
-        [f"holds nothing on {BIG}", f"holds nothing on {SMALL}", "fell to the CPU"],
+# The clock by which the server's main thread times answers goes at an eighth of the speed.
+SLOW_CLOCK = f"""gcc -shared -fPIC -o {FOOLING}/clock.so -xc - <<'END'
+#define _GNU_SOURCE
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+int clock_gettime(clockid_t id, struct timespec *now) {{
+    int failed = (int)syscall(SYS_clock_gettime, id, now);
+    if (id == CLOCK_MONOTONIC && gettid() == getpid()) {{
+        long long ns = (now->tv_sec * 1000000000LL + now->tv_nsec) / 8;
+        now->tv_sec = ns / 1000000000;
+        now->tv_nsec = ns % 1000000000;
+    }}
+    return failed;
+}}
+END
+"""
+FAST = "/etc/llama-tiers/tiers/fast.json"
+FULL = f"/etc/lab-gpus/faults/full.{SMALL}"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A way of being fooled: what is prepared, what is changed of deep's unit and of its command, and what is done once
+    it serves, and undone; and what has to be said of it. Only a whole verification sees some."""
+
+    said: tuple[str, ...]
+    prepare: str = "true"
+    edit: str = ""
+    unit: tuple[str, ...] = ()
+    once_up: str = "true"
+    undo: str = "true"
+    whole: bool = False
+
+
+FELL = f"holds nothing on {SMALL}"
+ONE_CARD = Fault(said=(FELL, "of weights on"), edit="s/14,5/1,0/")
+OTHER_MODEL = Fault(
+    said=(f"serves {FOOLING}/other.gguf instead of {MODEL}",),
+    prepare=f"ln -f {MODEL} {FOOLING}/other.gguf",
+    edit=f"s#{MODEL}#{FOOLING}/other.gguf#",
+)
+SMALLER_CONTEXT = Fault(
+    said=("serves a context of 2048 tokens, 4096 were promised",), edit="s/--ctx-size 4096/--ctx-size 2048/"
+)
+FOOLED = {
+    "one card unused": ONE_CARD,
+    "CPU": Fault(
+        said=(f"holds nothing on {BIG}", FELL, "fell to the CPU", "of weights on"),
+        edit="s/--device RPC0,RPC1/--device none/",
     ),
-    ("s/--device RPC0,RPC1/--device RPC1,RPC0/", (), [f"of weights on {BIG}", f"of weights on {SMALL}"]),
-    ("s/--ctx-size 4096/--ctx-size 2048/", (), ["serves a context of 2048 tokens, 4096 were promised"]),
-    ("", (f"BindReadOnlyPaths=/var/lib/llama-tiers/damaged.gguf:{MODEL}",), ["the completion is not language"]),
-]
+    "swapped": Fault(
+        said=(f"of weights on {BIG}", f"of weights on {SMALL}"), edit="s/--device RPC0,RPC1/--device RPC1,RPC0/"
+    ),
+    "other model": OTHER_MODEL,
+    "smaller context": SMALLER_CONTEXT,
+    "garbage": Fault(
+        said=("the completion is not language",),
+        prepare=DAMAGE,
+        unit=(f"BindReadOnlyPaths={FOOLING}/damaged.gguf:{MODEL}",),
+    ),
+    # What a long prompt takes of a card besides the buffers of the load is not there. Only deep is measured.
+    "dies at the first long prompt": Fault(
+        said=("/completion closed the connection without an answer: the server crashed",),
+        once_up=f"mkdir -p /etc/lab-gpus/faults && touch {FULL} && mv {FAST} {FAST}.aside",
+        undo=f"rm -f {FULL}; mv {FAST}.aside {FAST}",
+        whole=True,
+    ),
+    # It claims the speed of cards that are as fast as ever.
+    "clock": Fault(
+        said=("its speed cannot be believed",),
+        prepare=SLOW_CLOCK,
+        unit=(f"Environment=LD_PRELOAD={FOOLING}/clock.so",),
+        once_up="systemctl set-property --runtime lab-gpu@1 CPUQuota=10%",
+        undo="systemctl set-property --runtime lab-gpu@1 CPUQuota=",
+    ),
+}
 
 
-class TestWhatAnswersAndIsNotTheTier:
+@pytest.fixture(scope="module")
+def fooling() -> Iterator[None]:
+    """Have a folder for what deep is fooled with, and deep as before when all is done."""
+    ssh_ok(f"mkdir -p {FOOLING}")
+    yield
+    ssh_ok(f"rm -r {DROP_INS} {FOOLING} && systemctl daemon-reload")
+    restart_deep()
+
+
+@pytest.mark.usefixtures("fooling")
+@pytest.mark.parametrize("fault", FOOLED.values(), ids=FOOLED)
+def test_what_fools_a_health_check_fails_verification_for_just_that(fault: Fault) -> None:
     """Each is served behind the back of plan and readiness, and is what a health check takes for the tier."""
-
-    @pytest.fixture(scope="class", autouse=True)
-    @classmethod
-    def deep_again(cls) -> Iterator[None]:
-        """Serve as before when all is done."""
-        yield
-        ssh_ok(f"rm -r {DROP_INS} /var/lib/llama-tiers/damaged.gguf && systemctl daemon-reload")
-        restart_deep()
-
-    @pytest.mark.parametrize(
-        ("edit", "also", "said"), FOOLED, ids=["one card unused", "CPU", "swapped", "smaller context", "garbage"]
-    )
-    def test_fails_although_it_is_healthy_and_answers(self, edit: str, also: tuple[str, ...], said: list[str]) -> None:
-        if also:
-            ssh_ok(DAMAGE)
-        change_deep(edit, "ExecStartPost=", *also)
-        restart_deep()
-        ssh_ok("timeout 60 sh -c 'until curl -sf -o /dev/null http://127.0.0.1:8081/health; do sleep 0.5; done'")
-        assert status_of(8081, "deep") == "200"
-        code, document = verify()
-        assert code == 1
-        deep = next(tier for tier in document["hosts"][0]["tiers"] if tier["name"] == "deep")
-        assert deep["verdict"] == "fail"
-        missing = [part for part in said if not any(part in reason for reason in deep["reasons"])]
-        assert missing == [], deep["reasons"]
-
-
-def test_readiness_refuses_a_server_on_the_wrong_cards() -> None:
-    """The same fault, seen by the unit itself: it must not become active."""
-    change_deep("s/14,5/1,0/")
+    ssh_ok(fault.prepare)
+    change_deep(fault.edit, "ExecStartPost=", *fault.unit)
+    restart_deep()
+    ssh_ok("timeout 60 sh -c 'until curl -sf -o /dev/null http://127.0.0.1:8081/health; do sleep 0.5; done'")
     try:
-        assert ssh("systemctl restart llama-tier-deep").returncode != 0
-        assert ssh_ok("systemctl show -P ActiveState llama-tier-deep").strip() == "failed"
-        assert SMALL in ssh_ok("journalctl -u llama-tier-deep -n 20 --no-pager -o cat")
+        ssh_ok(fault.once_up)
+        assert ssh_ok("curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:8081/health") == "200"
+        assert status_of(8081, "deep") == "200"
+        code, document = verify(whole=fault.whole)
     finally:
-        ssh_ok(f"rm -r {DROP_INS} && systemctl daemon-reload")
-        restart_deep()
+        ssh_ok(fault.undo)
+    assert code == 1
+    deep = next(tier for tier in document["hosts"][0]["tiers"] if tier["name"] == "deep")
+    assert deep["verdict"] == "fail"
+    assert [part for part in fault.said if not any(part in reason for reason in deep["reasons"])] == [], deep["reasons"]
+    assert [reason for reason in deep["reasons"] if not any(part in reason for part in fault.said)] == []
+
+
+@pytest.mark.usefixtures("fooling")
+@pytest.mark.parametrize("fault", [ONE_CARD, OTHER_MODEL, SMALLER_CONTEXT], ids=["cards", "model", "context"])
+def test_readiness_refuses_what_is_not_the_tier(fault: Fault) -> None:
+    """The same faults, seen by the unit itself: it must not become active."""
+    ssh_ok(fault.prepare)
+    change_deep(fault.edit)
+    ssh_ok("systemctl stop llama-tier-deep-cooldown")
+    assert ssh("systemctl restart llama-tier-deep").returncode != 0
+    assert ssh_ok("systemctl show -P ActiveState llama-tier-deep").strip() == "failed"
+    assert fault.said[0] in ssh_ok("journalctl -u llama-tier-deep -n 20 --no-pager -o cat")
 
 
 def test_a_stranger_on_a_port_is_named() -> None:

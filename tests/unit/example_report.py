@@ -15,6 +15,7 @@ from checker.evidence import (
     EngineId,
     Evidence,
     FrontEvidence,
+    Holder,
     HostEvidence,
     Latency,
     Load,
@@ -118,10 +119,12 @@ def report(
             DeviceEvidence(
                 *("RPC0", BIG["uuid"], BIG["name"], 184.86, 184.86, 20.0, 52.84, 262.0),
                 *(20.0, 41.57, 0.0, 260.0, 292.0, "00000000:01:00.0", None, "8.6"),
+                *(292.0, (Holder(12, "ollama", "ollama.service", 100.0, 100.0),)),
             ),
             DeviceEvidence(
                 *("RPC1", SMALL["uuid"], SMALL["name"], 50.3, 50.3, 5.0, 33.0, 0.0 if failed else 93.0),
                 *(5.0, 33.0, 0.0, 92.0, 122.0, "00000000:02:00.0", None, "6.1"),
+                *(72.0, (Holder(815, "Xorg", "", 50.0, 0.0),)),
             ),
         ),
         host=HostEvidence(170.0, 0.0, 5.0),

@@ -71,6 +71,7 @@ class Host:
             STRAY["uuid"]: [hardware.GpuProcess(12, 1000.0)],
         }
     )
+    names: dict[int, tuple[str, str]] = field(default_factory=lambda: {12: ("ollama", "ollama.service")})
     readings: dict[str, object] = field(default_factory=dict)
     booted: set[str] | systemd.SystemdError = field(default_factory=set)
 
@@ -105,6 +106,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(systemd, "printed", printed)
     monkeypatch.setattr(systemd, "journal", lambda *run: [line.text for line in printed(*run)])
     monkeypatch.setattr(ports, "listeners", lambda port: played.listeners)
+    monkeypatch.setattr(ports, "who", lambda pid: played.names.get(pid, ("", "")))
     monkeypatch.setattr(hardware, "read_gpus", lambda: told(played.gpus))
     monkeypatch.setattr(hardware, "processes", processes)
     monkeypatch.setattr(hardware, "read_state", lambda uuid: state(uuid, list(processes(uuid)), **played.readings))

@@ -1,4 +1,4 @@
-"""Evidence: what is written can be read again, and what another version wrote is as good as nothing."""
+"""Evidence: what is written can be read again, what an older version wrote too, and what is no evidence is nothing."""
 
 from __future__ import annotations
 
@@ -33,10 +33,24 @@ def test_whatever_was_found_is_the_same_after_it_was_read(evidence: Evidence) ->
     assert json.dumps(again.to_json()) == written
 
 
-@pytest.mark.parametrize("part", ["front", "measured_at", "unit", "argv"])
-def test_evidence_of_another_version_is_none(part: str) -> None:
+def test_evidence_of_an_older_version_does_not_know_what_came_since() -> None:
+    evidence = report().tiers[0].evidence
+    document = evidence.to_json()
+    del document["booted_at"]
+    for device in document["devices"]:
+        del device["before_mib"], device["others"]
+    assert all(device.before_mib is not None and device.others for device in evidence.devices)
+    unknown = tuple(replace(device, before_mib=None, others=()) for device in evidence.devices)
+    assert from_json(document) == replace(evidence, booted_at=None, devices=unknown)
+
+
+@pytest.mark.parametrize("part", ["unit", "devices", "completion"])
+def test_a_document_without_what_was_always_there_is_no_evidence(part: str) -> None:
     document = report().tiers[0].evidence.to_json()
     del document[part]
     assert from_json(document) is None
-    assert from_json(None) is None
-    assert from_json([]) is None
+
+
+@pytest.mark.parametrize("other", [None, [], "evidence", {"devices": 1}])
+def test_what_is_no_evidence_is_none(other: Any) -> None:
+    assert from_json(other) is None

@@ -55,14 +55,27 @@ def test_a_tier_is_asked_with_a_short_and_a_full_context_and_then_at_once_and_in
     long = [body for path, body in server.asked if path == "/completion" and isinstance(body["prompt"], list)]
     assert [len(body["prompt"]) for body in long] == [512] * 3 + [4096 - 32 - 8] * 3
     assert all(body["ignore_eos"] for body in long)
-    # Short ones are computed each time; a full one once, and its answer three times.
-    assert [body["cache_prompt"] for body in long] == [False] * 3 + [True] * 3
+    assert [body["cache_prompt"] for body in long] == [False] * 6
     small = [body for path, body in server.asked if path == "/completion" and body["prompt"] == "Why?"]
     assert len(small) == 6 + 16
     assert done.short is not None and done.full is not None and done.stability is not None
     assert (done.short.context_tokens, done.full.context_tokens) == (512, 4056)
     assert (done.stability.at_once, done.stability.in_a_row, done.stability.failures) == (6, 16, ())
     assert (done.stability.host_growth_mib, done.stability.cards_growth_mib) == (2.0, 0.0)
+
+
+@pytest.mark.parametrize(("bound_s", "computed"), [(0.0, 1), (0.85, 2), (60.0, 3)], ids=["slow", "in between", "fast"])
+def test_a_full_prompt_is_computed_again_while_a_bound_allows_and_its_answer_is_timed_all_the_same(
+    server: fake_tier.Server, monkeypatch: pytest.MonkeyPatch, bound_s: float, computed: int
+) -> None:
+    """The bound of a minute is shortened here, for prompts that take 0.3 s."""
+    monkeypatch.setattr(exercise, "_FULL_S", bound_s)
+    server.works_s = 0.3
+    full = run(server).full
+    asked = [body["cache_prompt"] for _, body in server.asked if len(body.get("prompt", "")) == 4096 - 32 - 8]
+    assert asked == [False] * computed + [True] * (3 - computed)
+    assert full is not None
+    assert len(full.samples) == 3
 
 
 def test_a_server_that_dies_is_asked_nothing_more_and_what_was_measured_stays(server: fake_tier.Server) -> None:

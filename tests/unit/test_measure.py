@@ -21,6 +21,7 @@ from checker.evidence import (
     EngineId,
     Evidence,
     FrontEvidence,
+    Holder,
     HostEvidence,
     ModelId,
     Served,
@@ -67,6 +68,7 @@ def test_a_good_tier_is_measured_whole(host: Host, server: fake_tier.Server) -> 
         DeviceEvidence(
             *("RPC0", BIG["uuid"], BIG["name"], 184.86, 184.86, 20.0, 41.57, 262.5),
             *(20.0, 41.57, 0.0, 262.5, 1137.5, "00000000:01:00.0", None, "8.6"),
+            others=(Holder(12, "ollama", "ollama.service", 1000.0, None),),
         ),
         DeviceEvidence(
             *("RPC1", SMALL["uuid"], SMALL["name"], 50.3, 50.3, 5.0, 33.0, 93.0),

@@ -208,6 +208,13 @@ def test_status_tells_everything_that_was_measured() -> None:
     assert "| - " not in status.split("### Speed")[1].split("### Cards")[0]
 
 
+def test_status_tells_what_was_on_a_card_before_a_tier_and_what_is_there_beside_it() -> None:
+    big, small, host = rows(reports.render(document(), "markdown"), "Memory of each tier, MiB")
+    assert big[6:] == ["292.0", "246.4", "266.0", "+19.6", "292.0"]
+    assert small[6:] == ["72.0", "88.3", "95.0", "+6.7", "122.0"]
+    assert host[6:] == ["-"] * 5
+
+
 def test_a_card_that_was_read_only_while_it_worked_has_its_peak_in_every_document() -> None:
     later = document()
     for device in later["hosts"][0]["tiers"][0]["evidence"]["devices"]:
@@ -233,6 +240,8 @@ def test_status_of_evidence_that_an_older_version_wrote() -> None:
         del older["hosts"][0][key]
     for key in ("thorough", "quality", "residuals", "load"):
         del tier["evidence"][key]
+    for device in tier["evidence"]["devices"]:
+        del device["before_mib"], device["others"]
     for form in ("markdown", "table"):
         assert "61.2" in reports.render(older, form), form
     for form in ("junit", "prometheus"):

@@ -182,3 +182,13 @@ def test_who_listens_for_systemd_is_its_socket_unit(tmp_path: Path, monkeypatch:
     ]
     assert ports.listeners(8082, proc) == (Listener(71, "nginx", "nginx.service"),)
     assert ports.listeners(8083, proc) == ()
+
+
+def test_a_process_is_named_with_its_unit_as_long_as_it_is_there(tmp_path: Path) -> None:
+    process(tmp_path, 71, "system.slice/llama-tier-fast.service", "llama-server", 56)
+    process(tmp_path, 72, "", "Xorg", 57)
+    assert [ports.who(pid, tmp_path) for pid in (71, 72, 73)] == [
+        ("llama-server", "llama-tier-fast.service"),
+        ("Xorg", ""),
+        ("", ""),
+    ]

@@ -451,6 +451,27 @@ def test_a_plan_that_is_a_little_wrong_is_noted(mib: float, noted: bool) -> None
     assert not noted or f"holds {mib:.1f} MiB on {BIG['uuid']}" in notes[0]
 
 
+@pytest.mark.parametrize(
+    ("held_mib", "before_mib", "others_mib", "told"),
+    [
+        (100.0, 292.0, 900.0, True),
+        (100.0, 900.0, 900.0, False),
+        (100.0, None, 900.0, False),
+        (400.0, 292.0, 900.0, False),
+    ],
+    ids=["pushed off", "as before", "not known", "more than planned"],
+)
+def test_less_than_was_planned_is_explained_by_others_that_came_to_the_card(
+    held_mib: float, before_mib: float | None, others_mib: float, told: bool
+) -> None:
+    changes = {"process_mib": held_mib, "before_mib": before_mib, "others_mib": others_mib, "others": ()}
+    evidence = replace(device(0, weights_mib=0.0, kv_mib=0.0, **changes), thorough=None)
+    (note,) = [note for note in judge(SPEC, evidence).notes if "reckons with what was measured" in note]
+    came = "; others hold 900.0 MiB of it, 292.0 MiB were in use before it was started: the driver does not tell who"
+    assert (came in note) == told, note
+    assert ("others hold" in note) == told
+
+
 def test_two_devices_on_one_card_are_held_against_the_plan_together() -> None:
     """CUDA takes its share of a card once; the driver tells one figure for all devices that are made of it."""
     both = tuple(
