@@ -1,6 +1,6 @@
 """One llama-server: its HTTP API, and the buffers that its log tells of.
 
-By the standard library's client: importing `requests` takes longer than draining an idle tier, and clients wait for that.
+By the standard library's client: importing `requests` takes longer than draining an idle tier, while clients wait.
 """
 
 from __future__ import annotations
