@@ -35,11 +35,12 @@ MIB = 2**20
 CGROUPS = Path("/sys/fs/cgroup")
 EVERY_S = 3.0
 # So many texts take turns: none of them is the one that the server has just seen.
-TEXTS = 8
+TEXTS = 16
 SHORT_CLIENTS = 2
 # Of the context of a request; the rest is for the answer.
 LONG, SHORT = 0.9, 0.01
 ANSWER_TOKENS, SHORT_ANSWER_TOKENS = 32, 8
+# For an answer, and for a tier to answer again after its cooldown.
 PATIENCE_S = 600.0
 DAY_MIN = 24 * 60
 
@@ -238,16 +239,35 @@ def limited(spec: TierSpec, mib: int) -> Iterator[None]:
     """Have a tier serve under another limit of memory for the block."""
     folder = Path(f"/run/systemd/system/{spec.unit}.d")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "soak.conf").write_text(f"[Service]\nMemoryMax={mib}M\n", encoding="utf-8")
-    systemd.daemon_reload()
-    systemd.restart(spec.unit)
-    systemd.start(spec.unit)
     try:
+        (folder / "soak.conf").write_text(f"[Service]\nMemoryMax={mib}M\n", encoding="utf-8")
+        systemd.daemon_reload()
+        start_anew(spec)
         yield
     finally:
         (folder / "soak.conf").unlink()
         systemd.daemon_reload()
-        systemd.restart(spec.unit)
+        start_anew(spec)
+
+
+def start_anew(spec: TierSpec) -> None:
+    """Have a tier hold nothing yet, and wait until it is active."""
+    systemd.restart(spec.unit)
+    systemd.start(spec.unit)
+
+
+def comes_back(spec: TierSpec) -> str | None:
+    """Wait until a tier answers again by itself; return the last error when it does not."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            LlamaServer(spec.base_url, spec.key_file).complete("1", 1, 0, 1)
+        except ServerError as error:
+            if time.monotonic() > deadline:
+                return str(error)
+            time.sleep(EVERY_S)
+        else:
+            return None
 
 
 def ends(spec: TierSpec, since: str) -> list[str]:
@@ -292,7 +312,7 @@ def main(minutes: float, limited_tier: str) -> int:
         "tiers": {spec.name: [spec.model.name, vars(spec.placement)] for spec in specs},
     }
     for spec in specs:
-        systemd.start(spec.unit)
+        start_anew(spec)
     limits = {spec.name: int(show(spec.unit, "MemoryMax")) / MIB for spec in specs}
     own = soak(specs, minutes * 2 / 3)
     document["own_limits"] = summary(own, limits)
@@ -306,11 +326,8 @@ def main(minutes: float, limited_tier: str) -> int:
         document["small_limit"] = summary(part, limits | {limited_tier: less})
         document["small_limit"][limited_tier]["ends"] = said
         found += faults(part, limits, limited_tier, sum("killed" in line for line in said))
-        try:
-            systemd.start(chosen.unit)
-            LlamaServer(chosen.base_url, chosen.key_file).complete("1", 1, 0, 1)
-        except (systemd.SystemdError, ServerError) as error:
-            found.append(f"{limited_tier}: it does not come back: {error}")
+        error = comes_back(chosen)
+        found += [f"{limited_tier}: it does not come back: {error}"] if error else []
     print(json.dumps(document | {"faults": found, "passed": not found}, indent=1))
     return 1 if found else 0
 
