@@ -96,13 +96,15 @@ class TestWhatAnswersAndIsNotTheTier:
         assert missing == [], deep["reasons"]
 
 
-def test_readiness_refuses_a_server_on_the_wrong_cards() -> None:
-    """The same fault, seen by the unit itself: it must not become active."""
-    change_deep("s/14,5/1,0/")
+@pytest.mark.parametrize("edit", ["s/14,5/1,0/", "s/--device RPC0,RPC1/--device none/"], ids=["one card", "CPU"])
+def test_readiness_refuses_a_server_on_the_wrong_cards(edit: str) -> None:
+    """The same faults, seen by the unit itself: it must not become active."""
+    change_deep(edit)
     try:
         assert ssh("systemctl restart llama-tier-deep").returncode != 0
         assert ssh_ok("systemctl show -P ActiveState llama-tier-deep").strip() == "failed"
         assert SMALL in ssh_ok("journalctl -u llama-tier-deep -n 20 --no-pager -o cat")
+        assert status_of(8080, "fast") == "200"
     finally:
         ssh_ok(f"rm -r {DROP_INS} && systemctl daemon-reload")
         restart_deep()
@@ -114,7 +116,13 @@ def test_a_stranger_on_a_port_is_named() -> None:
     try:
         result = playbook("site.yml")
         assert result.returncode == 2
-        assert re.search(r"tier fast: port 8080 is taken by python3 \(pid \d+, stranger.service\)", result.stdout)
+        taken = r"port 8080 is taken by python3 \(pid \d+, stranger.service\)"
+        assert re.search(rf"tier fast: {taken}", result.stdout)
+        assert ssh("systemctl start llama-tier-fast.socket").returncode != 0
+        assert "result 'resources'" in ssh_ok("journalctl -u llama-tier-fast.socket -n 5 --no-pager -o cat")
+        fast = next(tier for tier in verify()[1]["hosts"][0]["tiers"] if tier["name"] == "fast")
+        assert any("stranger.service" in reason for reason in fast["reasons"]), fast["reasons"]
+        assert status_of(8081, "deep") == "200"
     finally:
         ssh_ok("systemctl stop stranger; systemctl start llama-tier-fast.socket")
 
