@@ -1,4 +1,7 @@
-"""One llama-server: its HTTP API, and the buffers that its log tells of."""
+"""One llama-server: its HTTP API, and the buffers that its log tells of.
+
+By the standard library's client: importing `requests` takes longer than draining an idle tier, while clients wait.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,13 @@ import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
-
-import requests
+from urllib.parse import urlsplit
 
 from checker.tier import Device, TierSpec
-from checker.unix_http import UnixAdapter
+from checker.unix_http import UnixConnection
 
 _CONNECT_S = 5
 _ANSWER_S = 30
@@ -71,14 +74,7 @@ class LlamaServer:
     def __init__(self, address: str, key_file: str) -> None:
         """Take the address as a URL without a path, or as `unix:` and the path of a socket."""
         self._address = address
-        self._base_url = address
         self._key_file = Path(key_file)
-        self._session = requests.Session()
-        # A proxy of the environment has no way to this host's loopback.
-        self._session.trust_env = False
-        if address.startswith("unix:"):
-            self._base_url = "http://localhost"
-            self._session.mount(self._base_url, UnixAdapter(address.removeprefix("unix:")))
 
     @classmethod
     def of(cls, spec: TierSpec) -> LlamaServer:
@@ -202,43 +198,56 @@ class LlamaServer:
         """Return what is answered, which is of this kind."""
         url = self._address + path
         headers = {"Authorization": f"Bearer {self._key()}"} if authorized else {}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        connection = self._connect()
         try:
-            response = self._session.request(
-                method,
-                self._base_url + path,
-                json=body,
-                headers=headers,
-                timeout=(_CONNECT_S, timeout_s),
-                allow_redirects=False,
-            )
-        except requests.ReadTimeout:
+            # Until then it was the patience of connecting.
+            connection.sock.settimeout(timeout_s)
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            response = connection.getresponse()
+            return self._answer(url, response.status, response.read(), kind)
+        except TimeoutError:
             raise BrokenError(f"{url} accepted the request and gave no answer within {timeout_s:g} s") from None
-        except requests.Timeout:
-            raise UnreachableError(f"{url} does not accept connections within {_CONNECT_S} s") from None
-        except requests.ConnectionError as error:
-            if "RemoteDisconnected" in str(error) or "Connection reset" in str(error):
-                raise BrokenError(f"{url} closed the connection without an answer: the server crashed") from None
-            raise UnreachableError(f"nothing answers at {self._address} (connection refused)") from None
-        except requests.RequestException as error:
-            raise BrokenError(f"{url}: {error}") from None
-        return self._answer(url, response, kind)
+        except ConnectionError:
+            raise BrokenError(f"{url} closed the connection without an answer: the server crashed") from None
+        except (OSError, HTTPException) as error:
+            raise BrokenError(f"{url}: {error!r}") from None
+        finally:
+            connection.close()
 
-    def _answer(self, url: str, response: requests.Response, kind: type) -> Any:
-        if response.status_code == 503:
+    def _connect(self) -> HTTPConnection:
+        address = urlsplit(self._address)
+        connection = (
+            UnixConnection(address.path, _CONNECT_S)
+            if address.scheme == "unix"
+            else HTTPConnection(address.hostname or "", address.port, timeout=_CONNECT_S)
+        )
+        try:
+            connection.connect()
+        except TimeoutError:
+            raise UnreachableError(f"{self._address} does not accept connections within {_CONNECT_S} s") from None
+        except OSError:
+            raise UnreachableError(f"nothing answers at {self._address} (connection refused)") from None
+        return connection
+
+    def _answer(self, url: str, status: int, body: bytes, kind: type) -> Any:
+        if status == 503:
             raise LoadingError(f"{url} still loads its model (503)")
-        if response.status_code in (401, 403):
+        if status in (401, 403):
             raise UnauthorizedError(
-                f"{url} refuses the key of {self._key_file} ({response.status_code}): "
+                f"{url} refuses the key of {self._key_file} ({status}): "
                 "the server was started with another key; restart the tier"
             )
-        if response.status_code != 200:
-            raise BrokenError(f"{url} answers {response.status_code}: {response.text[:200].strip()}")
+        text = body.decode(errors="replace")
+        if status != 200:
+            raise BrokenError(f"{url} answers {status}: {text[:200].strip()}")
         try:
-            answer = response.json()
-        except requests.JSONDecodeError:
+            answer = json.loads(text)
+        except ValueError:
             answer = None
         if not isinstance(answer, kind):
-            raise BrokenError(f"{url} does not answer as llama-server does: {response.text[:200].strip()!r}")
+            raise BrokenError(f"{url} does not answer as llama-server does: {text[:200].strip()!r}")
         return answer
 
     def _strange(self, path: str, error: Exception) -> BrokenError:

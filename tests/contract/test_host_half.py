@@ -31,3 +31,10 @@ def test_imports_without_what_only_a_controller_has(module: str) -> None:
     program = f"import sys; sys.modules.update(dict.fromkeys({CONTROLLER_ONLY!r})); import {module}"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("module", ["checker.arrival", "checker.drain", "checker.readiness"])
+def test_what_a_client_waits_for_starts_without_a_large_library(module: str) -> None:
+    """`requests` takes 0.1 s of a fast processor, and a request to a cold tier waits for these."""
+    program = f"import sys, {module}; sys.exit('requests' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

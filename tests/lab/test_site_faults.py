@@ -93,6 +93,10 @@ class Fault:
 
 FELL = f"holds nothing on {SMALL}"
 ONE_CARD = Fault(said=(FELL, "of weights on"), edit="s/14,5/1,0/")
+CPU = Fault(
+    said=(f"holds nothing on {BIG}", FELL, "fell to the CPU", "of weights on"),
+    edit="s/--device RPC0,RPC1/--device none/",
+)
 OTHER_MODEL = Fault(
     said=(f"serves {FOOLING}/other.gguf instead of {MODEL}",),
     prepare=f"ln -f {MODEL} {FOOLING}/other.gguf",
@@ -101,12 +105,10 @@ OTHER_MODEL = Fault(
 SMALLER_CONTEXT = Fault(
     said=("serves a context of 2048 tokens, 4096 were promised",), edit="s/--ctx-size 4096/--ctx-size 2048/"
 )
+READY = [ONE_CARD, CPU, OTHER_MODEL, SMALLER_CONTEXT]
 FOOLED = {
     "one card unused": ONE_CARD,
-    "CPU": Fault(
-        said=(f"holds nothing on {BIG}", FELL, "fell to the CPU", "of weights on"),
-        edit="s/--device RPC0,RPC1/--device none/",
-    ),
+    "CPU": CPU,
     "swapped": Fault(
         said=(f"of weights on {BIG}", f"of weights on {SMALL}"), edit="s/--device RPC0,RPC1/--device RPC1,RPC0/"
     ),
@@ -167,7 +169,7 @@ def test_what_fools_a_health_check_fails_verification_for_just_that(fault: Fault
 
 
 @pytest.mark.usefixtures("fooling")
-@pytest.mark.parametrize("fault", [ONE_CARD, OTHER_MODEL, SMALLER_CONTEXT], ids=["cards", "model", "context"])
+@pytest.mark.parametrize("fault", READY, ids=["one card", "CPU", "model", "context"])
 def test_readiness_refuses_what_is_not_the_tier(fault: Fault) -> None:
     """The same faults, seen by the unit itself: it must not become active."""
     ssh_ok(fault.prepare)
@@ -176,6 +178,7 @@ def test_readiness_refuses_what_is_not_the_tier(fault: Fault) -> None:
     assert ssh("systemctl restart llama-tier-deep").returncode != 0
     assert ssh_ok("systemctl show -P ActiveState llama-tier-deep").strip() == "failed"
     assert fault.said[0] in ssh_ok("journalctl -u llama-tier-deep -n 20 --no-pager -o cat")
+    assert status_of(8080, "fast") == "200"
 
 
 def test_a_stranger_on_a_port_is_named() -> None:
@@ -184,7 +187,13 @@ def test_a_stranger_on_a_port_is_named() -> None:
     try:
         result = playbook("site.yml")
         assert result.returncode == 2
-        assert re.search(r"tier fast: port 8080 is taken by python3 \(pid \d+, stranger.service\)", result.stdout)
+        taken = r"port 8080 is taken by python3 \(pid \d+, stranger.service\)"
+        assert re.search(rf"tier fast: {taken}", result.stdout)
+        assert ssh("systemctl start llama-tier-fast.socket").returncode != 0
+        assert "result 'resources'" in ssh_ok("journalctl -u llama-tier-fast.socket -n 5 --no-pager -o cat")
+        fast = next(tier for tier in verify()[1]["hosts"][0]["tiers"] if tier["name"] == "fast")
+        assert any("stranger.service" in reason for reason in fast["reasons"]), fast["reasons"]
+        assert status_of(8081, "deep") == "200"
     finally:
         ssh_ok("systemctl stop stranger; systemctl start llama-tier-fast.socket")
 

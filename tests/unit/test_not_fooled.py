@@ -9,14 +9,13 @@ from pathlib import Path
 
 import fake_tier
 import pytest
-import requests
 from fake_host import PID, UNIT, Host, lines, play
 
 from checker.hardware import GpuProcess
 from checker.measure import Depth, measure
 from checker.ports import Listener
 from checker.tier import Predicted, TierSpec
-from checker.unix_http import UnixAdapter
+from checker.unix_http import UnixConnection
 from checker.verdict import judge
 from inventories import BIG, SMALL
 
@@ -45,11 +44,15 @@ def planned(server: fake_tier.Server) -> TierSpec:
 def naive(server: fake_tier.Server) -> bool:
     """Ask what a health check asks: is it up, and does it answer?"""
     key = {"Authorization": f"Bearer {fake_tier.KEY}"}
-    session = requests.Session()
-    session.mount("http://deep", UnixAdapter(str(server.socket)))
-    up = session.get("http://deep/health", timeout=5)
-    answer = session.post("http://deep/completion", json={"prompt": "Why?"}, headers=key, timeout=5)
-    return up.status_code == answer.status_code == 200 and bool(answer.json()["content"])
+    connection = UnixConnection(str(server.socket), 5)
+    connection.request("GET", "/health")
+    up = connection.getresponse()
+    up.read()
+    connection.request("POST", "/completion", json.dumps({"prompt": "Why?"}), key)
+    answer = connection.getresponse()
+    content = json.loads(answer.read())["content"]
+    connection.close()
+    return up.status == answer.status == 200 and bool(content)
 
 
 def test_a_good_tier_passes(host: Host, server: fake_tier.Server) -> None:

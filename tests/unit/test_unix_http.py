@@ -1,17 +1,18 @@
-"""HTTP over a unix socket: the whole of it arrives, whatever host the URL names and whatever proxy there is."""
+"""HTTP over a unix socket: the whole of it arrives, and whatever becomes of the server is told."""
 
 from __future__ import annotations
 
+import json
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import fake_tier
 import pytest
-import requests
 
 from checker.llama_server import BrokenError, LlamaServer, UnreachableError
-from checker.unix_http import UnixAdapter
+from checker.unix_http import UnixConnection
 
 
 @pytest.fixture
@@ -21,35 +22,21 @@ def server(tmp_path: Path) -> Iterator[fake_tier.Server]:
         yield played
 
 
-def session(path: Path, mounted: str = "http://") -> requests.Session:
-    found = requests.Session()
-    found.mount(mounted, UnixAdapter(str(path)))
-    return found
+def test_a_connection_is_one_to_the_socket(server: fake_tier.Server) -> None:
+    connection = UnixConnection(str(server.socket), 5)
+    connection.request("GET", "/health")
+    assert json.loads(connection.getresponse().read()) == {"status": "ok"}
+    assert server.asked == [("/health", {})]
+    connection.close()
 
 
-def test_any_host_of_a_url_is_the_socket(server: fake_tier.Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    asked = session(server.socket)
-    for url in ("http://localhost/health", "http://no.such.host:99/health", "http://127.0.0.1:9/health"):
-        assert asked.get(url, timeout=5).json() == {"status": "ok"}
-    assert server.asked == [("/health", {})] * 3
-
-
-def test_only_what_it_is_mounted_for_goes_to_the_socket(server: fake_tier.Server) -> None:
-    with pytest.raises(requests.ConnectionError):
-        session(server.socket, "http://localhost").get("http://127.0.0.1:9/health", timeout=5)
-    assert server.asked == []
-
-
-def test_headers_query_and_a_large_body_arrive(server: fake_tier.Server) -> None:
+def test_a_large_body_arrives(server: fake_tier.Server) -> None:
     long = "many words " * 100_000
     assert len(LlamaServer.of(server.spec).tokenize(long)) == 200_000
     assert server.asked[-1][1]["content"] == long
-    session(server.socket).get("http://localhost/health?deep=1", timeout=5)
-    assert server.asked[-1][0] == "/health?deep=1"
 
 
-def test_a_session_outlives_a_server_that_was_started_anew(tmp_path: Path) -> None:
+def test_a_client_outlives_a_server_that_was_started_anew(tmp_path: Path) -> None:
     with fake_tier.serving(tmp_path) as first:
         client = LlamaServer.of(first.spec)
         client.health()
@@ -67,8 +54,28 @@ def test_a_server_that_accepts_and_says_nothing_ends_the_patience(tmp_path: Path
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "mute.sock"))
         listening.listen()
-        with pytest.raises(requests.ReadTimeout):
-            session(tmp_path / "mute.sock").get("http://localhost/", timeout=(5, 0.1))
+        connection = UnixConnection(str(tmp_path / "mute.sock"), 0.1)
+        connection.request("GET", "/")
+        with pytest.raises(TimeoutError):
+            connection.getresponse()
+        connection.close()
+
+
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}", b"no HTTP at all\r\n\r\n"])
+def test_a_server_that_ends_in_its_answer_is_broken(tmp_path: Path, said: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "ends.sock"))
+        listening.listen()
+
+        def end() -> None:
+            connection, _ = listening.accept()
+            connection.recv(1)
+            connection.sendall(said)
+            connection.close()
+
+        threading.Thread(target=end, daemon=True).start()
+        with pytest.raises(BrokenError, match=r"^unix:.*ends\.sock/health"):
+            LlamaServer(f"unix:{tmp_path / 'ends.sock'}", "").health()
 
 
 def test_messages_name_the_socket(server: fake_tier.Server) -> None:

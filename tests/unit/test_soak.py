@@ -1,0 +1,98 @@
+"""What a soak makes of what it has seen: which tier may be hit by its limit, and how the kernel tells it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+import soak
+from soak import Sample, Seen
+
+LIMITS = {"fast": 2000.0, "deep": 2000.0}
+MIB = 2**20
+
+
+def seen(*, pid: int = 1, a_minute: float = 0.0, hits: int = 0, kills: int = 0, failed: int = 0) -> Seen:
+    """Return what a tier did in ten minutes, with memory that grew by so many MiB in each of the last five."""
+    samples = [
+        Sample(60.0 * at, pid, 600, 650, 100 + max(0, at - 5) * a_minute, hits, kills, 400.0) for at in range(11)
+    ]
+    return Seen(answered=20, long_prompts=9, failures=[(1.0, "refused")] * failed, samples=samples)
+
+
+def own(**changes: Seen) -> list[str]:
+    return list(soak.faults({"fast": seen(), "deep": seen()} | changes, LIMITS, None, 0))
+
+
+def test_tiers_that_answer_and_hold_their_memory_are_well() -> None:
+    assert own() == []
+
+
+@pytest.mark.parametrize(
+    ("deep", "said"),
+    [
+        (seen(failed=2), "deep: 2 requests failed, the first: refused"),
+        (seen(kills=1, hits=9), "deep: its limit acted"),
+        (seen(a_minute=1.5), "deep: in a day it would hold 2,268 MiB at this rate, of 2,000 allowed"),
+        (Seen(long_prompts=1, samples=[*seen().samples, *seen(pid=2).samples]), "deep: it was started again"),
+        (Seen(answered=3, samples=seen().samples), "deep: no long prompt was answered"),
+    ],
+)
+def test_what_a_tier_must_not_do_under_its_own_limit(deep: Seen, said: str) -> None:
+    [fault] = own(deep=deep)
+    assert fault.startswith(said)
+
+
+def test_growth_that_stays_below_the_limit_for_a_day_and_the_cached_file_at_the_limit_are_well() -> None:
+    assert own(deep=seen(a_minute=1.0, hits=9)) == []
+
+
+def test_a_small_limit_has_to_act_on_its_tier_and_on_no_other() -> None:
+    hit = Seen(failures=[(2.0, "closed")], samples=[*seen(hits=3).samples, *seen(pid=2).samples])
+    assert list(soak.faults({"fast": seen(), "deep": hit}, LIMITS, "deep", 1)) == []
+    assert list(soak.faults({"fast": seen(), "deep": hit}, LIMITS, "deep", 0)) == ["deep: its limit did not act"]
+    assert list(soak.faults({"fast": seen(), "deep": seen()}, LIMITS, "deep", 1)) == ["deep: its limit did not act"]
+    [said] = soak.faults({"fast": seen(failed=1), "deep": hit}, LIMITS, "deep", 1)
+    assert said.startswith("fast: 1 requests failed")
+
+
+def test_the_account_of_a_control_group_is_read_in_either_version(tmp_path: Path) -> None:
+    group = "/system.slice/llama-tier-deep.service"
+    version_2 = {
+        "memory.current": 600 * MIB,
+        "memory.peak": 700 * MIB,
+        "memory.stat": f"anon {100 * MIB}\nfile {500 * MIB}",
+        "memory.events": "low 0\nhigh 0\nmax 7\noom 1\noom_kill 1",
+    }
+    version_1 = {
+        "memory.usage_in_bytes": 600 * MIB,
+        "memory.max_usage_in_bytes": 700 * MIB,
+        "memory.stat": f"cache {500 * MIB}\nrss {100 * MIB}",
+        "memory.failcnt": 7,
+        "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 1",
+    }
+    two = write(tmp_path / "two" / group[1:], version_2)
+    write(tmp_path / "one/memory" / group[1:], version_1)
+    told = {"held_mib": 600.0, "peak_mib": 700.0, "anonymous_mib": 100.0, "limit_hits": 7, "oom_kills": 1}
+    assert soak.memory(group, tmp_path / "two") == soak.memory(group, tmp_path / "one") == told
+    (two / "memory.peak").unlink()
+    assert soak.memory(group, tmp_path / "two") == told | {"peak_mib": None}
+    with pytest.raises(OSError):
+        soak.memory("/system.slice/gone.service", tmp_path / "two")
+
+
+def write(folder: Path, files: Mapping[str, object]) -> Path:
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_text(f"{content}\n")
+    return folder
+
+
+def test_texts_take_turns_and_share_no_beginning() -> None:
+    assert len({soak.text(number, 50)[:30] for number in range(soak.TEXTS)}) == soak.TEXTS
+    assert soak.text(1, 50) == soak.text(1, 50)
