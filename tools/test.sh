@@ -48,6 +48,7 @@ parts | xargs -d '\n' -n 1 -P "$lanes" --process-slot-var=LANE tools/test-part.s
 for lab in .lab/test-*; do [ ! -e "$lab" ] || LAB_DIRECTORY=$PWD/$lab tests/lab/lab.sh down; done
 
 sed -n 's/^failed /failed: /p' build/test/results
-passed=$(grep -c ^passed build/test/results) failed=$(grep -c ^failed build/test/results) skipped=$(grep -c ^skipped build/test/results)
-echo "$passed passed, $failed failed, $skipped skipped"
+count() { grep -c "^$1 " build/test/results; }
+passed=$(count passed) failed=$(count failed)
+echo "$passed passed, $failed failed, $(count unchanged) unchanged since they passed, $(count skipped) skipped"
 [ "$failed" = 0 ] && [ "$passed" != 0 ]

@@ -171,4 +171,4 @@ def test_a_killed_server_is_back_and_passes_and_tells_who_was_on_its_cards_befor
     )
     assert 0 < fast["before_mib"] <= big["before_mib"]
     assert small["others"] == []
-    assert small["before_mib"] == small["others_mib"]
+    assert abs(small["before_mib"] - small["others_mib"]) < 1
