@@ -226,9 +226,11 @@ def go_back(names: Sequence[str], report: Report) -> None:
                 room_mib[card] = room_mib.get(card, 0.0) + mib
         try:
             _activate(names, room_mib, report, retry=False)
-        except ActivationError:
+        except (ActivationError, systemd.SystemdError):
             if before:
                 releases.make_current(before[-1])
+            # It may have failed when all are back already.
+            leave_unproven_release()
             raise
 
 
