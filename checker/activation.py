@@ -234,6 +234,16 @@ def go_back(names: Sequence[str], report: Report) -> None:
             raise
 
 
+def take_release(name: str) -> None:
+    """Make a release the current one.
+
+    One that a run which was cut off has left current, and that nobody is proven with, is none to go back to.
+    """
+    if releases.linked()[-1:] != (name,):
+        leave_unproven_release()
+    releases.make_current(name)
+
+
 def leave_unproven_release() -> None:
     """Make the release with which tiers are proven the current one again where nobody is with the one that is."""
     releases.go_back_to({Path(release).name for name in proven.specs() if (release := proven.release(name))})

@@ -905,6 +905,20 @@ def test_a_release_that_tiers_are_proven_with_stays_current(host: Played) -> Non
     assert releases.linked() == ("old", "new")
 
 
+def test_what_a_run_that_was_cut_off_made_current_is_none_to_go_back_to(host: Played) -> None:
+    have_releases(host, "first")
+    have_releases(host, "old")
+    run_on(host, "old", "deep")
+    activate("deep")
+    have_releases(host, "cut-off")
+    (host.root / "releases/new").mkdir()
+    for _ in range(2):
+        activation.take_release("new")
+        assert releases.linked() == ("first", "old", "new")
+    activation.take_release("old")
+    assert releases.linked() == ("first", "old")
+
+
 def failing(monkeypatch: pytest.MonkeyPatch, what: str, count: int) -> None:
     """Have systemd fail at one call of a kind."""
     do, calls = getattr(systemd, what), iter(range(1, 99))
