@@ -226,10 +226,22 @@ def go_back(names: Sequence[str], report: Report) -> None:
                 room_mib[card] = room_mib.get(card, 0.0) + mib
         try:
             _activate(names, room_mib, report, retry=False)
-        except ActivationError:
+        except (ActivationError, systemd.SystemdError):
             if before:
                 releases.make_current(before[-1])
+            # It may have failed when all are back already.
+            leave_unproven_release()
             raise
+
+
+def take_release(name: str) -> None:
+    """Make a release the current one.
+
+    One that a run which was cut off has left current, and that nobody is proven with, is none to go back to.
+    """
+    if releases.linked()[-1:] != (name,):
+        leave_unproven_release()
+    releases.make_current(name)
 
 
 def leave_unproven_release() -> None:

@@ -22,6 +22,7 @@ from checker import tier
 
 UNITS = Path("/etc/systemd/system")
 DIRECTORY = Path("/var/lib/llama-tiers/proven")
+_ACCEPTED_BEFORE = "accepted.before"
 
 _SERVICE_SECTION = re.compile(r"^\[Service\]$.*?(?=^\[|\Z)", re.MULTILINE | re.DOTALL)
 # systemd applies it to what runs, and the plan predicts it.
@@ -106,22 +107,33 @@ def put_back(name: str) -> None:
 
 def accept(name: str) -> None:
     """Keep the units and the spec with which a tier was proven last as those that were accepted."""
-    directory, beside = DIRECTORY / name, DIRECTORY / name / "accepted.new"
+    directory, beside, kept = DIRECTORY / name, DIRECTORY / name / "accepted.new", DIRECTORY / name / "accepted"
     shutil.rmtree(beside, ignore_errors=True)
     shutil.copytree(directory / "units", beside / "units")
     shutil.copy2(directory / "spec.json", beside)
-    shutil.rmtree(directory / "accepted", ignore_errors=True)
-    beside.rename(directory / "accepted")
+    # A folder that is not empty cannot be replaced in one step, and the way back is to be there at any moment.
+    before = directory / _ACCEPTED_BEFORE
+    if kept.exists():
+        shutil.rmtree(before, ignore_errors=True)
+        kept.rename(before)
+    beside.rename(kept)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _accepted(name: str) -> Path:
+    """Return the folder of what was accepted last, which is aside where a run was cut off as it kept the next."""
+    kept = DIRECTORY / name / "accepted"
+    return kept if kept.exists() else kept.with_name(_ACCEPTED_BEFORE)
 
 
 def accepted(name: str) -> tier.TierSpec | None:
     """Return the spec with which a tier was accepted last; None when it never was, or that cannot be read."""
-    return _read_spec(DIRECTORY / name / "accepted/spec.json")
+    return _read_spec(_accepted(name) / "spec.json")
 
 
 def put_back_accepted(name: str) -> None:
     """Lay out the units and the spec that were accepted last, where there are any."""
-    _lay_out(name, DIRECTORY / name / "accepted")
+    _lay_out(name, _accepted(name))
 
 
 def _lay_out(name: str, directory: Path) -> None:

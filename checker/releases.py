@@ -16,16 +16,20 @@ _LINKS = ("earlier", "previous", "current")
 
 def linked() -> tuple[str, ...]:
     """Return the names of the releases that the links lead to, the oldest first."""
-    return tuple((ROOT / link).readlink().name for link in _LINKS if (ROOT / link).is_symlink())
+    names = [(ROOT / link).readlink().name for link in _LINKS if (ROOT / link).is_symlink()]
+    # Two links in a row lead to the same one where a move was cut off.
+    return tuple(name for name, before in zip(names, [None, *names], strict=False) if name != before)
 
 
 def make_current(name: str) -> bool:
-    """Make a release the current one, and the others those before it; return whether it was not."""
+    """Make a release the current one, and the others those before it; return whether it was not.
+
+    Links that a move which was cut off has left are mended.
+    """
     before = linked()
-    if before[-1:] == (name,):
-        return False
-    _link((*before, name))
-    return True
+    is_new = before[-1:] != (name,)
+    _link(_places((*before, name) if is_new else before))
+    return is_new
 
 
 def go_back_to(served: Collection[str]) -> None:
@@ -38,15 +42,26 @@ def go_back_to(served: Collection[str]) -> None:
     while left and not (left[-1] in served and (ROOT / "releases" / left[-1]).is_dir()):
         left.pop()
     if left and len(left) < len(before):
-        _link(left)
+        _link(_places(left)[::-1])
 
 
-def _link(names: Sequence[str]) -> None:
-    """Lay out the links, each replaced in one step, `current` first: it is the one that is looked at."""
-    for link, name in zip(reversed(_LINKS), reversed(names), strict=False):
+def _places(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return each link with the release that it is to lead to, the oldest first."""
+    return list(zip(_LINKS[::-1], names[::-1], strict=False))[::-1]
+
+
+def _link(places: Sequence[tuple[str, str]]) -> None:
+    """Lay out the links in this order, each replaced in one step, and remove the others.
+
+    The order is one in which a name is in its new place before it leaves the old one, so that a cut loses none.
+    """
+    for link, name in places:
+        target = Path("releases") / name
+        if (ROOT / link).is_symlink() and (ROOT / link).readlink() == target:
+            continue
         beside = ROOT / f"{link}.new"
         beside.unlink(missing_ok=True)
-        beside.symlink_to(Path("releases") / name)
+        beside.symlink_to(target)
         beside.replace(ROOT / link)
-    for link in _LINKS[: max(0, len(_LINKS) - len(names))]:
+    for link in set(_LINKS) - set(dict(places)):
         (ROOT / link).unlink(missing_ok=True)

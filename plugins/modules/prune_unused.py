@@ -71,7 +71,7 @@ def main() -> None:
     try:
         before = prune.read(memory)
         served = prune.after(before, prune.needed(proven.DIRECTORY.glob("*/spec.json")))
-        to_run = prune.needed([*tier.DIRECTORY.glob("*.json"), *proven.DIRECTORY.glob("*/accepted/spec.json")])
+        to_run = prune.needed([*tier.DIRECTORY.glob("*.json"), *proven.DIRECTORY.glob("*/accepted*/spec.json")])
     except prune.PruneError as error:
         module.exit_json(changed=False, unused=[f"{directory}: nothing is removed, for {error}"])
     found = prune.folders(directory, args["ours"])

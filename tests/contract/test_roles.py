@@ -42,7 +42,7 @@ def test_variables_carry_the_roles_name_and_a_description(role: Path) -> None:
 def test_the_main_task_file_is_a_table_of_contents(role: Path) -> None:
     tasks = load(role / "tasks" / "main.yml")
     if len(tasks) > 2:
-        for task in tasks:
+        for task in (each for entry in tasks for each in (*entry.get("block", [entry]), *entry.get("rescue", []))):
             assert set(task) & {"ansible.builtin.include_tasks", "ansible.builtin.include_role"}, task["name"]
 
 

@@ -21,7 +21,7 @@ import proof
 
 # The compiler takes some architectures of a file at the same time, or the longest file alone decides how long all take.
 THREADS = 4
-# A step may take ten minutes, and unpacking and cmake are before.
+# Ten minutes with unpacking and cmake, which are before: a step that ends by itself keeps what it has measured.
 LIMIT_S = 530
 ROOT = proof.STATE / "build"
 SOURCE = ROOT / "source"

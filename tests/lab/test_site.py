@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from typing import Any
 
 import jsonschema
 import pytest
@@ -42,14 +43,19 @@ def test_the_first_run_provisions_and_passes() -> None:
     assert "deep: PASS" in result.stdout
 
 
+def releases() -> str:
+    """Return where `current` leads to and since when, and the releases that are there."""
+    return ssh_ok("cd /opt/llama-tiers && stat -c '%Y %N' current && ls releases")
+
+
 def test_a_second_run_changes_nothing_and_restarts_nothing() -> None:
-    before = main_pids()
+    before = main_pids(), releases()
     began = time.monotonic()
     result = playbook("site.yml")
     print(f"second run of site.yml on {SUITE}: {time.monotonic() - began:.1f} s")
     assert result.returncode == 0, result.stdout[-3000:]
     assert recap(result)["changed"] == 0, result.stdout
-    assert main_pids() == before
+    assert (main_pids(), releases()) == before
 
 
 # A run of site.yml takes half a minute of a core, a whole measurement two, and nothing of these depends on the suite.
@@ -102,6 +108,28 @@ def test_tiers_listen_on_loopback_alone() -> None:
         assert line.split()[3].startswith("127.0.0.1:")
 
 
+def lasting(report: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a host's report is not measured anew: no time, speed or use of memory."""
+    own = ("tier", "base_url", "model", "engine", "placement", "served", "argv", "environment", "residency", "rivals")
+    card = ("name", "uuid", "pci_bus_id", "compute_capability", "total_mib")
+    device = ("name", "uuid", "gpu", "pci_bus_id", "predicted_weights_mib", "predicted_kv_mib")
+    return {
+        **{key: report[key] for key in ("schema", "host", "passed", "driver", "decision")},
+        "gpus": [{key: gpu[key] for key in card} for gpu in report["gpus"]],
+        "tiers": [
+            {
+                **{key: tier[key] for key in ("name", "verdict", "reasons")},
+                "checks": [(check["name"], check["passed"]) for check in tier["checks"]],
+                "evidence": {key: tier["evidence"][key] for key in own},
+                "unit": {key: tier["evidence"]["unit"][key] for key in ("invocation_id", "main_pid")},
+                "devices": [{key: each[key] for key in device} for each in tier["evidence"]["devices"]],
+            }
+            for tier in report["tiers"]
+        ],
+        "checklist": [(box["name"], box["ticked"]) for box in report["checklist"]],
+    }
+
+
 @once
 def test_verify_prints_what_the_schema_says_and_what_the_facts_hold() -> None:
     code, document = verify(whole=True)
@@ -125,6 +153,7 @@ def test_verify_prints_what_the_schema_says_and_what_the_facts_hold() -> None:
     known = json.loads(facts.read_text())
     jsonschema.validate({"schema": document["schema"], "hosts": [known]}, schema)
     assert [tier["verdict"] for tier in known["tiers"]] == ["pass", "pass"]
+    assert lasting(known) == lasting(document["hosts"][0])
 
 
 @once

@@ -1,4 +1,4 @@
-"""tier_keys, tier_preflight and tier_estimate: what is written, who may read it, and who is named."""
+"""tier_keys, tier_preflight, tier_estimate and tier_release: what is written, who may read it, and who is named."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 
 import fake_tier
 import pytest
-from modules import run
+from modules import run, run_here
 
-from checker import accepted, tier, verification
+from checker import accepted, activation, proven, releases, tier, verification
 
 GIVEN = "a-key-that-somebody-gave"
 root_only = pytest.mark.skipif(os.getuid() != 0, reason="the key files belong to root")
@@ -189,6 +189,32 @@ def test_a_damaged_proof_proves_nothing_and_is_said(tmp_path: Path) -> None:
         assert len(result["warnings"]) == 1
         assert f"deep: {proof} is damaged" in str(result["warnings"])
         assert "so the tier counts as not proven" in str(result["warnings"])
+
+
+def test_a_release_that_no_tier_is_proven_with_is_left_for_the_one_that_was_current(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activation, "_LOCK", tmp_path / "run/lock")
+    monkeypatch.setattr(proven, "DIRECTORY", tmp_path / "proven")
+    monkeypatch.setattr(releases, "ROOT", tmp_path)
+    for name in ("old", "new"):
+        (tmp_path / "releases" / name).mkdir(parents=True)
+
+    def moved(release: str | None, *, check: bool = False) -> tuple[bool, str]:
+        result = run_here("tier_release", {"release": release and f"{tmp_path}/releases/{release}"}, check=check)
+        return result["changed"], (tmp_path / "current").readlink().name
+
+    assert moved("old") == (True, "old")
+    spec = fake_tier.spec()
+    proof = tmp_path / "proven/deep/spec.json"
+    proof.parent.mkdir(parents=True)
+    proof.write_text(json.dumps(replace(spec, engine=replace(spec.engine, release="/r/old")).to_json()))
+    assert moved("new", check=True) == (True, "old")
+    assert moved("new") == (True, "new")
+    assert moved("new") == (False, "new")
+    assert moved(None) == (True, "old")
+    assert moved(None) == (False, "old")
+    assert not (tmp_path / "previous").is_symlink()
 
 
 def test_what_was_rolled_back_for_its_speed_is_refused_as_it_was_and_not_otherwise(tmp_path: Path) -> None:

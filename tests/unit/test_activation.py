@@ -824,6 +824,50 @@ def test_what_served_serves_again_when_it_cannot_go_back(host: Played) -> None:
     assert activate("fast", "new") == Outcome(activated=(), retired=())
 
 
+@pytest.mark.parametrize(("what", "serves"), [("daemon_reload", "new"), ("enable", "old")])
+def test_the_release_that_serves_is_current_when_systemd_fails_before_or_after_the_way_back(
+    host: Played, monkeypatch: pytest.MonkeyPatch, what: str, serves: str
+) -> None:
+    have_releases(host, "old")
+    run_on(host, "old", "deep", model="old")
+    activate("deep")
+    proven.accept("deep")
+    have_releases(host, "new")
+    run_on(host, "new", "deep", model="new", unit="new")
+    activate("deep")
+    failing(monkeypatch, what, 1)
+    with pytest.raises(systemd.SystemdError):
+        go_back(host, "deep")
+    assert (host.model("deep"), releases.linked()[-1]) == (serves, serves)
+
+
+@pytest.mark.parametrize("renames", range(3))
+def test_a_cut_leaves_what_was_accepted_or_what_is_to_be(
+    host: Played, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    accepted(host, deep=on(100))
+    host.write("deep", mib=on(100), model="two")
+    activate("deep")
+    rename, left = Path.rename, iter(range(renames))
+
+    def cut(path: Path, target: Path) -> Path:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+        patched.setattr(Path, "rename", cut)
+        proven.accept("deep")
+    spec = proven.accepted("deep")
+    assert spec
+    assert spec.model.name == ("two" if renames == 2 else "one")
+    proven.accept("deep")
+    host.write("deep", mib=on(100), model="three")
+    activate("deep")
+    go_back(host, "deep")
+    assert host.model("deep") == "two"
+
+
 def test_after_a_failure_current_and_previous_are_what_they_were(host: Played) -> None:
     have_releases(host, "first")
     have_releases(host, "old")
@@ -859,6 +903,20 @@ def test_a_release_that_tiers_are_proven_with_stays_current(host: Played) -> Non
     activate("deep")
     activation.leave_unproven_release()
     assert releases.linked() == ("old", "new")
+
+
+def test_what_a_run_that_was_cut_off_made_current_is_none_to_go_back_to(host: Played) -> None:
+    have_releases(host, "first")
+    have_releases(host, "old")
+    run_on(host, "old", "deep")
+    activate("deep")
+    have_releases(host, "cut-off")
+    (host.root / "releases/new").mkdir()
+    for _ in range(2):
+        activation.take_release("new")
+        assert releases.linked() == ("first", "old", "new")
+    activation.take_release("old")
+    assert releases.linked() == ("first", "old")
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, what: str, count: int) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -58,6 +61,55 @@ def test_a_release_that_is_gone_is_passed_over(root: Path) -> None:
     (root / "releases/b").rmdir()
     releases.go_back_to({"a", "b"})
     assert releases.linked() == ("a",)
+
+
+def cut_off(monkeypatch: pytest.MonkeyPatch, move: Callable[[], object], steps: int) -> None:
+    """Begin a move of the links that ends after so many steps, as a power cut does."""
+    left = iter(range(steps))
+
+    def step(do: Callable[..., Any]) -> Callable[..., Any]:
+        def one(*given: Any, **named: Any) -> Any:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return do(*given, **named)
+
+        return one
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", step(Path.replace))
+        patched.setattr(Path, "unlink", step(Path.unlink))
+        with contextlib.suppress(KeyboardInterrupt):
+            move()
+
+
+def on_disk(root: Path) -> list[str | None]:
+    places = (root / link for link in ("earlier", "previous", "current"))
+    return [place.readlink().name if place.is_symlink() else None for place in places]
+
+
+@pytest.mark.parametrize("steps", range(8))
+@pytest.mark.parametrize("before", ["a", "ab", "abc"])
+def test_a_move_that_was_cut_off_is_ended_by_the_next(
+    root: Path, monkeypatch: pytest.MonkeyPatch, before: str, steps: int
+) -> None:
+    for name in before:
+        releases.make_current(name)
+    cut_off(monkeypatch, lambda: releases.make_current("d"), steps)
+    releases.make_current("d")
+    assert on_disk(root) == [None, None, *before, "d"][-3:]
+
+
+@pytest.mark.parametrize("steps", range(8))
+@pytest.mark.parametrize("before", ["a", "ab"])
+def test_a_way_back_that_was_cut_off_is_ended_by_the_next_run(
+    root: Path, monkeypatch: pytest.MonkeyPatch, before: str, steps: int
+) -> None:
+    for name in (*before, "d"):
+        releases.make_current(name)
+    cut_off(monkeypatch, lambda: releases.go_back_to({before[-1]}), steps)
+    releases.go_back_to({before[-1]})
+    releases.make_current(before[-1])
+    assert on_disk(root) == [None, None, *before][-3:]
 
 
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=6), st.sampled_from("abcd"))

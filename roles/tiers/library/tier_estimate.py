@@ -8,8 +8,7 @@ module: tier_estimate
 short_description: Hold the plan of tiers against the engine's own estimate
 description:
   - Asks the release's C(llama-fit-params) about the real file on the real cards, for each tier that is new or changed.
-  - Fails when it expects another size than the plan; both are named. A release that no tier is proven with is not the
-    current one then.
+  - Fails when it expects another size than the plan; both are named.
   - What was proven and cannot be read is not proven; a warning says so.
   - Leaves out a tier whose release or model is not on the host yet, as in check mode before the first run.
 options:
@@ -61,7 +60,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    from checker import activation, engine_estimate, tier
+    from checker import engine_estimate, tier
 
     asked, problems = [], []
     for document in module.params["specs"]:
@@ -78,9 +77,6 @@ def main() -> None:
             asked.append(spec.name)
             problems += engine_estimate.disagreements(spec, told)
     if problems:
-        if not module.check_mode:
-            with activation.alone():
-                activation.leave_unproven_release()
         module.fail_json(msg="\n".join(problems), problems=problems)
     module.exit_json(changed=False, asked=asked)
 

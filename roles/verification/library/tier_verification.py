@@ -43,7 +43,7 @@ options:
     type: dict
     required: true
   roll_back:
-    description: Whether what is too slow gives way to what was accepted before; never in check mode.
+    description: Whether what fails where another passed gives way to that; never in check mode.
     type: bool
     required: true
   metrics:
