@@ -109,9 +109,17 @@ class Outcome:
     degraded: Mapping[str, str] = field(default_factory=dict)
 
 
-def activate(names: Sequence[str], room_mib: Mapping[str, float], report: Report, *, retry: bool = False) -> Outcome:
+def activate(
+    names: Sequence[str],
+    room_mib: Mapping[str, float],
+    report: Report,
+    *,
+    retry: bool = False,
+    spared: Collection[str] = (),
+) -> Outcome:
     """Bring every named tier up as its files say, and remove every other; ActivationError names the first that fails.
 
+    Those that are `spared` are neither: what there is of them stays as it is.
     `room_mib` is what tiers may hold of each card by the plan, by UUID; a card that is not in it is not reckoned with.
     Tiers are started one at a time, so that at most one of those that serve is down at any moment; only one that holds
     memory without which another cannot start has to go down before its turn, and the order is one in which the fewest
@@ -122,7 +130,7 @@ def activate(names: Sequence[str], room_mib: Mapping[str, float], report: Report
     """
     with alone():
         try:
-            return _activate(names, room_mib, report, retry=retry)
+            return _activate(names, room_mib, report, retry=retry, spared=spared)
         except systemd.SystemdError:
             leave_unproven_release()
             raise
@@ -137,7 +145,14 @@ def alone() -> Iterator[None]:
         yield
 
 
-def _activate(names: Sequence[str], room_mib: Mapping[str, float], report: Report, *, retry: bool) -> Outcome:
+def _activate(
+    names: Sequence[str],
+    room_mib: Mapping[str, float],
+    report: Report,
+    *,
+    retry: bool,
+    spared: Collection[str] = (),
+) -> Outcome:
     try:
         # A trial that was cut off has left us the lock: nobody else starts what it has stopped, which is the way back.
         restoring.restore()
@@ -145,8 +160,9 @@ def _activate(names: Sequence[str], room_mib: Mapping[str, float], report: Repor
         report(str(error))
     # Pinned ones first: those on demand stop their rivals to be proven.
     specs = sorted((tier.load(name) for name in names), key=lambda spec: not spec.pinned)
-    leftovers = proven.leftovers(names)
-    held = {name: hold for name in (*names, *leftovers) if (hold := _held(name))}
+    others = proven.leftovers(names)
+    leftovers = [name for name in others if name not in spared]
+    held = {name: hold for name in (*names, *others) if (hold := _held(name))}
     for name in leftovers:
         report(f"{name}: is in the inventory no longer, stopping")
         _shut(name)
@@ -167,7 +183,7 @@ def _activate(names: Sequence[str], room_mib: Mapping[str, float], report: Repor
         # What one on demand holds in its old place nobody reckons with, and it has to start anew in any case.
         if not spec.pinned and spec.name in changed and systemd.is_active(spec.unit):
             systemd.stop(spec.unit)
-    staying = [held[name] for name in names if name in held and name not in changed]
+    staying = [hold for name, hold in held.items() if name not in changed and name not in leftovers]
     leaving = {name: held[name] for name in leftovers if name in held}
     room = turns.room(room_mib, list(held.values()), staying)
     way_back = _WayBack(

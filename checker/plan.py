@@ -775,7 +775,8 @@ class SitePlan(NamedTuple):
     One spec and one readable line for each tier, one sentence for each candidate that was passed over, the remarks on
     the chosen ones, and the names of the tiers that keep a proven placement instead of another that would be chosen
     now. `room_mib` is what tiers may hold of each card whose memory is known, by UUID. `figures` says of each card on
-    which tiers lie what is taken of it besides them, and whether that is measured or a prior.
+    which tiers lie what is taken of it besides them, and whether that is measured or a prior. `left_out` are tiers
+    without a spec, for only what is served was asked for.
     """
 
     specs: tuple[tier.TierSpec, ...]
@@ -785,6 +786,7 @@ class SitePlan(NamedTuple):
     kept: tuple[str, ...]
     room_mib: dict[str, int]
     figures: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
 
 def for_site(
@@ -808,7 +810,8 @@ def for_site(
     no host to ask. Pinned tiers of a host are served at once, so such that exclude each other are refused. `replan`
     makes a new choice for every tier, where else a placement that is proven on the host is kept. `decided` is the
     inventory's decision: a tier that is in it has the candidate that was chosen, as it was measured, and no other.
-    `as_served` asks neither: each tier has what is proven of it on the host, as it lies there, and no other.
+    `as_served` asks neither: each tier has model, cards and split with which it is proven on the host, and no other;
+    its port and all else are the inventory's. One that never was proven is left out.
     """
     found = check_inventory(gpus, tiers, models, engines, engine, backend)
     ram_entry = parse_ram(ram or {}, found)
@@ -817,8 +820,12 @@ def for_site(
     parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
     proven = kept.of_profile(profile or {})
     by = None if as_served else decision.parse(decided)
+    left_out: tuple[str, ...] = ()
     if as_served:
-        parsed_tiers = kept.narrowed(parsed_tiers, proven, parsed_models)
+        left_out = tuple(entry.name for entry in parsed_tiers if entry.name not in proven)
+        parsed_tiers = kept.narrowed(parsed_tiers, proven, parsed_models, engines)
+        if not parsed_tiers:
+            raise InventoryError(["no tier of the inventory is proven on this host, so none is served; run site.yml"])
     else:
         parsed_tiers = decision.narrowed(parsed_tiers, by, parsed_gpus, parsed_models)
     host = join_host(parsed_gpus, ram_entry, profile or {})
@@ -868,6 +875,7 @@ def for_site(
             *(f"{each.name}: {remark}" for each in planned.tiers for remark in each.chosen.remarks),
             *exposed(parsed_tiers),
             *([beyond] if over else []),
+            *(f"{name}: left out, for it was never proven on this host; site.yml serves it" for name in left_out),
         ),
         kept=tuple(each.name for each in planned.tiers if each.chosen.kept),
         room_mib={card.uuid: card.room_mib for card in host.cards if card.uuid and card.total_mib is not None},
@@ -876,6 +884,7 @@ def for_site(
             f"{placement.overhead(card).mib:,.0f} MiB for each tier ({placement.overhead_source(card)})"
             for card in _held(planned.tiers)
         ),
+        left_out=left_out,
     )
 
 
