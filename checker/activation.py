@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from checker import hardware, proven, releases, restoring, systemd, tier, turns
 
@@ -28,6 +29,10 @@ Report = Callable[[str], None]
 
 class ActivationError(Exception):
     """A tier did not become active; the message says why and what serves now."""
+
+
+class BusyError(Exception):
+    """Somebody else starts or stops tiers of this host."""
 
 
 def _held_mib(spec: tier.TierSpec, pid: int) -> float:
@@ -137,12 +142,32 @@ def activate(
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """Keep every other call that starts or stops tiers of this host waiting until the block ends."""
+def alone(patience_s: float | None = None) -> Iterator[None]:
+    """Keep every other call that starts or stops tiers of this host waiting until the block ends.
+
+    BusyError after so many seconds in which another one had not ended; without them it is waited for.
+    """
     _LOCK.parent.mkdir(parents=True, exist_ok=True)
     with _LOCK.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        if patience_s is None:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        else:
+            _lock_within(lock, patience_s)
         yield
+
+
+def _lock_within(lock: IO[str], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise BusyError(
+                    "a trial, a run of site.yml or another measurement starts and stops tiers of this host just now, "
+                    f"and was waited for in vain for {seconds:g} s; try again when it is done"
+                ) from None
+            time.sleep(_POLL_S)
 
 
 def _activate(
