@@ -102,7 +102,7 @@ def choice(proven: tier.TierSpec, header: Header, cards: Sequence[Card], ram: Ra
         demand, proven.placement, header.n_layer + 1
     ):
         return None
-    found = placement.evaluate(header, proven.placement, order, ram)
+    found = placement.evaluate(header, proven.placement, order, ram, proven.model.name)
     return found if found.fits else None
 
 

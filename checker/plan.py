@@ -272,7 +272,8 @@ def _tier(
         if frugal:
             least = replace(least, ubatch_sizes=(min(wanted.ubatch_sizes),), pipeline=wanted.pipeline[-1:])
         try:
-            result = placement.search(header, own, least, _quantisations(candidate.model, models))
+            alternatives = _quantisations(candidate.model, models)
+            result = placement.search(header, replace(own, model=candidate.model), least, alternatives)
         except ValueError as error:
             raise InventoryError([f"tier {entry.name}: {error}"]) from error
         derived = models[candidate.model].header_derived
@@ -425,8 +426,8 @@ def keep(
     may thus take some of a card's margin, but never more than the card has.
     """
     views = [planned]
-    if any(card.overhead or card.row_overhead for card in host.cards):
-        unmeasured = tuple(replace(card, overhead=None, row_overhead=None) for card in host.cards)
+    if any(card.overhead or card.row_overheads for card in host.cards):
+        unmeasured = tuple(replace(card, overhead=None, row_overheads=()) for card in host.cards)
         by_priors = replace(host, cards=unmeasured)
         views.append(make(gpus, tiers, models, by_priors))
     leniently = replace(host, cards=tuple(_with_least_overhead(card) for card in host.cards))
@@ -481,7 +482,7 @@ def _keep_switched(
 def _with_least_overhead(card: Card) -> Card:
     prior = placement.prior_overhead(card)
     least = min(prior, card.overhead or prior, key=lambda overhead: overhead.mib)
-    return replace(card, overhead=least, row_overhead=None)
+    return replace(card, overhead=least, row_overheads=())
 
 
 def _as_proven(
@@ -506,7 +507,7 @@ def _on_host(planned: TierPlan, host: Host) -> TierPlan:
     cards = {card.uuid: card for card in host.cards}
     choice = planned.chosen.choice
     order = [cards[card.uuid] for card in choice.cards]
-    again = placement.evaluate(planned.chosen.header, choice.placement, order, host.ram)
+    again = placement.evaluate(planned.chosen.header, choice.placement, order, host.ram, planned.chosen.model)
     own = tuple(cards[card.uuid] for card in planned.cards)
     return replace(_with(planned, replace(planned.chosen, result=again)), cards=own)
 
@@ -639,7 +640,7 @@ def _raise_contexts(
         others = [[other for other in group if other is not each] for group in sets if are_resident(group)]
         left, whole = _left(host, others)
         smaller = {card: part for part, card in whole.items()}
-        own = Host(tuple(smaller[card] for card in each.cards), left.ram)
+        own = Host(tuple(smaller[card] for card in each.cards), left.ram, least.model)
         result = placement.search(least.header, own, least.demand)
         # What is left is counted in whole MiB, which may be too little by part of one.
         if isinstance(result, Choice) and result.placement.n_gpu_layers == least.choice.placement.n_gpu_layers:

@@ -441,12 +441,15 @@ def test_a_row_split_that_was_far_off_is_corrected_by_what_row_split_takes() -> 
     placed = {"split_mode": "row", "tensor_split": [35, 14]}
     rows = DEEP | {"context": 2048, "candidates": [{"model": Q4, "placement": placed}]}
     (spec,) = site(host(), rows, engine="old").specs
-    of_rows = {"row_overheads": {BIG["uuid"]: {"mib": 700, "source": "measured here"}}}
+    of_rows = {"row_overheads": {BIG["uuid"]: {Q4: {"mib": 700, "source": "measured here"}}}}
     again = site(host(spec) | learned(big=200, small=33) | of_rows, rows, engine="old").specs[0]
     assert [device.overhead_mib for device in again.devices] == [700, 33]
     assert again.running() == spec.running()
     (layered,) = site(host() | learned(big=200, small=33) | of_rows).specs
     assert {device.overhead_mib for device in layered.devices} == {200, 33}
+    tiny = DEEP | {"candidates": [{"model": "tiny", "placement": {"split_mode": "row", "tensor_split": [3, 2]}}]}
+    (other,) = site(host() | learned(big=200, small=33) | of_rows, tiny, engine="old").specs
+    assert [device.overhead_mib for device in other.devices] == [200, 33], "another model takes another share"
 
 
 def test_a_candidate_that_only_what_was_measured_makes_fit_is_told_and_not_taken() -> None:
