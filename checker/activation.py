@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from checker import hardware, proven, releases, restoring, systemd, tier, turns
 
@@ -28,6 +29,10 @@ Report = Callable[[str], None]
 
 class ActivationError(Exception):
     """A tier did not become active; the message says why and what serves now."""
+
+
+class BusyError(Exception):
+    """Somebody else starts or stops tiers of this host."""
 
 
 def _held_mib(spec: tier.TierSpec, pid: int) -> float:
@@ -109,9 +114,17 @@ class Outcome:
     degraded: Mapping[str, str] = field(default_factory=dict)
 
 
-def activate(names: Sequence[str], room_mib: Mapping[str, float], report: Report, *, retry: bool = False) -> Outcome:
+def activate(
+    names: Sequence[str],
+    room_mib: Mapping[str, float],
+    report: Report,
+    *,
+    retry: bool = False,
+    spared: Collection[str] = (),
+) -> Outcome:
     """Bring every named tier up as its files say, and remove every other; ActivationError names the first that fails.
 
+    Those that are `spared` are neither: what there is of them stays as it is.
     `room_mib` is what tiers may hold of each card by the plan, by UUID; a card that is not in it is not reckoned with.
     Tiers are started one at a time, so that at most one of those that serve is down at any moment; only one that holds
     memory without which another cannot start has to go down before its turn, and the order is one in which the fewest
@@ -122,22 +135,49 @@ def activate(names: Sequence[str], room_mib: Mapping[str, float], report: Report
     """
     with alone():
         try:
-            return _activate(names, room_mib, report, retry=retry)
+            return _activate(names, room_mib, report, retry=retry, spared=spared)
         except systemd.SystemdError:
             leave_unproven_release()
             raise
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """Keep every other call that starts or stops tiers of this host waiting until the block ends."""
+def alone(patience_s: float | None = None) -> Iterator[None]:
+    """Keep every other call that starts or stops tiers of this host waiting until the block ends.
+
+    BusyError after so many seconds in which another one had not ended; without them it is waited for.
+    """
     _LOCK.parent.mkdir(parents=True, exist_ok=True)
     with _LOCK.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        if patience_s is None:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        else:
+            _lock_within(lock, patience_s)
         yield
 
 
-def _activate(names: Sequence[str], room_mib: Mapping[str, float], report: Report, *, retry: bool) -> Outcome:
+def _lock_within(lock: IO[str], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise BusyError(
+                    "a trial, a run of site.yml or another measurement starts and stops tiers of this host just now, "
+                    f"and was waited for in vain for {seconds:g} s; try again when it is done"
+                ) from None
+            time.sleep(_POLL_S)
+
+
+def _activate(
+    names: Sequence[str],
+    room_mib: Mapping[str, float],
+    report: Report,
+    *,
+    retry: bool,
+    spared: Collection[str] = (),
+) -> Outcome:
     try:
         # A trial that was cut off has left us the lock: nobody else starts what it has stopped, which is the way back.
         restoring.restore()
@@ -145,8 +185,9 @@ def _activate(names: Sequence[str], room_mib: Mapping[str, float], report: Repor
         report(str(error))
     # Pinned ones first: those on demand stop their rivals to be proven.
     specs = sorted((tier.load(name) for name in names), key=lambda spec: not spec.pinned)
-    leftovers = proven.leftovers(names)
-    held = {name: hold for name in (*names, *leftovers) if (hold := _held(name))}
+    others = proven.leftovers(names)
+    leftovers = [name for name in others if name not in spared]
+    held = {name: hold for name in (*names, *others) if (hold := _held(name))}
     for name in leftovers:
         report(f"{name}: is in the inventory no longer, stopping")
         _shut(name)
@@ -167,7 +208,7 @@ def _activate(names: Sequence[str], room_mib: Mapping[str, float], report: Repor
         # What one on demand holds in its old place nobody reckons with, and it has to start anew in any case.
         if not spec.pinned and spec.name in changed and systemd.is_active(spec.unit):
             systemd.stop(spec.unit)
-    staying = [held[name] for name in names if name in held and name not in changed]
+    staying = [hold for name, hold in held.items() if name not in changed and name not in leftovers]
     leaving = {name: held[name] for name in leftovers if name in held}
     room = turns.room(room_mib, list(held.values()), staying)
     way_back = _WayBack(

@@ -87,7 +87,7 @@ class Card:
     `others_known` is False where the host could not tell other processes from our own tiers. `learned` sharpens what is
     expected of a placement; no placement is chosen by it (docs/planning.md). `overhead` is what a tier's process was
     measured to take of the card beside the engine's buffers, None where nothing was (`placement.overhead` has priors);
-    `row_overhead` is the same of row split.
+    `row_overheads` are the same of row split, by the model's name.
     `total_mib` is None when nobody knows the card; bandwidth in GB/s and compute capability likewise.
     """
 
@@ -104,7 +104,7 @@ class Card:
     others_known: bool = True
     learned: Learned | None = None
     overhead: Overhead | None = None
-    row_overhead: Overhead | None = None
+    row_overheads: tuple[tuple[str, Overhead], ...] = ()
 
     @property
     def free_mib(self) -> int:
@@ -132,10 +132,11 @@ class Ram:
 
 @dataclass(frozen=True)
 class Host:
-    """What a plan is made for."""
+    """What a plan is made for; `model` names the one that is placed on it, where that is one."""
 
     cards: tuple[Card, ...]
     ram: Ram = Ram(None)
+    model: str = ""
 
 
 def card(
@@ -171,7 +172,7 @@ def card(
         rpc_endpoint=entry.rpc_endpoint,
         others_known=read.get("used_mib") is None or read.get("tiers_mib") is not None or bool(entry.rpc_endpoint),
         overhead=_overhead(measured),
-        row_overhead=_overhead(by_rows),
+        row_overheads=tuple((model, Overhead(told["mib"], told["source"])) for model, told in (by_rows or {}).items()),
     )
 
 

@@ -37,29 +37,53 @@ def of_profile(profile: Mapping[str, Any]) -> dict[str, tier.TierSpec]:
 
 
 def narrowed(
-    tiers: Sequence[TierEntry], proven: Mapping[str, tier.TierSpec], models: Mapping[str, ModelEntry]
+    tiers: Sequence[TierEntry],
+    proven: Mapping[str, tier.TierSpec],
+    models: Mapping[str, ModelEntry],
+    engines: Mapping[str, Any],
 ) -> list[TierEntry]:
-    """Return the tiers with what each was proven with as its only candidate; one that never was keeps its own.
+    """Return those tiers that are proven, each with what it was proven with as its only candidate.
 
-    InventoryError when the catalogue has that model no longer, or another file by its name.
+    A tier that names an engine has the one that it was proven with, whichever it names by now. InventoryError lists
+    what the catalogue has no longer, or has another file or engine by its name of, and what is no placement.
     """
     narrow, problems = [], []
     for entry in tiers:
-        own = proven.get(entry.name)
-        model = models.get(own.model.name) if own else None
-        if own is None:
-            narrow.append(entry)
-        elif model is None or not own.model.file.endswith(model_path(model, "")):
-            problems.append(
-                f"tier {entry.name}: it serves {own.model.name} from {own.model.file}, which the catalogue has not; "
-                "put that back"
-            )
-        else:
-            uuids = [device.uuid for device in own.devices]
-            narrow.append(asked.as_placed(entry, own.model.name, own.placement, uuids, own.placement.ctx_size))
+        if entry.name not in proven:
+            continue
+        try:
+            found = _as_served(entry, proven[entry.name], models, engines)
+        except InventoryError as error:
+            problems += error.problems
+            continue
+        # One that is not served answers for nobody.
+        narrow.append(found if found.fallback in proven else found.model_copy(update={"fallback": None}))
     if problems:
         raise InventoryError(problems)
     return narrow
+
+
+def _as_served(
+    entry: TierEntry, own: tier.TierSpec, models: Mapping[str, ModelEntry], engines: Mapping[str, Any]
+) -> TierEntry:
+    model = models.get(own.model.name)
+    if model is None or not own.model.file.endswith(model_path(model, "")):
+        said = f"it serves {own.model.name} from {own.model.file}, which the catalogue has not; put that back"
+        raise InventoryError([f"tier {entry.name}: {said}"])
+    engine = None
+    if entry.engine is not None:
+        engine = next((name for name, known in engines.items() if known["commit"] == own.engine.commit), None)
+        if engine is None:
+            said = f"it is served by engine {own.engine.commit[:9]}, which the engine table has not; put that back"
+            raise InventoryError([f"tier {entry.name}: {said}"])
+    uuids = [device.uuid for device in own.devices]
+    try:
+        placed = asked.as_placed(entry, own.model.name, own.placement, uuids, own.placement.ctx_size)
+    except ValidationError as error:
+        wrong = ", ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        said = f"what it is proven with on the host is no placement ({wrong}); run site.yml to serve it anew"
+        raise InventoryError([f"tier {entry.name}: {said}"]) from error
+    return placed.model_copy(update={"engine": engine})
 
 
 def choice(proven: tier.TierSpec, header: Header, cards: Sequence[Card], ram: Ram, demand: Demand) -> Choice | None:
@@ -78,7 +102,7 @@ def choice(proven: tier.TierSpec, header: Header, cards: Sequence[Card], ram: Ra
         demand, proven.placement, header.n_layer + 1
     ):
         return None
-    found = placement.evaluate(header, proven.placement, order, ram)
+    found = placement.evaluate(header, proven.placement, order, ram, proven.model.name)
     return found if found.fits else None
 
 

@@ -227,8 +227,9 @@ class LlamaServer:
             connection.connect()
         except TimeoutError:
             raise UnreachableError(f"{self._address} does not accept connections within {_CONNECT_S} s") from None
-        except OSError:
-            raise UnreachableError(f"nothing answers at {self._address} (connection refused)") from None
+        except OSError as error:
+            said = (error.strerror or str(error)).lower()
+            raise UnreachableError(f"nothing answers at {self._address} ({said})") from None
         return connection
 
     def _answer(self, url: str, status: int, body: bytes, kind: type) -> Any:

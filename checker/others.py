@@ -7,7 +7,8 @@ the tier's unit, where it lasts as long as this run of the unit does.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+import math
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,14 @@ class Others:
 
     before_mib: float | None
     holders: tuple[Holder, ...]
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What was written down of one card: MiB in use, and by process, None where the driver does not tell."""
+
+    used_mib: float
+    processes: dict[int, float | None]
 
 
 def write_down(cards: Collection[str], directory: Path) -> None:
@@ -47,18 +56,18 @@ def around(spec: TierSpec, main_pid: int | None) -> dict[str, Others]:
     return {uuid: _on_card(uuid, written.get(uuid), main_pid) for uuid in spec.cards}
 
 
-def _on_card(uuid: str, before: Mapping[str, Any] | None, main_pid: int | None) -> Others:
+def _on_card(uuid: str, before: _Before | None, main_pid: int | None) -> Others:
     try:
         now = _by_pid(hardware.processes(uuid))
     except hardware.HardwareError:
-        return Others(before["used_mib"] if before else None, ())
-    then = {int(pid): mib for pid, mib in before["processes"].items()} if before else {}
+        return Others(before.used_mib if before else None, ())
+    then = before.processes if before else {}
     holders = tuple(
         Holder(pid, *ports.who(pid), now.get(pid, 0.0), then.get(pid, 0.0) if before else None)
         for pid in sorted({*now, *then})
         if pid != main_pid
     )
-    return Others(before["used_mib"] if before else None, holders)
+    return Others(before.used_mib if before else None, holders)
 
 
 def _by_pid(processes: Iterable[GpuProcess]) -> dict[int, float | None]:
@@ -66,9 +75,22 @@ def _by_pid(processes: Iterable[GpuProcess]) -> dict[int, float | None]:
     return {process.pid: hardware.held_mib(found, process.pid) for process in found}
 
 
-def _written(file: Path) -> dict[str, Any]:
+def _written(file: Path) -> dict[str, _Before]:
+    """Return what was written down of each card. The tier's user may write there too: another shape tells nothing."""
     try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return {
+            uuid: _Before(
+                _mib(card["used_mib"]),
+                {int(pid): None if mib is None else _mib(mib) for pid, mib in card["processes"].items()},
+            )
+            for uuid, card in found.items()
+        }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
         return {}
-    return found
+
+
+def _mib(value: Any) -> float:
+    if not math.isfinite(value):
+        raise ValueError(value)
+    return float(value)

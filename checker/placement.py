@@ -143,18 +143,18 @@ def misses(choice: Choice) -> tuple[str, ...]:
     return (*said, *filter(None, [host_miss(choice)]))
 
 
-def _estimate(header: Header, placement: Placement, cards: Sequence[Card]) -> memory.Estimate:
+def _estimate(header: Header, placement: Placement, cards: Sequence[Card], model: str) -> memory.Estimate:
     return memory.estimate(
         header,
         placement,
         tuple(card.kind for card in cards),
-        overheads=tuple(overhead(card, placement.split_mode) for card in cards),
+        overheads=tuple(overhead(card, placement.split_mode, model) for card in cards),
     )
 
 
-def evaluate(header: Header, placement: Placement, cards: Sequence[Card], ram: Ram) -> Choice:
-    """Put one placement to the arithmetic; `cards` in device order."""
-    estimate = _estimate(header, placement, cards)
+def evaluate(header: Header, placement: Placement, cards: Sequence[Card], ram: Ram, model: str = "") -> Choice:
+    """Put one placement to the arithmetic; `cards` in device order, `model` is the name of the header's."""
+    estimate = _estimate(header, placement, cards, model)
     known = all(card.bandwidth_gb_s for card in cards)
     speed = throughput.speed(header, placement, cards, ram) if known else None
     return Choice(placement, tuple(cards), estimate, speed, ram)
@@ -544,9 +544,10 @@ def _overhead_mib(card: Card) -> float:
     return overhead(card).mib
 
 
-def overhead(card: Card, split_mode: str = "layer") -> memory.Overhead:
+def overhead(card: Card, split_mode: str = "layer", model: str = "") -> memory.Overhead:
     """Return what CUDA itself takes of a card for each tier, measured or else a prior, and where that comes from."""
-    return (card.row_overhead if split_mode == "row" else None) or card.overhead or prior_overhead(card)
+    by_rows = dict(card.row_overheads).get(model) if split_mode == "row" else None
+    return by_rows or card.overhead or prior_overhead(card)
 
 
 def prior_overhead(card: Card) -> memory.Overhead:
@@ -554,9 +555,9 @@ def prior_overhead(card: Card) -> memory.Overhead:
     return memory.cuda_overhead(card.compute_capability) if card.kind == "CUDA" else memory.NO_OVERHEAD
 
 
-def overhead_source(card: Card, split_mode: str = "layer") -> str:
+def overhead_source(card: Card, split_mode: str = "layer", model: str = "") -> str:
     """Say where the figure of what CUDA itself takes of a card comes from, and when it is another card's."""
-    found = overhead(card, split_mode)
+    found = overhead(card, split_mode, model)
     return found.source if found.card in card.name else f"borrowed from another card: {found.source}"
 
 
@@ -640,6 +641,7 @@ def _written(header: Header, host: Host, demand: Demand, split: tuple[int, ...])
             ),
             host.cards,
             host.ram,
+            host.model,
         )
         for pipeline in demand.pipeline
     ]

@@ -272,7 +272,8 @@ def _tier(
         if frugal:
             least = replace(least, ubatch_sizes=(min(wanted.ubatch_sizes),), pipeline=wanted.pipeline[-1:])
         try:
-            result = placement.search(header, own, least, _quantisations(candidate.model, models))
+            alternatives = _quantisations(candidate.model, models)
+            result = placement.search(header, replace(own, model=candidate.model), least, alternatives)
         except ValueError as error:
             raise InventoryError([f"tier {entry.name}: {error}"]) from error
         derived = models[candidate.model].header_derived
@@ -425,8 +426,8 @@ def keep(
     may thus take some of a card's margin, but never more than the card has.
     """
     views = [planned]
-    if any(card.overhead or card.row_overhead for card in host.cards):
-        unmeasured = tuple(replace(card, overhead=None, row_overhead=None) for card in host.cards)
+    if any(card.overhead or card.row_overheads for card in host.cards):
+        unmeasured = tuple(replace(card, overhead=None, row_overheads=()) for card in host.cards)
         by_priors = replace(host, cards=unmeasured)
         views.append(make(gpus, tiers, models, by_priors))
     leniently = replace(host, cards=tuple(_with_least_overhead(card) for card in host.cards))
@@ -481,7 +482,7 @@ def _keep_switched(
 def _with_least_overhead(card: Card) -> Card:
     prior = placement.prior_overhead(card)
     least = min(prior, card.overhead or prior, key=lambda overhead: overhead.mib)
-    return replace(card, overhead=least, row_overhead=None)
+    return replace(card, overhead=least, row_overheads=())
 
 
 def _as_proven(
@@ -506,7 +507,7 @@ def _on_host(planned: TierPlan, host: Host) -> TierPlan:
     cards = {card.uuid: card for card in host.cards}
     choice = planned.chosen.choice
     order = [cards[card.uuid] for card in choice.cards]
-    again = placement.evaluate(planned.chosen.header, choice.placement, order, host.ram)
+    again = placement.evaluate(planned.chosen.header, choice.placement, order, host.ram, planned.chosen.model)
     own = tuple(cards[card.uuid] for card in planned.cards)
     return replace(_with(planned, replace(planned.chosen, result=again)), cards=own)
 
@@ -639,7 +640,7 @@ def _raise_contexts(
         others = [[other for other in group if other is not each] for group in sets if are_resident(group)]
         left, whole = _left(host, others)
         smaller = {card: part for part, card in whole.items()}
-        own = Host(tuple(smaller[card] for card in each.cards), left.ram)
+        own = Host(tuple(smaller[card] for card in each.cards), left.ram, least.model)
         result = placement.search(least.header, own, least.demand)
         # What is left is counted in whole MiB, which may be too little by part of one.
         if isinstance(result, Choice) and result.placement.n_gpu_layers == least.choice.placement.n_gpu_layers:
@@ -775,7 +776,8 @@ class SitePlan(NamedTuple):
     One spec and one readable line for each tier, one sentence for each candidate that was passed over, the remarks on
     the chosen ones, and the names of the tiers that keep a proven placement instead of another that would be chosen
     now. `room_mib` is what tiers may hold of each card whose memory is known, by UUID. `figures` says of each card on
-    which tiers lie what is taken of it besides them, and whether that is measured or a prior.
+    which tiers lie what is taken of it besides them, and whether that is measured or a prior. `left_out` are tiers
+    without a spec, for only what is served was asked for.
     """
 
     specs: tuple[tier.TierSpec, ...]
@@ -785,6 +787,7 @@ class SitePlan(NamedTuple):
     kept: tuple[str, ...]
     room_mib: dict[str, int]
     figures: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
 
 def for_site(
@@ -808,7 +811,8 @@ def for_site(
     no host to ask. Pinned tiers of a host are served at once, so such that exclude each other are refused. `replan`
     makes a new choice for every tier, where else a placement that is proven on the host is kept. `decided` is the
     inventory's decision: a tier that is in it has the candidate that was chosen, as it was measured, and no other.
-    `as_served` asks neither: each tier has what is proven of it on the host, as it lies there, and no other.
+    `as_served` asks neither: each tier has model, cards and split with which it is proven on the host, and no other;
+    its port and all else are the inventory's. One that never was proven is left out.
     """
     found = check_inventory(gpus, tiers, models, engines, engine, backend)
     ram_entry = parse_ram(ram or {}, found)
@@ -817,8 +821,12 @@ def for_site(
     parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
     proven = kept.of_profile(profile or {})
     by = None if as_served else decision.parse(decided)
+    left_out: tuple[str, ...] = ()
     if as_served:
-        parsed_tiers = kept.narrowed(parsed_tiers, proven, parsed_models)
+        left_out = tuple(entry.name for entry in parsed_tiers if entry.name not in proven)
+        parsed_tiers = kept.narrowed(parsed_tiers, proven, parsed_models, engines)
+        if not parsed_tiers:
+            raise InventoryError(["no tier of the inventory is proven on this host, so none is served; run site.yml"])
     else:
         parsed_tiers = decision.narrowed(parsed_tiers, by, parsed_gpus, parsed_models)
     host = join_host(parsed_gpus, ram_entry, profile or {})
@@ -868,6 +876,7 @@ def for_site(
             *(f"{each.name}: {remark}" for each in planned.tiers for remark in each.chosen.remarks),
             *exposed(parsed_tiers),
             *([beyond] if over else []),
+            *(f"{name}: left out, for it was never proven on this host; site.yml serves it" for name in left_out),
         ),
         kept=tuple(each.name for each in planned.tiers if each.chosen.kept),
         room_mib={card.uuid: card.room_mib for card in host.cards if card.uuid and card.total_mib is not None},
@@ -876,6 +885,7 @@ def for_site(
             f"{placement.overhead(card).mib:,.0f} MiB for each tier ({placement.overhead_source(card)})"
             for card in _held(planned.tiers)
         ),
+        left_out=left_out,
     )
 
 

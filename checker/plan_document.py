@@ -108,7 +108,7 @@ def _candidate_json(name: str, candidate: CandidatePlan) -> dict[str, Any]:
                 "overhead_mib": round(need.overhead_mib, 1),
                 "total_mib": round(need.total_mib, 1),
                 "spare_mib": round(spare, 1),
-                "overhead_by": placement.overhead_source(card, choice.placement.split_mode),
+                "overhead_by": placement.overhead_source(card, choice.placement.split_mode, candidate.model),
                 "speed_by": throughput.expectation(card).source,
             }
             for device, card, need, spare in zip(

@@ -1,7 +1,8 @@
 """Measure how far a split placement and an unsplit model differ; needs the memory that the tiers hold. Judges nothing.
 
 Every tier of the host is stopped, and its port closed, while llama-perplexity runs three times (an unsplit reference,
-the same once more for the noise, the tier's own placement); what was up is started again after that.
+the same once more for the noise, the tier's own placement); what was up is started again after that. A process of
+systemd's waits for the end of all this, however it comes, and starts what is down then.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import os
 import pwd
 import subprocess
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from checker import activation, hardware, perplexity, restoring, systemd, text
@@ -22,35 +24,54 @@ from checker.tier import Device, TierSpec
 # The logits of 1020 tokens are some 600 MB with a vocabulary of 262,144; /tmp may lie in memory.
 _DIRECTORY = Path("/var/lib/llama-tiers")
 _TIMEOUT_S = 1800
+# Long enough for whoever finds nothing to do, and too short for a trial.
+_PATIENCE_S = 60
+# It waits for `activation.alone()` first, and finds nothing to do after a measurement that came to its end.
+_RESTORE = (sys.executable, "-m", "checker.trial_run", "restore")
 
 
 class QualityError(Exception):
     """A comparison that could not be made; the message says what the engine said."""
 
 
-def measure(specs: Sequence[TierSpec], directory: Path = _DIRECTORY) -> dict[str, Quality | str]:
+def measure(
+    specs: Sequence[TierSpec], report: Callable[[str], None], directory: Path = _DIRECTORY
+) -> dict[str, Quality | str]:
     """Compare each tier that is split over devices; one that could not be compared has a sentence in its place.
 
-    Tiers that were down before stay down. SystemdError when one does not stop, or does not start again; OSError when
-    what serves cannot be remembered, and nothing is stopped then.
+    Tiers that were down before stay down. `report` is told what went wrong beside the comparisons: somebody else starts
+    or stops tiers, what serves cannot be remembered, one does not stop or does not start again.
     """
     split = [spec for spec in specs if sum(count > 0 for count in spec.placement.tensor_split) > 1]
-    if not split:
-        return {}
     found: dict[str, Quality | str] = {}
-    with activation.alone():
-        # What a trial that was cut off has stopped counts as what is up.
-        restoring.restore()
-        try:
-            restoring.make_room()
-            for spec in split:
-                try:
-                    found[spec.name] = _compare(spec, directory)
-                except (QualityError, systemd.SystemdError, OSError) as error:
-                    found[spec.name] = f"quality of the split was not measured: {error}"
-        finally:
+    if not split:
+        return found
+    try:
+        with activation.alone(_PATIENCE_S):
+            # What a trial that was cut off has stopped counts as what is up.
             restoring.restore()
+            systemd.run_aside("Start what a measurement of quality has left down", *_RESTORE)
+            try:
+                restoring.make_room()
+                for spec in split:
+                    found[spec.name] = _compared(spec, directory)
+            finally:
+                restoring.restore()
+    except (activation.BusyError, systemd.SystemdError, OSError) as error:
+        report(str(error))
+        return {spec.name: _not_measured(error) for spec in split} | found
     return found
+
+
+def _compared(spec: TierSpec, directory: Path) -> Quality | str:
+    try:
+        return _compare(spec, directory)
+    except (QualityError, systemd.SystemdError, OSError) as error:
+        return _not_measured(error)
+
+
+def _not_measured(error: Exception) -> str:
+    return f"quality of the split was not measured: {error}"
 
 
 def _compare(spec: TierSpec, directory: Path) -> Quality:
@@ -115,7 +136,8 @@ def _run(spec: TierSpec, command: Sequence[str], user: str) -> str:
     entry = _entry(user) if user and os.geteuid() == 0 else None
     try:
         done = subprocess.run(
-            command,
+            # One that outlived this process would hold the memory that the tiers need again.
+            ["setpriv", "--pdeathsig", "KILL", *command],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -47,46 +47,50 @@ def logged_mib(devices: Sequence[DeviceEvidence]) -> float | None:
 def overheads(reports: Iterable[Any], driver: str | None = None) -> dict[str, dict[str, dict[str, Any]]]:
     """Return what a tier's process was measured to take of a card beside the engine's buffers, as a profile has it.
 
-    `overheads` by UUID is of tiers whose devices hold whole layers, `row_overheads` of row split, for which CUDA keeps
-    more on each card. Each is `{"mib": ..., "source": ...}`, the source a sentence that names the measurement.
+    `overheads` by UUID is of tiers whose devices hold whole layers; `row_overheads` by UUID and the model's name is of
+    row split, for which CUDA keeps more on each card, how much is a matter of the model. Each is
+    `{"mib": ..., "source": ...}`, the source a sentence that names the measurement.
     `reports` are documents of one host (docs/schemas/verification.schema.json), newest first: of each card the newest
     that tells of it counts, and there the tier with which it took most. With `driver` only what was measured under this
     version of the driver counts. A document that is damaged, or written by another version, tells nothing.
     """
     told = list(reports)
-    return {
-        "overheads": _newest(told, driver, ("none", "layer")),
-        "row_overheads": _newest(told, driver, ("row",)),
-    }
+    by_rows: dict[str, dict[str, Any]] = {}
+    for (uuid, model), learned in _newest(told, driver, by_rows=True).items():
+        by_rows.setdefault(uuid, {})[model] = learned
+    by_layers = {uuid: learned for (uuid, _), learned in _newest(told, driver, by_rows=False).items()}
+    return {"overheads": by_layers, "row_overheads": by_rows}
 
 
-def _newest(reports: Iterable[Any], driver: str | None, modes: Sequence[str]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+def _newest(reports: Iterable[Any], driver: str | None, *, by_rows: bool) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return what was learned last by card, and with row split by the model's name."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for report in reports:
         try:
-            told = _learned(report, driver, modes)
+            told = _learned(report, driver, by_rows=by_rows)
         except (LookupError, TypeError, ValueError, AttributeError):
             continue
         found = told | found
     return found
 
 
-def _learned(report: Mapping[str, Any], driver: str | None, modes: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _learned(report: Mapping[str, Any], driver: str | None, *, by_rows: bool) -> dict[tuple[str, str], dict[str, Any]]:
     version, day = report["driver"]["version"], report["recorded_at"][:10]
     if driver not in (None, version):
         return {}
-    by_card: dict[str, dict[str, float]] = {}
+    taken: dict[tuple[str, str], dict[str, float]] = {}
     for tier in report["tiers"]:
-        if tier["evidence"]["placement"]["split_mode"] not in modes:
+        evidence = tier["evidence"]
+        if evidence["placement"]["split_mode"] not in (("row",) if by_rows else ("none", "layer")):
             continue
-        for uuid, mib in _beside_buffers(tier["evidence"]).items():
-            by_card.setdefault(uuid, {})[tier["name"]] = mib
+        for uuid, mib in _beside_buffers(evidence).items():
+            taken.setdefault((uuid, evidence["model"]["name"] if by_rows else ""), {})[tier["name"]] = mib
     return {
-        uuid: {
+        key: {
             "mib": math.ceil(max(by_tier.values())),
             "source": f"measured on this host with {' and '.join(by_tier)}, {day}, driver {version}",
         }
-        for uuid, by_tier in by_card.items()
+        for key, by_tier in taken.items()
     }
 
 

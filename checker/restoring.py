@@ -1,9 +1,10 @@
 """What serves on this host, stopped for what needs the whole of it (a trial, a measurement), and started again.
 
 What served is remembered on the disk until all of it has been started again, so that whoever comes next may restore it
-after one that was cut off: systemd after a trial, at boot, and after a try that was refused, the next trial, and
-site.yml before it changes a tier. A candidate that such a trial has left is taken away. Each has `activation.alone()`
-meanwhile.
+after one that was cut off: systemd at once (after a trial by its unit, after a measurement by a process that
+`quality.measure` has it run), and where that came to nothing the next trial or measurement, and site.yml before it
+changes a tier. At boot ports and pinned tiers come back by themselves; a unit of the role trial sees to the rest. A
+candidate that such a trial has left is taken away. Each has `activation.alone()` meanwhile.
 """
 
 from __future__ import annotations

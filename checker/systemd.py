@@ -43,6 +43,12 @@ class UnitState:
     active_monotonic_us: int
 
 
+def run_aside(what: str, *command: str) -> None:
+    """Have systemd run a command until it succeeds, whatever becomes of this process; return when it was started."""
+    patience = ("--property=Restart=on-failure", "--property=RestartSec=30")
+    _run("systemd-run", "--quiet", "--collect", f"--description={what}", *patience, *command)
+
+
 def unit_state(unit: str) -> UnitState:
     """Read the state of a unit; one that does not exist is "inactive", as systemd says."""
     shown = _show(

@@ -17,5 +17,9 @@ class UnixConnection(HTTPConnection):
     def connect(self) -> None:
         """Connect to the socket; OSError."""
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+        try:
+            self.sock.settimeout(self.timeout)
+            self.sock.connect(self._path)
+        except OSError:
+            self.close()
+            raise

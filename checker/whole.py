@@ -8,7 +8,10 @@ from pathlib import Path
 
 
 def write(path: Path, text: str, mode: int = 0o644) -> None:
-    """Put a text in the place of a file, and have it on the disk; the folder is made. OSError leaves what was there."""
+    """Put a text in the place of a file; the folder is made. An exception leaves what was there.
+
+    After a crash it is one of the two, whole: which one depends on when the folder reached the disk.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -18,6 +21,6 @@ def write(path: Path, text: str, mode: int = 0o644) -> None:
             os.fsync(file.fileno())
         Path(beside).chmod(mode)
         Path(beside).replace(path)
-    except OSError:
+    except BaseException:
         Path(beside).unlink(missing_ok=True)
         raise

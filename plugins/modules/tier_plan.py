@@ -29,7 +29,7 @@ options:
   as_served:
     description:
       - Plan each tier with what it was proven with on the host, as that lies on the cards, whatever the inventory's
-        candidates and decision say. One that never was proven has its candidates.
+        candidates and decision say. One that never was proven is left out.
     type: bool
     default: false
   decision:
@@ -72,6 +72,10 @@ room_mib:
   returned: success
 kept:
   description: Names of the tiers that keep a proven placement where another would be chosen now
+  type: list
+  returned: success
+left_out:
+  description: Names of the tiers without a spec, which O(as_served) leaves out for they never were proven
   type: list
   returned: success
 """
@@ -133,6 +137,7 @@ def main() -> None:
         kept=list(planned.kept),
         room_mib=planned.room_mib,
         figures=list(planned.figures),
+        left_out=list(planned.left_out),
     )
 
 

@@ -112,8 +112,8 @@ def status_of(port: int, key: str | None) -> str:
     )
 
 
-def verify(*, whole: bool = False) -> tuple[int, dict[str, Any]]:
+def verify(*, whole: bool = False, quality: bool = False) -> tuple[int, dict[str, Any]]:
     """Run `checker verify --format json`; return its exit code and its document."""
-    chosen = () if whole else ("--quick",)
+    chosen = (*(() if whole else ("--quick",)), *(("--quality",) if quality else ()))
     result = run(ROOT / ".venv/bin/checker", "verify", "-i", "inventories/lab", "--format", "json", *chosen)
     return result.returncode, json.loads(result.stdout) if result.stdout.strip() else {}

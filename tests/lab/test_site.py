@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -167,6 +170,53 @@ def test_a_quick_verification_carries_over_what_a_whole_one_found_and_takes_seco
     deep = next(tier for tier in document["hosts"][0]["tiers"] if tier["name"] == "deep")
     assert deep["evidence"]["thorough"]["full"]["context_tokens"] > 4000
     assert deep["evidence"]["completion"]["generated_tokens"] <= 32
+
+
+@once
+def test_verifying_a_tier_costs_little_beside_its_completions() -> None:
+    """By the clock it is printed: a busy machine is no fault. Seconds of CPU nobody else adds to."""
+    script = shlex.quote(Path(__file__).with_name("cost.py").read_text(encoding="utf-8"))
+    cost = json.loads(ssh_ok(f"/opt/llama-tiers/checker/bin/python -c {script} fast"))
+    quick, whole = cost["quick"], cost["whole"]
+    print(
+        f"verifying tier fast on {SUITE}: quick {quick['wall_s']:.2f} s (under 3; {quick['cpu_s']:.2f} s of CPU), "
+        f"whole {whole['beyond_s']:.2f} s beyond its completions (under 10; {whole['cpu_s']:.2f} s of CPU)"
+    )
+    assert quick["cpu_s"] < 3
+    assert whole["cpu_s"] < 10
+
+
+def serves_again() -> None:
+    """Wait until both tiers serve, and nobody has anything left to start."""
+    idle = "[ ! -e /var/lib/llama-tiers/trial/before.json ] && ! pgrep -f '[t]rial_run restore' >/dev/null"
+    active = "systemctl is-active -q llama-tier-fast && systemctl is-active -q llama-tier-deep"
+    ssh_ok(f"for _ in $(seq 120); do {idle} && {active} && exit 0; sleep 1; done; exit 1")
+    assert [status_of(8080, "fast"), status_of(8081, "deep")] == ["200", "200"]
+
+
+@once
+def test_what_a_comparison_that_is_killed_has_stopped_serves_again() -> None:
+    before = main_pids()
+    with ThreadPoolExecutor(1) as pool:
+        cut_off = pool.submit(verify, quality=True)
+        ssh_ok("for _ in $(seq 1200); do pgrep -x llama-perplexit >/dev/null && exit 0; sleep 0.1; done; exit 1")
+        assert main_pids() == {"fast": "0", "deep": "0"}
+        ssh_ok("kill -9 $(ps -o ppid= -p $(pgrep -x llama-perplexit))")
+        assert cut_off.result()[0] != 0
+    serves_again()
+    assert ssh("pgrep -x llama-perplexit").returncode != 0
+    assert not set(main_pids().values()) & set(before.values())
+
+
+@once
+def test_a_split_answers_as_the_unsplit_model_does_and_the_tiers_serve_again() -> None:
+    code, document = verify(whole=True, quality=True)
+    assert code == 0, document
+    found = {tier["name"]: tier["evidence"]["quality"] for tier in document["hosts"][0]["tiers"]}
+    assert found["fast"] is None, "it is on one card"
+    assert abs(found["deep"]["mean_kld"]) < 1e-3
+    assert abs(found["deep"]["noise_mean_kld"]) < 1e-3
+    serves_again()
 
 
 def test_documents_are_rendered_beside_the_lab() -> None:

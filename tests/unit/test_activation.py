@@ -286,8 +286,8 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Played:
     return played(tmp_path, monkeypatch)
 
 
-def activate(*names: str, retry: bool = False) -> Outcome:
-    return activation.activate(names, ROOM, lambda line: None, retry=retry)
+def activate(*names: str, retry: bool = False, spared: Sequence[str] = ()) -> Outcome:
+    return activation.activate(names, ROOM, lambda line: None, retry=retry, spared=spared)
 
 
 def prove(host: Played, *names: str) -> None:
@@ -1081,6 +1081,29 @@ def test_a_tier_that_is_not_named_is_removed(host: Played) -> None:
     assert not list(host.root.glob("**/*deep*")), "units, spec, key and what was proven are gone"
     assert {of(unit) for unit in host.loaded} == {"fast"}, "systemd has forgotten the units"
     assert activate("fast") == Outcome(activated=(), retired=())
+
+
+def test_a_tier_that_is_spared_stays_as_it_is(host: Played) -> None:
+    """One that was given up and has its fallback answer, while the others go back to another release."""
+    host.write("fast")
+    host.write("deep", model=BROKEN, fallback="fast")
+    activate("fast", "deep")
+    before, ports, files = host.serving["fast"], host.open_ports(), host.files("deep")
+    host.write("fast", model="two")
+    assert activate("fast", spared=["deep"]) == Outcome(activated=("fast",), retired=())
+    assert host.serving["fast"] != before
+    assert host.files("deep") == files
+    assert set(ports) <= set(host.open_ports())
+    assert activate("fast").retired == ("deep",)
+
+
+def test_a_tier_that_is_spared_and_serves_keeps_its_place(host: Played) -> None:
+    prove(host, "fast", "deep")
+    deep = host.serving["deep"]
+    host.write("fast", model="two")
+    assert activate("fast", spared=["deep"]).activated == ("fast",)
+    assert host.serving["deep"] == deep
+    assert "llama-tier-deep.service" not in host.stops
 
 
 def test_a_tier_that_comes_back_is_proven_anew(host: Played) -> None:

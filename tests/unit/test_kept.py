@@ -45,13 +45,14 @@ def site(
     replan: bool = False,
     as_served: bool = False,
     decided: dict[str, Any] | None = None,
+    places: plan.Places = PLACES,
     **changes: Any,
 ) -> plan.SitePlan:
     models = {
         name: {"file": f"{name}.gguf", "sha256": "cd" * 32, "header": shaped(name).to_json()} for name in (Q4, Q5)
     }
     whole = inventory(tiers=list(tiers or [DEEP]), models=MODELS | models, **changes)
-    return plan.for_site(**whole, places=PLACES, profile=profile, replan=replan, as_served=as_served, decided=decided)
+    return plan.for_site(**whole, places=places, profile=profile, replan=replan, as_served=as_served, decided=decided)
 
 
 def counts(spec: tier.TierSpec) -> tuple[int, ...]:
@@ -211,10 +212,47 @@ def test_as_it_is_served_a_tier_moves_to_another_release_and_nothing_else_change
     assert on(moved) == on(crowded)
 
 
-def test_what_is_new_has_its_candidates_beside_what_is_served(crowded: tier.TierSpec) -> None:
-    new = {"name": "new", "port": 8082, "context": 512, "gpus": "any", "candidates": [{"model": "tiny"}]}
-    first, second = site(host(crowded), DEEP, new, as_served=True).specs
-    assert (first, second.model.name) == (crowded, "tiny")
+def test_what_was_never_served_is_left_out_and_keeps_nobody_from_the_way_back(crowded: tier.TierSpec) -> None:
+    """Nothing is fetched for it then, and there may be no room for it."""
+    huge = {"name": "new", "port": 8082, "context": 512, "gpus": "any", "candidates": [{"model": Q5}]}
+    found = site(host(crowded), DEEP | {"fallback": "new"}, huge, as_served=True)
+    (deep,) = found.specs
+    assert (deep.placement, deep.fallback) == (crowded.placement, None)
+    assert found.left_out == ("new",)
+    assert "new: left out, for it was never proven on this host; site.yml serves it" in found.remarks
+    with pytest.raises(InventoryError, match="no tier of the inventory is proven on this host"):
+        site(host(), as_served=True)
+
+
+def test_a_tier_with_an_engine_of_its_own_keeps_the_one_that_it_runs(crowded: tier.TierSpec) -> None:
+    """The inventory may name another by now, of which this host has no release."""
+    places = dataclasses.replace(PLACES, releases={"new": RELEASES["new"]})
+    moved = DEEP | {"engine": "old"}
+    (spec,) = site(host(crowded), moved, as_served=True, places=places).specs
+    assert spec.engine == crowded.engine
+    unknown = dataclasses.replace(crowded, engine=tier.Engine("2" * 40, "/r"))
+    with pytest.raises(InventoryError, match="deep: it is served by engine 222222222, which the engine table has not"):
+        site(host(unknown), moved, as_served=True, places=places)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ubatch_size": 0},
+        {"tensor_split": ()},
+        {"tensor_split": (47, 0)},
+        {"tensor_split": (48,)},
+        {"split_mode": "diagonal"},
+        {"cache_type_k": "q1"},
+        {"ctx_size": -1},
+    ],
+    ids=str,
+)
+def test_what_is_served_and_no_placement_ends_in_a_sentence(crowded: tier.TierSpec, changes: dict[str, Any]) -> None:
+    with pytest.raises(InventoryError) as refused:
+        site(host(but(crowded, **changes)), as_served=True)
+    (said,) = refused.value.problems
+    assert said.startswith("tier deep: ")
 
 
 def test_a_served_model_that_the_catalogue_does_not_have_is_named(crowded: tier.TierSpec) -> None:
@@ -403,12 +441,15 @@ def test_a_row_split_that_was_far_off_is_corrected_by_what_row_split_takes() -> 
     placed = {"split_mode": "row", "tensor_split": [35, 14]}
     rows = DEEP | {"context": 2048, "candidates": [{"model": Q4, "placement": placed}]}
     (spec,) = site(host(), rows, engine="old").specs
-    of_rows = {"row_overheads": {BIG["uuid"]: {"mib": 700, "source": "measured here"}}}
+    of_rows = {"row_overheads": {BIG["uuid"]: {Q4: {"mib": 700, "source": "measured here"}}}}
     again = site(host(spec) | learned(big=200, small=33) | of_rows, rows, engine="old").specs[0]
     assert [device.overhead_mib for device in again.devices] == [700, 33]
     assert again.running() == spec.running()
     (layered,) = site(host() | learned(big=200, small=33) | of_rows).specs
     assert {device.overhead_mib for device in layered.devices} == {200, 33}
+    tiny = DEEP | {"candidates": [{"model": "tiny", "placement": {"split_mode": "row", "tensor_split": [3, 2]}}]}
+    (other,) = site(host() | learned(big=200, small=33) | of_rows, tiny, engine="old").specs
+    assert [device.overhead_mib for device in other.devices] == [200, 33], "another model takes another share"
 
 
 def test_a_candidate_that_only_what_was_measured_makes_fit_is_told_and_not_taken() -> None:

@@ -89,12 +89,41 @@ def test_what_cannot_be_written_down_is_said_and_keeps_no_tier_from_its_start(
     assert capsys.readouterr().err.startswith("deep: what its cards hold before the load is not known: ")
 
 
-@pytest.mark.parametrize("damage", ["", "{"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "",
+        "{",
+        "\xff",
+        "5",
+        "null",
+        "[]",
+        "[" * 100_000,
+        *(
+            json.dumps({BIG["uuid"]: card})
+            for card in (
+                {},
+                None,
+                [],
+                {"used_mib": 5},
+                {"used_mib": 5, "processes": [12]},
+                {"used_mib": "much", "processes": {}},
+                {"used_mib": None, "processes": {}},
+                {"used_mib": float("nan"), "processes": {}},
+                {"used_mib": 10**400, "processes": {}},
+                {"used_mib": 5, "processes": {"one": 5}},
+                {"used_mib": 5, "processes": {"12": {}}},
+                {"used_mib": 5, "processes": {"12": float("inf")}},
+            )
+        ),
+    ],
+    ids=lambda damage: damage[:60] or "empty",
+)
 def test_a_note_that_is_damaged_tells_nothing(
     host: Host, server: fake_tier.Server, specs: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     start(host, server, monkeypatch)
-    (server.socket.parent / "before.json").write_text(damage)
+    (server.socket.parent / "before.json").write_text(damage, encoding="latin-1")
     assert [each.before_mib for each in others.around(server.spec, PID).values()] == [None, None]
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickle
 import pwd
 import stat
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,14 +32,17 @@ def room(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     done: list[str] = []
 
     @contextmanager
-    def alone() -> Iterator[None]:
+    def alone(patience_s: float) -> Iterator[None]:
         done.append("alone")
-        yield
-        done.append("not alone")
+        try:
+            yield
+        finally:
+            done.append("not alone")
 
     monkeypatch.setattr(activation, "alone", alone)
     monkeypatch.setattr(restoring, "make_room", lambda: done.append("make room"))
     monkeypatch.setattr(restoring, "restore", lambda: done.append("restore"))
+    monkeypatch.setattr(systemd, "run_aside", lambda what, *command: done.append(f"guard: {' '.join(command[1:])}"))
     monkeypatch.setattr(systemd, "user", lambda unit: "")
     monkeypatch.setattr(hardware, "read_gpus", lambda: CARDS)
     return done
@@ -51,7 +58,13 @@ def engine(directory: Path, script: str) -> TierSpec:
 
 
 def measure(directory: Path, *specs: TierSpec) -> dict[str, Any]:
-    return quality.measure(specs, directory)
+    return quality.measure(specs, pytest.fail, directory)
+
+
+def failing(directory: Path) -> tuple[str, list[str]]:
+    """Measure tier `deep` where something goes wrong; return what is found of it and what is reported."""
+    said: list[str] = []
+    return str(quality.measure([engine(directory, f"cat {directory}/printed")], said.append, directory)["deep"]), said
 
 
 def asked(directory: Path) -> list[str]:
@@ -76,7 +89,10 @@ def test_what_serves_makes_room_for_a_split_and_serves_again(tmp_path: Path, roo
     spec = engine(tmp_path, f"cat {tmp_path}/printed")
     single = replace(spec, name="fast", placement=replace(spec.placement, tensor_split=(19,)))
     assert list(measure(tmp_path, single, spec)) == ["deep"], "a tier on one card has no split to judge"
-    assert room == ["alone", "restore", "make room", "restore", "not alone"]
+    assert room == [
+        *("alone", "restore", "guard: -m checker.trial_run restore"),
+        *("make room", "restore", "not alone"),
+    ]
 
 
 def test_without_a_split_nobody_is_stopped(tmp_path: Path, room: list[str]) -> None:
@@ -92,9 +108,67 @@ def test_one_that_does_not_stop_keeps_nobody_down(
         raise systemd.SystemdError("llama-tier-deep.service: no answer within 240 s")
 
     monkeypatch.setattr(restoring, "make_room", refuse)
-    with pytest.raises(systemd.SystemdError, match="no answer within 240 s"):
-        measure(tmp_path, engine(tmp_path, "exit 1"))
-    assert room[-1] == "restore"
+    found, said = failing(tmp_path)
+    assert said == ["llama-tier-deep.service: no answer within 240 s"]
+    assert found == f"quality of the split was not measured: {said[0]}"
+    assert room[-2:] == ["restore", "not alone"]
+
+
+def test_one_that_does_not_start_again_is_told_and_what_was_found_stands(
+    tmp_path: Path, room: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        if "make room" in room:
+            raise systemd.SystemdError("what served before does not start again: llama-tier-fast.service failed")
+
+    monkeypatch.setattr(restoring, "restore", refuse)
+    found, said = failing(tmp_path)
+    assert "mean_kld=2e-06" in found
+    assert said == ["what served before does not start again: llama-tier-fast.service failed"]
+
+
+def test_what_cannot_be_guarded_is_not_stopped(
+    tmp_path: Path, room: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(what: str, *command: str) -> None:
+        raise systemd.SystemdError("systemd-run failed (exit 1)")
+
+    monkeypatch.setattr(systemd, "run_aside", refuse)
+    assert failing(tmp_path)[0].endswith("was not measured: systemd-run failed (exit 1)")
+    assert "make room" not in room
+
+
+def test_a_trial_that_has_the_tiers_is_not_waited_for_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activation, "_LOCK", tmp_path / "lock")
+    monkeypatch.setattr(quality, "_PATIENCE_S", 0.05)
+    with activation.alone():
+        found, said = failing(tmp_path)
+    assert said[0].startswith("a trial, a run of site.yml or another measurement starts and stops tiers of this host")
+    assert found.endswith("try again when it is done")
+
+
+def test_the_engine_does_not_outlive_the_measurement(tmp_path: Path, room: list[str]) -> None:
+    """It would hold the memory that the tiers need again."""
+    spec = engine(tmp_path, f"echo $$ > {tmp_path}/pid; exec sleep 60")
+    script = "import pickle, sys; from pathlib import Path; from checker import quality; "
+    script += "quality._run(pickle.load(sys.stdin.buffer), [sys.argv[1]], '')"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "llama-perplexity")], stdin=subprocess.PIPE
+    ) as measuring:
+        assert measuring.stdin
+        pickle.dump(spec, measuring.stdin)
+        measuring.stdin.close()
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        measuring.kill()
+    engine_process = Path("/proc") / (tmp_path / "pid").read_text().strip()
+    while engine_process.exists() and "sleep" in (engine_process / "cmdline").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_model_too_large_for_one_card_is_compared_with_the_cpu(tmp_path: Path, room: list[str]) -> None:

@@ -116,11 +116,15 @@ def test_what_was_not_measured_whole_tells_nothing(changes: dict[str, Any]) -> N
 
 
 def test_row_split_has_figures_of_its_own() -> None:
+    """What another model took says nothing of this one: its matrices have another shape."""
     layered, rows = measured("2026-11-24"), measured("2026-11-26", placement={"split_mode": "row"})
     rows["tiers"][0]["evidence"]["thorough"]["cards"][0]["peak_mib"] = 664.0
-    found = residuals.overheads([rows, layered])
+    small = measured("2026-11-25", placement={"split_mode": "row"}, model={"name": "small", "sha256": "ab" * 32})
+    model = rows["tiers"][0]["evidence"]["model"]["name"]
+    found = residuals.overheads([rows, small, layered])
     assert {uuid: each["mib"] for uuid, each in found["overheads"].items()} == {BIG["uuid"]: 20, SMALL["uuid"]: 7}
-    assert {uuid: each["mib"] for uuid, each in found["row_overheads"].items()} == {BIG["uuid"]: 418, SMALL["uuid"]: 7}
+    by_model = {uuid: {name: each["mib"] for name, each in by.items()} for uuid, by in found["row_overheads"].items()}
+    assert by_model == {BIG["uuid"]: {model: 418, "small": 20}, SMALL["uuid"]: {model: 7, "small": 7}}
 
 
 def test_a_card_that_could_not_be_read_to_the_end_tells_nothing() -> None:

@@ -30,6 +30,13 @@ def test_a_connection_is_one_to_the_socket(server: fake_tier.Server) -> None:
     connection.close()
 
 
+def test_a_connection_that_fails_leaves_no_socket_open(tmp_path: Path) -> None:
+    connection = UnixConnection(str(tmp_path / "absent.sock"), 5)
+    with pytest.raises(FileNotFoundError):
+        connection.connect()
+    assert connection.sock is None
+
+
 def test_a_large_body_arrives(server: fake_tier.Server) -> None:
     long = "many words " * 100_000
     assert len(LlamaServer.of(server.spec).tokenize(long)) == 200_000
@@ -40,10 +47,10 @@ def test_a_client_outlives_a_server_that_was_started_anew(tmp_path: Path) -> Non
     with fake_tier.serving(tmp_path) as first:
         client = LlamaServer.of(first.spec)
         client.health()
-    with pytest.raises(UnreachableError, match=r"nothing answers at unix:.*deep\.sock"):
+    with pytest.raises(UnreachableError, match=r"nothing answers at unix:.*deep\.sock \(connection refused\)$"):
         client.health()
     first.socket.unlink()
-    with pytest.raises(UnreachableError):
+    with pytest.raises(UnreachableError, match=r"nothing answers at unix:.*deep\.sock \(no such file or directory\)$"):
         client.health()
     with fake_tier.serving(tmp_path) as second:
         client.health()

@@ -63,7 +63,7 @@ profile:
         By UUID what a tier's process was measured to take of the card beside the engine's buffers, under the driver
         that runs now: C(mib) and C(source), as checker.residuals.overheads tells it; absent without a driver
       type: dict
-    row_overheads: {description: The same of tiers with row split, type: dict}
+    row_overheads: {description: 'The same of tiers with row split, by UUID and model', type: dict}
     ram_mib: {description: Memory of the host, type: int}
     cuda: {description: As checker.cuda.CudaHost holds it; null when it was not asked for, type: dict}
     proven: {description: By tier the spec document with which it was last proven to serve, type: dict}

@@ -13,7 +13,7 @@ description:
     or when it is pinned and not active. One on demand is started to be proven; pinned tiers come back after it.
   - A tier that does not become ready gets back the units and spec that served before, and the module fails. One that
     was never proven and has a fallback is given up instead, with a warning.
-  - Tiers of the host that are not named are stopped and removed, with their keys.
+  - Tiers of the host that are neither named nor spared are stopped and removed, with their keys.
 options:
   tiers: {description: Names of the tiers, type: list, elements: str, required: true}
   room_mib:
@@ -25,6 +25,11 @@ options:
     description: Try tiers again that were given up, although nothing has changed.
     type: bool
     default: false
+  spared:
+    description: Names of tiers that are left as they are, neither started nor removed.
+    type: list
+    elements: str
+    default: []
 attributes:
   check_mode: {support: none}
 author: [llama-tiers]
@@ -58,6 +63,7 @@ def main() -> None:
             "room_mib": {"type": "dict", "required": True},
             "progress": {"type": "path", "required": True},
             "retry": {"type": "bool", "default": False},
+            "spared": {"type": "list", "elements": "str", "default": []},
         },
     )
     from checker import activation, systemd, tier
@@ -70,7 +76,11 @@ def main() -> None:
 
     try:
         outcome = activation.activate(
-            module.params["tiers"], module.params["room_mib"], report, retry=module.params["retry"]
+            module.params["tiers"],
+            module.params["room_mib"],
+            report,
+            retry=module.params["retry"],
+            spared=module.params["spared"],
         )
     except (activation.ActivationError, systemd.SystemdError, tier.TierSpecError) as error:
         module.fail_json(msg=str(error))
