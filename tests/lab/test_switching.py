@@ -554,7 +554,9 @@ def test_after_a_reboot_the_pinned_tier_serves_and_the_others_wait_for_a_request
         rebooted = run(ROOT / "tests/lab/lab.sh", "reboot", "gpuhost")
         assert rebooted.returncode == 0, rebooted.stderr
         wait_for("fast", "activating")
-        time.sleep(20)
+        # It gives up after a minute, of which a busy machine may have taken some for the boot itself.
+        began = "date +%s -d \"$(systemctl show -P InactiveExitTimestamp llama-tier-fast)\""
+        ssh_ok(f"timeout 60 sh -c 'until [ $(($(date +%s) - $({began}))) -ge 20 ]; do sleep 1; done'")
         assert states()["fast"] == "activating"
     wait_for("fast", seconds=90)
     assert states() == {"fast": "active", "deep": "inactive", "small": "inactive"}
