@@ -555,7 +555,7 @@ def test_after_a_reboot_the_pinned_tier_serves_and_the_others_wait_for_a_request
         assert rebooted.returncode == 0, rebooted.stderr
         wait_for("fast", "activating")
         # It gives up after a minute, of which a busy machine may have taken some for the boot itself.
-        began = "date +%s -d \"$(systemctl show -P InactiveExitTimestamp llama-tier-fast)\""
+        began = 'date +%s -d "$(systemctl show -P InactiveExitTimestamp llama-tier-fast)"'
         ssh_ok(f"timeout 60 sh -c 'until [ $(($(date +%s) - $({began}))) -ge 20 ]; do sleep 1; done'")
         assert states()["fast"] == "activating"
     wait_for("fast", seconds=90)
