@@ -137,50 +137,6 @@ FOOLED = {
 }
 
 
-@pytest.fixture(scope="module")
-def fooling() -> Iterator[None]:
-    """Have a folder for what deep is fooled with, and deep as before when all is done."""
-    ssh_ok(f"mkdir -p {FOOLING}")
-    yield
-    ssh_ok(f"rm -r {DROP_INS} {FOOLING} && systemctl daemon-reload")
-    restart_deep()
-
-
-@pytest.mark.usefixtures("fooling")
-@pytest.mark.parametrize("fault", FOOLED.values(), ids=FOOLED)
-def test_what_fools_a_health_check_fails_verification_for_just_that(fault: Fault) -> None:
-    """Each is served behind the back of plan and readiness, and is what a health check takes for the tier."""
-    ssh_ok(fault.prepare)
-    change_deep(fault.edit, "ExecStartPost=", *fault.unit)
-    restart_deep()
-    ssh_ok("timeout 60 sh -c 'until curl -sf -o /dev/null http://127.0.0.1:8081/health; do sleep 0.5; done'")
-    try:
-        ssh_ok(fault.once_up)
-        assert ssh_ok("curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:8081/health") == "200"
-        assert status_of(8081, "deep") == "200"
-        code, document = verify(whole=fault.whole)
-    finally:
-        ssh_ok(fault.undo)
-    assert code == 1
-    deep = next(tier for tier in document["hosts"][0]["tiers"] if tier["name"] == "deep")
-    assert deep["verdict"] == "fail"
-    assert [part for part in fault.said if not any(part in reason for reason in deep["reasons"])] == [], deep["reasons"]
-    assert [reason for reason in deep["reasons"] if not any(part in reason for part in fault.said)] == []
-
-
-@pytest.mark.usefixtures("fooling")
-@pytest.mark.parametrize("fault", READY, ids=["one card", "CPU", "model", "context"])
-def test_readiness_refuses_what_is_not_the_tier(fault: Fault) -> None:
-    """The same faults, seen by the unit itself: it must not become active."""
-    ssh_ok(fault.prepare)
-    change_deep(fault.edit)
-    ssh_ok("systemctl stop llama-tier-deep-cooldown")
-    assert ssh("systemctl restart llama-tier-deep").returncode != 0
-    assert ssh_ok("systemctl show -P ActiveState llama-tier-deep").strip() == "failed"
-    assert fault.said[0] in ssh_ok("journalctl -u llama-tier-deep -n 20 --no-pager -o cat")
-    assert status_of(8080, "fast") == "200"
-
-
 def test_a_stranger_on_a_port_is_named() -> None:
     ssh_ok("systemctl stop llama-tier-fast.socket")
     ssh_ok("systemd-run -q --unit stranger python3 -m http.server 8080 --bind 127.0.0.1 && sleep 1")
@@ -289,3 +245,47 @@ def test_a_host_that_cannot_be_reached_is_exit_2() -> None:
 
 def test_all_is_well_again_at_the_end() -> None:
     assert verify()[0] == 0
+
+
+@pytest.fixture(scope="module")
+def fooling() -> Iterator[None]:
+    """Have a folder for what deep is fooled with, and deep as before when all is done."""
+    ssh_ok(f"mkdir -p {FOOLING}")
+    yield
+    ssh_ok(f"rm -r {DROP_INS} {FOOLING} && systemctl daemon-reload")
+    restart_deep()
+
+
+@pytest.mark.usefixtures("fooling")
+@pytest.mark.parametrize("fault", FOOLED.values(), ids=FOOLED)
+def test_what_fools_a_health_check_fails_verification_for_just_that(fault: Fault) -> None:
+    """Each is served behind the back of plan and readiness, and is what a health check takes for the tier."""
+    ssh_ok(fault.prepare)
+    change_deep(fault.edit, "ExecStartPost=", *fault.unit)
+    restart_deep()
+    ssh_ok("timeout 60 sh -c 'until curl -sf -o /dev/null http://127.0.0.1:8081/health; do sleep 0.5; done'")
+    try:
+        ssh_ok(fault.once_up)
+        assert ssh_ok("curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:8081/health") == "200"
+        assert status_of(8081, "deep") == "200"
+        code, document = verify(whole=fault.whole)
+    finally:
+        ssh_ok(fault.undo)
+    assert code == 1
+    deep = next(tier for tier in document["hosts"][0]["tiers"] if tier["name"] == "deep")
+    assert deep["verdict"] == "fail"
+    assert [part for part in fault.said if not any(part in reason for reason in deep["reasons"])] == [], deep["reasons"]
+    assert [reason for reason in deep["reasons"] if not any(part in reason for part in fault.said)] == []
+
+
+@pytest.mark.usefixtures("fooling")
+@pytest.mark.parametrize("fault", READY, ids=["one card", "CPU", "model", "context"])
+def test_readiness_refuses_what_is_not_the_tier(fault: Fault) -> None:
+    """The same faults, seen by the unit itself: it must not become active."""
+    ssh_ok(fault.prepare)
+    change_deep(fault.edit)
+    ssh_ok("systemctl stop llama-tier-deep-cooldown")
+    assert ssh("systemctl restart llama-tier-deep").returncode != 0
+    assert ssh_ok("systemctl show -P ActiveState llama-tier-deep").strip() == "failed"
+    assert fault.said[0] in ssh_ok("journalctl -u llama-tier-deep -n 20 --no-pager -o cat")
+    assert status_of(8080, "fast") == "200"
