@@ -38,7 +38,8 @@ def test_tiers_that_answer_and_hold_their_memory_are_well() -> None:
     [
         (seen(failed=2), "deep: 2 requests failed, the first: refused"),
         (seen(kills=1, hits=9), "deep: its limit acted"),
-        (seen(a_minute=1.5), "deep: in a day it would hold 2,268 MiB at this rate, of 2,000 allowed"),
+        (seen(a_minute=25), "deep: in 100 min it would hold 2,725 MiB, of 2,000 allowed"),
+        (Seen(failures=[(1.0, "refused")]), "deep: it was never seen to run"),
         (Seen(long_prompts=1, samples=[*seen().samples, *seen(pid=2).samples]), "deep: it was started again"),
         (Seen(answered=3, samples=seen().samples), "deep: no long prompt was answered"),
     ],
@@ -48,8 +49,26 @@ def test_what_a_tier_must_not_do_under_its_own_limit(deep: Seen, said: str) -> N
     assert fault.startswith(said)
 
 
-def test_growth_that_stays_below_the_limit_for_a_day_and_the_cached_file_at_the_limit_are_well() -> None:
-    assert own(deep=seen(a_minute=1.0, hits=9)) == []
+def test_growth_that_is_far_from_the_limit_and_the_cached_file_at_the_limit_are_well() -> None:
+    assert own(deep=seen(a_minute=10, hits=9)) == []
+
+
+def test_a_day_is_judged_by_two_hours_and_a_half() -> None:
+    every_minute = [Sample(60.0 * at, 1, 600, 650, 500 + 1.5 * at, 0, 0, 400.0) for at in range(145)]
+    [fault] = own(deep=Seen(answered=20, long_prompts=9, samples=every_minute))
+    assert fault == "deep: in 1,440 min it would hold 2,876 MiB, of 2,000 allowed"
+
+
+def test_a_small_limit_lies_above_a_load_and_below_what_requests_take() -> None:
+    assert soak.small_limit_mib(100, 340) == 180
+    assert soak.small_limit_mib(100, 150) is None
+    assert soak.small_limit_mib(100, 0) is None
+
+
+def test_a_tier_that_never_ran_has_a_summary() -> None:
+    told = soak.summary({"deep": Seen(failures=[(1.0, "refused"), (2.0, "refused")])}, LIMITS)["deep"]
+    assert (told["samples"], told["most_anonymous_mib"], told["oom_kills"], told["growth_mib_per_min"]) == (0, 0, 0, 0)
+    assert (told["first_failure_s"], told["failures"]) == (1.0, {"refused": 2})
 
 
 def test_a_small_limit_has_to_act_on_its_tier_and_on_no_other() -> None:
@@ -57,6 +76,10 @@ def test_a_small_limit_has_to_act_on_its_tier_and_on_no_other() -> None:
     assert list(soak.faults({"fast": seen(), "deep": hit}, LIMITS, "deep", 1)) == []
     assert list(soak.faults({"fast": seen(), "deep": hit}, LIMITS, "deep", 0)) == ["deep: its limit did not act"]
     assert list(soak.faults({"fast": seen(), "deep": seen()}, LIMITS, "deep", 1)) == ["deep: its limit did not act"]
+    unseen = Seen(samples=seen(hits=3).samples)
+    [said] = soak.faults({"fast": seen(), "deep": unseen}, LIMITS, "deep", 1)
+    assert said == "deep: its limit acted, and its port was not closed"
+    assert list(soak.faults({"fast": seen(), "deep": Seen()}, LIMITS, "deep", 0)) == ["deep: it was never seen to run"]
     [said] = soak.faults({"fast": seen(failed=1), "deep": hit}, LIMITS, "deep", 1)
     assert said.startswith("fast: 1 requests failed")
 
