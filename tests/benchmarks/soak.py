@@ -44,11 +44,11 @@ LONG, SHORT = 0.9, 0.01
 ANSWER_TOKENS, SHORT_ANSWER_TOKENS = 32, 8
 # For an answer, and for a tier to answer again after its cooldown.
 PATIENCE_S = 600.0
-# Growth is held to go on for so many times as long as it was seen: a day is judged by two hours and a half, and minutes
-# by what noise cannot bring to the limit.
-AHEAD = 10
+# Growth is held to go on for so many times as long as it was seen: a day is judged by five hours, and minutes by what
+# neither noise nor the last prompts that a cache has room for bring to the limit.
+AHEAD = 5
 # The small limit lies so far from what a load takes towards what requests make of it.
-SMALL = 1 / 3
+SMALL = 1 / 4
 # Less than this between the two says nothing: a load may take as much for a moment.
 ROOM_MIB = 30
 

@@ -38,7 +38,7 @@ def test_tiers_that_answer_and_hold_their_memory_are_well() -> None:
     [
         (seen(failed=2), "deep: 2 requests failed, the first: refused"),
         (seen(kills=1, hits=9), "deep: its limit acted"),
-        (seen(a_minute=25), "deep: in 100 min it would hold 2,725 MiB, of 2,000 allowed"),
+        (seen(a_minute=50), "deep: in 50 min it would hold 2,850 MiB, of 2,000 allowed"),
         (Seen(failures=[(1.0, "refused")]), "deep: it was never seen to run"),
         (Seen(long_prompts=1, samples=[*seen().samples, *seen(pid=2).samples]), "deep: it was started again"),
         (Seen(answered=3, samples=seen().samples), "deep: no long prompt was answered"),
@@ -53,15 +53,15 @@ def test_growth_that_is_far_from_the_limit_and_the_cached_file_at_the_limit_are_
     assert own(deep=seen(a_minute=10, hits=9)) == []
 
 
-def test_a_day_is_judged_by_two_hours_and_a_half() -> None:
-    every_minute = [Sample(60.0 * at, 1, 600, 650, 500 + 1.5 * at, 0, 0, 400.0) for at in range(145)]
+def test_a_day_is_judged_by_five_hours() -> None:
+    every_minute = [Sample(60.0 * at, 1, 600, 650, 500 + at, 0, 0, 400.0) for at in range(289)]
     [fault] = own(deep=Seen(answered=20, long_prompts=9, samples=every_minute))
-    assert fault == "deep: in 1,440 min it would hold 2,876 MiB, of 2,000 allowed"
+    assert fault == "deep: in 1,440 min it would hold 2,228 MiB, of 2,000 allowed"
 
 
 def test_a_small_limit_lies_above_a_load_and_below_what_requests_take() -> None:
-    assert soak.small_limit_mib(100, 340) == 180
-    assert soak.small_limit_mib(100, 150) is None
+    assert soak.small_limit_mib(100, 340) == 160
+    assert soak.small_limit_mib(100, 200) is None
     assert soak.small_limit_mib(100, 0) is None
 
 
