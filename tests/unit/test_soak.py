@@ -72,16 +72,21 @@ def test_a_tier_that_never_ran_has_a_summary() -> None:
 
 
 def test_a_small_limit_has_to_act_on_its_tier_and_on_no_other() -> None:
-    hit = Seen(failures=[(2.0, "closed")], samples=[*seen(hits=3).samples, *seen(pid=2).samples])
-    assert list(soak.faults({"fast": seen(), "deep": hit}, LIMITS, "deep", 1)) == []
-    assert list(soak.faults({"fast": seen(), "deep": hit}, LIMITS, "deep", 0)) == ["deep: its limit did not act"]
-    assert list(soak.faults({"fast": seen(), "deep": seen()}, LIMITS, "deep", 1)) == ["deep: its limit did not act"]
-    unseen = Seen(samples=seen(hits=3).samples)
-    [said] = soak.faults({"fast": seen(), "deep": unseen}, LIMITS, "deep", 1)
-    assert said == "deep: its limit acted, and its port was not closed"
-    assert list(soak.faults({"fast": seen(), "deep": Seen()}, LIMITS, "deep", 0)) == ["deep: it was never seen to run"]
-    [said] = soak.faults({"fast": seen(failed=1), "deep": hit}, LIMITS, "deep", 1)
+    def small(deep: Seen, killed: int, limit_mib: float = 110, **others: Seen) -> list[str]:
+        part = {"fast": seen(), "deep": deep} | others
+        return list(soak.faults(part, LIMITS | {"deep": limit_mib}, "deep", killed))
+
+    hit = Seen(failures=[(2.0, "closed")], samples=[*seen().samples, *seen(pid=2).samples])
+    assert small(hit, 1) == []
+    assert small(hit, 0) == ["deep: its limit did not act"]
+    # Something else has killed it.
+    assert small(hit, 1, limit_mib=300) == ["deep: its limit did not act"]
+    assert small(Seen(samples=hit.samples), 1) == ["deep: its limit acted, and its port was not closed"]
+    assert small(Seen(), 0) == ["deep: it was never seen to run"]
+    [said] = small(hit, 1, fast=seen(failed=1))
     assert said.startswith("fast: 1 requests failed")
+    [said] = small(hit, 1, fast=Seen(long_prompts=1, samples=hit.samples))
+    assert said.startswith("fast: it was started again")
 
 
 def test_the_account_of_a_control_group_is_read_in_either_version(tmp_path: Path) -> None:
