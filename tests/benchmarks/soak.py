@@ -4,9 +4,9 @@
     ssh HOST /opt/llama-tiers/checker/bin/python - MINUTES TIER < tests/benchmarks/soak.py > soak.json
 
 Runs on a host that site.yml has provisioned, as root; its tiers are pinned, with room beside each other. For two thirds
-of the time each tier has its own limit of memory; for the last third TIER has one between what its load took and what
-it took at the most, which has to act, and on that tier alone. Exit code 1 when something is not as it should be:
-`faults` in the document.
+of the time each tier has its own limit of memory; for the last third TIER has one that lets it load, and is less than
+what it then holds under load and nobody can take back. That has to act, and on that tier alone. Exit code 1 when
+something is not as it should be: `faults` in the document.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -31,9 +32,10 @@ from checker.llama_server import LlamaServer, ServerError
 from checker.tier import TierSpec
 
 SCHEMA = "llama-tiers/soak/1"
+COMMAND = "ssh HOST /opt/llama-tiers/checker/bin/python"
 MIB = 2**20
 CGROUPS = Path("/sys/fs/cgroup")
-EVERY_S = 3.0
+EVERY_S, START_EVERY_S = 3.0, 0.1
 # So many texts take turns: none of them is the one that the server has just seen.
 TEXTS = 24
 SHORT_CLIENTS = 2
@@ -42,7 +44,15 @@ LONG, SHORT = 0.9, 0.01
 ANSWER_TOKENS, SHORT_ANSWER_TOKENS = 32, 8
 # For an answer, and for a tier to answer again after its cooldown.
 PATIENCE_S = 600.0
-DAY_MIN = 24 * 60
+# Growth is held to go on for so many times as long as it was seen: a day is judged by five hours, and minutes by what
+# neither noise nor the last prompts that a cache has room for bring to the limit.
+AHEAD = 5
+# The small limit lies so far from what a load takes towards what requests make of it.
+SMALL = 1 / 4
+# Less than this between the two says nothing: a load may take as much for a moment.
+ROOM_MIB = 30
+# A tier that its limit has ended was last seen with so much of it: a prompt more is a matter of a moment.
+NEAR = 0.85
 
 
 @dataclass(frozen=True)
@@ -79,8 +89,8 @@ class Seen:
 
     @property
     def most_mib(self) -> float:
-        """The most that it held and that could not be taken back."""
-        return max(sample.anonymous_mib for sample in self.samples)
+        """The most that it held and that could not be taken back; 0 when it was never seen to run."""
+        return max((sample.anonymous_mib for sample in self.samples), default=0.0)
 
 
 def memory(group: str, root: Path = CGROUPS) -> dict[str, Any]:
@@ -127,12 +137,31 @@ def growth_mib_per_min(samples: Sequence[Sample]) -> float:
     return 60 * slope([(sample.at_s, sample.anonymous_mib) for sample in late])
 
 
+def ahead_min(samples: Sequence[Sample]) -> float:
+    """Return for how many minutes more some samples can tell what is held."""
+    return AHEAD * (samples[-1].at_s - samples[0].at_s) / 60
+
+
+def small_limit_mib(load_mib: float, most_mib: float) -> int | None:
+    """Return a limit that lets a tier load and that its requests reach; None where they take little more than a load.
+
+    Both are of what cannot be taken back: a limit that the cached file of the model fills makes the kernel drop that.
+    """
+    return round(load_mib + SMALL * (most_mib - load_mib)) if SMALL * (most_mib - load_mib) >= ROOM_MIB else None
+
+
 def faults(part: Mapping[str, Seen], limits_mib: Mapping[str, float], hit: str | None, killed: int) -> Iterator[str]:
     """Say what is not as it should be in a part: all serve but the tier `hit`, `killed` so often by its limit."""
     for name, seen in part.items():
+        if not seen.samples:
+            yield f"{name}: it was never seen to run"
+            continue
         if name == hit:
-            if not killed or not any(sample.limit_hits for sample in seen.samples):
+            # The kernel's counts go with the process between two samples.
+            if not killed or seen.most_mib < NEAR * limits_mib[name]:
                 yield f"{name}: its limit did not act"
+            elif not seen.failures:
+                yield f"{name}: its limit acted, and its port was not closed"
             continue
         if seen.failures:
             yield f"{name}: {len(seen.failures)} requests failed, the first: {seen.failures[0][1]}"
@@ -143,9 +172,10 @@ def faults(part: Mapping[str, Seen], limits_mib: Mapping[str, float], hit: str |
             continue
         if any(sample.oom_kills for sample in seen.samples):
             yield f"{name}: its limit acted"
-        a_day = seen.samples[-1].anonymous_mib + DAY_MIN * growth_mib_per_min(seen.samples)
-        if hit is None and a_day > limits_mib[name]:
-            yield f"{name}: in a day it would hold {a_day:,.0f} MiB at this rate, of {limits_mib[name]:,.0f} allowed"
+        minutes = ahead_min(seen.samples)
+        then = seen.samples[-1].anonymous_mib + minutes * growth_mib_per_min(seen.samples)
+        if hit is None and then > limits_mib[name]:
+            yield f"{name}: in {minutes:,.0f} min it would hold {then:,.0f} MiB, of {limits_mib[name]:,.0f} allowed"
 
 
 def show(unit: str, name: str) -> str:
@@ -156,11 +186,11 @@ def show(unit: str, name: str) -> str:
 
 def sample(spec: TierSpec, at_s: float) -> Sample | None:
     """Look at a tier; None while it has no process."""
-    pid = int(show(spec.unit, "MainPID"))
-    if not pid:
+    pid, group = int(show(spec.unit, "MainPID")), show(spec.unit, "ControlGroup")
+    if not pid or not group:
         return None
     try:
-        account = memory(show(spec.unit, "ControlGroup"))
+        account = memory(group)
     except OSError:
         return None
     cards = sum(hardware.held_mib(hardware.processes(uuid), pid) or 0.0 for uuid in spec.cards)
@@ -250,10 +280,19 @@ def limited(spec: TierSpec, mib: int) -> Iterator[None]:
         start_anew(spec)
 
 
-def start_anew(spec: TierSpec) -> None:
-    """Have a tier hold nothing yet, and wait until it is active."""
+def start_anew(spec: TierSpec) -> float:
+    """Have a tier hold nothing yet, wait until it is active, and return the most MiB that it was seen to take for that.
+
+    What cannot be taken back, with that of the commands that prove it ready.
+    """
     systemd.restart(spec.unit)
+    most = 0.0
+    while systemd.unit_state(spec.unit).active_state == "activating":
+        with suppress(OSError):
+            most = max(most, memory(show(spec.unit, "ControlGroup") or "gone")["anonymous_mib"])
+        time.sleep(START_EVERY_S)
     systemd.start(spec.unit)
+    return most
 
 
 def comes_back(spec: TierSpec) -> str | None:
@@ -286,17 +325,34 @@ def summary(part: Mapping[str, Seen], limits_mib: Mapping[str, float]) -> dict[s
             "answered": seen.answered,
             "long_prompts": seen.long_prompts,
             "failed": len(seen.failures),
-            "failures": seen.failures[:3],
+            "first_failure_s": seen.failures[0][0] if seen.failures else None,
+            "failures": Counter(why for _, why in seen.failures),
             "main_pids": seen.pids,
             "most_anonymous_mib": seen.most_mib,
             "growth_mib_per_min": round(growth_mib_per_min(seen.samples), 2),
-            "limit_hits": max(sample.limit_hits for sample in seen.samples),
-            "oom_kills": max(sample.oom_kills for sample in seen.samples),
+            "limit_hits": max((sample.limit_hits for sample in seen.samples), default=0),
+            "oom_kills": max((sample.oom_kills for sample in seen.samples), default=0),
             "samples": len(seen.samples),
             "every_30_s": [vars(sample) for sample in seen.samples[:: round(30 / EVERY_S)]],
         }
         for name, seen in part.items()
     }
+
+
+def under_small_limit(
+    specs: Sequence[TierSpec], chosen: TierSpec, limits_mib: Mapping[str, float], minutes: float
+) -> tuple[dict[str, Any], list[str]]:
+    """Have a tier serve under too small a limit beside the others; return what was seen, and what was wrong in it."""
+    with limited(chosen, round(limits_mib[chosen.name])):
+        # Its start under the limit was the end of another process.
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        part = soak(specs, minutes)
+        error = comes_back(chosen)
+        said = ends(chosen, since)
+    seen = summary(part, limits_mib)
+    seen[chosen.name] |= {"ends": said, "came_back": error is None}
+    wrong = list(faults(part, limits_mib, chosen.name, sum("status=9/KILL" in line for line in said)))
+    return seen, wrong + ([f"{chosen.name}: it does not come back: {error}"] if error else [])
 
 
 def main(minutes: float, limited_tier: str) -> int:
@@ -306,30 +362,28 @@ def main(minutes: float, limited_tier: str) -> int:
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "command": f"{COMMAND} - {minutes:g} {limited_tier} < tests/benchmarks/soak.py",
         "minutes": minutes,
         "engine": chosen.engine.commit,
         "cgroups": 2 if (CGROUPS / "cgroup.controllers").exists() else 1,
         "tiers": {spec.name: [spec.model.name, vars(spec.placement)] for spec in specs},
     }
-    for spec in specs:
-        start_anew(spec)
+    loads = {spec.name: start_anew(spec) for spec in specs}
     limits = {spec.name: int(show(spec.unit, "MemoryMax")) / MIB for spec in specs}
     own = soak(specs, minutes * 2 / 3)
     document["own_limits"] = summary(own, limits)
     found = list(faults(own, limits, None, 0))
 
-    # A load takes more than what stays of it: the limit has to let the tier start.
-    loaded = own[limited_tier].samples[0]
-    less = round(((loaded.peak_mib or loaded.held_mib) + own[limited_tier].most_mib) / 2)
-    since = time.strftime("%Y-%m-%d %H:%M:%S")
-    with limited(chosen, less):
-        part = soak(specs, minutes / 3)
-        said = ends(chosen, since)
-        document["small_limit"] = summary(part, limits | {limited_tier: less})
-        document["small_limit"][limited_tier]["ends"] = said
-        found += faults(part, limits, limited_tier, sum("killed" in line for line in said))
-        error = comes_back(chosen)
-        found += [f"{limited_tier}: it does not come back: {error}"] if error else []
+    document["load_anonymous_mib"] = loads
+    less = small_limit_mib(loads[limited_tier], own[limited_tier].most_mib)
+    if less is None:
+        found.append(f"{limited_tier}: its requests took no more than its load, so that no limit can be too small")
+    else:
+        try:
+            document["small_limit"], also = under_small_limit(specs, chosen, limits | {limited_tier: less}, minutes / 3)
+        except systemd.SystemdError as error:
+            also = [f"{limited_tier}: it does not start: {error}"]
+        found += also
     print(json.dumps(document | {"faults": found, "passed": not found}, indent=1))
     return 1 if found else 0
 

@@ -228,7 +228,7 @@ def test_the_decision_is_served_changed_and_reverted(checkout: Checkout) -> None
     checkout.accept(acceptable)
     told = checkout.checker("decide", "--dry-run", "--evidence", str(LAB / "report/evidence"))
     assert told.returncode == 0, told.stdout + told.stderr
-    too_slow = f"{REAL} (14,5) would be chosen but for: tokens/s {slow:.1f}, wanted at least {acceptable:g}"
+    too_slow = f"{REAL} (14,5) would be chosen but for: tokens/s {round(slow, 2):.1f}, wanted at least {acceptable:g}"
     assert too_slow in " ".join(told.stdout.split())
 
     first = checkout.decide("multi-gpu")

@@ -38,7 +38,8 @@ def test_tiers_that_answer_and_hold_their_memory_are_well() -> None:
     [
         (seen(failed=2), "deep: 2 requests failed, the first: refused"),
         (seen(kills=1, hits=9), "deep: its limit acted"),
-        (seen(a_minute=1.5), "deep: in a day it would hold 2,268 MiB at this rate, of 2,000 allowed"),
+        (seen(a_minute=50), "deep: in 50 min it would hold 2,850 MiB, of 2,000 allowed"),
+        (Seen(failures=[(1.0, "refused")]), "deep: it was never seen to run"),
         (Seen(long_prompts=1, samples=[*seen().samples, *seen(pid=2).samples]), "deep: it was started again"),
         (Seen(answered=3, samples=seen().samples), "deep: no long prompt was answered"),
     ],
@@ -48,17 +49,44 @@ def test_what_a_tier_must_not_do_under_its_own_limit(deep: Seen, said: str) -> N
     assert fault.startswith(said)
 
 
-def test_growth_that_stays_below_the_limit_for_a_day_and_the_cached_file_at_the_limit_are_well() -> None:
-    assert own(deep=seen(a_minute=1.0, hits=9)) == []
+def test_growth_that_is_far_from_the_limit_and_the_cached_file_at_the_limit_are_well() -> None:
+    assert own(deep=seen(a_minute=10, hits=9)) == []
+
+
+def test_a_day_is_judged_by_five_hours() -> None:
+    every_minute = [Sample(60.0 * at, 1, 600, 650, 500 + at, 0, 0, 400.0) for at in range(289)]
+    [fault] = own(deep=Seen(answered=20, long_prompts=9, samples=every_minute))
+    assert fault == "deep: in 1,440 min it would hold 2,228 MiB, of 2,000 allowed"
+
+
+def test_a_small_limit_lies_above_a_load_and_below_what_requests_take() -> None:
+    assert soak.small_limit_mib(100, 340) == 160
+    assert soak.small_limit_mib(100, 200) is None
+    assert soak.small_limit_mib(100, 0) is None
+
+
+def test_a_tier_that_never_ran_has_a_summary() -> None:
+    told = soak.summary({"deep": Seen(failures=[(1.0, "refused"), (2.0, "refused")])}, LIMITS)["deep"]
+    assert (told["samples"], told["most_anonymous_mib"], told["oom_kills"], told["growth_mib_per_min"]) == (0, 0, 0, 0)
+    assert (told["first_failure_s"], told["failures"]) == (1.0, {"refused": 2})
 
 
 def test_a_small_limit_has_to_act_on_its_tier_and_on_no_other() -> None:
-    hit = Seen(failures=[(2.0, "closed")], samples=[*seen(hits=3).samples, *seen(pid=2).samples])
-    assert list(soak.faults({"fast": seen(), "deep": hit}, LIMITS, "deep", 1)) == []
-    assert list(soak.faults({"fast": seen(), "deep": hit}, LIMITS, "deep", 0)) == ["deep: its limit did not act"]
-    assert list(soak.faults({"fast": seen(), "deep": seen()}, LIMITS, "deep", 1)) == ["deep: its limit did not act"]
-    [said] = soak.faults({"fast": seen(failed=1), "deep": hit}, LIMITS, "deep", 1)
+    def small(deep: Seen, killed: int, limit_mib: float = 110, **others: Seen) -> list[str]:
+        part = {"fast": seen(), "deep": deep} | others
+        return list(soak.faults(part, LIMITS | {"deep": limit_mib}, "deep", killed))
+
+    hit = Seen(failures=[(2.0, "closed")], samples=[*seen().samples, *seen(pid=2).samples])
+    assert small(hit, 1) == []
+    assert small(hit, 0) == ["deep: its limit did not act"]
+    # Something else has killed it.
+    assert small(hit, 1, limit_mib=300) == ["deep: its limit did not act"]
+    assert small(Seen(samples=hit.samples), 1) == ["deep: its limit acted, and its port was not closed"]
+    assert small(Seen(), 0) == ["deep: it was never seen to run"]
+    [said] = small(hit, 1, fast=seen(failed=1))
     assert said.startswith("fast: 1 requests failed")
+    [said] = small(hit, 1, fast=Seen(long_prompts=1, samples=hit.samples))
+    assert said.startswith("fast: it was started again")
 
 
 def test_the_account_of_a_control_group_is_read_in_either_version(tmp_path: Path) -> None:
