@@ -171,13 +171,9 @@ def card(
         ),
         rpc_endpoint=entry.rpc_endpoint,
         others_known=read.get("used_mib") is None or read.get("tiers_mib") is not None or bool(entry.rpc_endpoint),
-        overhead=_overhead(measured),
+        overhead=Overhead(measured["mib"], measured["source"]) if measured else None,
         row_overheads=tuple((model, Overhead(told["mib"], told["source"])) for model, told in (by_rows or {}).items()),
     )
-
-
-def _overhead(measured: Mapping[str, Any] | None) -> Overhead | None:
-    return Overhead(measured["mib"], measured["source"]) if measured else None
 
 
 def _taken(total_mib: int, read: Mapping[str, Any], *, behind_rpc: bool) -> tuple[int, str]:

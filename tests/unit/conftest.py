@@ -1,4 +1,4 @@
-"""Where the tests' own helpers lie, and the hub that two of them play with."""
+"""Where the tests' own helpers lie, and the hub and the host that several of them play with."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import fake_host
 import hub_server
 import small_gguf
 
@@ -31,3 +32,9 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[hub_serv
 def model(tmp_path: Path) -> Path:
     """Return a small GGUF that is right."""
     return small_gguf.write(tmp_path / "model.gguf")[0]
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> fake_host.Host:
+    """Play a host whose systemd, ports and cards tell what a test wants."""
+    return fake_host.play(monkeypatch)

@@ -444,6 +444,14 @@ def run_on(host: Played, release: str, *names: str, **changes: str) -> None:
         path.write_text(json.dumps(document))
 
 
+def served_with(host: Played, *names: str) -> None:
+    """Have releases, and tier `deep` serve from the last of them."""
+    for name in names:
+        have_releases(host, name)
+    run_on(host, names[-1], "deep")
+    activate("deep")
+
+
 def test_a_release_that_fails_with_one_tier_is_taken_from_those_that_moved_to_it(host: Played) -> None:
     have_releases(host, "old")
     run_on(host, "old", "fast", "middle", "deep")
@@ -503,9 +511,7 @@ def test_a_tier_that_fails_as_it_comes_to_the_hosts_engine_leaves_it_current(hos
 
 
 def test_a_release_that_is_gone_does_not_become_current_again(host: Played) -> None:
-    have_releases(host, "old")
-    run_on(host, "old", "deep")
-    activate("deep")
+    served_with(host, "old")
     have_releases(host, "new")
     (host.root / "releases/old").rmdir()
     run_on(host, "new", "deep", unit=BROKEN)
@@ -869,10 +875,7 @@ def test_a_cut_leaves_what_was_accepted_or_what_is_to_be(
 
 
 def test_after_a_failure_current_and_previous_are_what_they_were(host: Played) -> None:
-    have_releases(host, "first")
-    have_releases(host, "old")
-    run_on(host, "old", "deep")
-    activate("deep")
+    served_with(host, "first", "old")
     have_releases(host, "new")
     assert releases.linked() == ("first", "old", "new")
     run_on(host, "new", "deep", unit=BROKEN)
@@ -881,9 +884,7 @@ def test_after_a_failure_current_and_previous_are_what_they_were(host: Played) -
 
 
 def test_a_release_that_was_never_served_is_no_longer_current_after_two_runs_that_went_wrong(host: Played) -> None:
-    have_releases(host, "old")
-    run_on(host, "old", "deep")
-    activate("deep")
+    served_with(host, "old")
     have_releases(host, "cut-off")
     have_releases(host, "new")
     run_on(host, "new", "deep", unit=BROKEN)
@@ -892,9 +893,7 @@ def test_a_release_that_was_never_served_is_no_longer_current_after_two_runs_tha
 
 
 def test_a_release_that_tiers_are_proven_with_stays_current(host: Played) -> None:
-    have_releases(host, "old")
-    run_on(host, "old", "deep")
-    activate("deep")
+    served_with(host, "old")
     have_releases(host, "new")
     activation.leave_unproven_release()
     assert releases.linked() == ("old",)
@@ -906,10 +905,7 @@ def test_a_release_that_tiers_are_proven_with_stays_current(host: Played) -> Non
 
 
 def test_what_a_run_that_was_cut_off_made_current_is_none_to_go_back_to(host: Played) -> None:
-    have_releases(host, "first")
-    have_releases(host, "old")
-    run_on(host, "old", "deep")
-    activate("deep")
+    served_with(host, "first", "old")
     have_releases(host, "cut-off")
     (host.root / "releases/new").mkdir()
     for _ in range(2):

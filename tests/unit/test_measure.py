@@ -13,7 +13,7 @@ from typing import Any
 import fake_tier
 import pytest
 from example_report import report
-from fake_host import FRONT, PID, RUN, STRAY, UNIT, Host, gpu, lines, play
+from fake_host import FRONT, PID, RUN, STRAY, UNIT, Host, gpu, lines
 
 from checker import hardware, systemd
 from checker.evidence import (
@@ -36,11 +36,6 @@ from inventories import BIG, SMALL
 STRAY_BUFFER = ("load_tensors", "CUDA7", "model", 12.5)
 NO_NVML = hardware.HardwareError("the NVIDIA kernel module is not loaded: modprobe nvidia")
 LOST = hardware.GpuLostError((SMALL["uuid"],), (gpu(BIG), gpu(STRAY)))
-
-
-@pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch) -> Host:
-    return play(monkeypatch)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import fake_tier
 import pytest
-from fake_host import PID, UNIT, Host, lines, play
+from fake_host import PID, UNIT, Host, lines
 
 from checker.hardware import GpuProcess
 from checker.measure import Depth, measure
@@ -18,11 +18,6 @@ from checker.tier import Predicted, TierSpec
 from checker.unix_http import UnixConnection
 from checker.verdict import judge
 from inventories import BIG, SMALL
-
-
-@pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch) -> Host:
-    return play(monkeypatch)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import fake_tier
 import pytest
-from fake_host import PID, Host, gpu, play
+from fake_host import PID, Host, gpu
 
 from checker import arrival, hardware, others, tier
 from checker.evidence import Holder
@@ -17,11 +17,6 @@ from checker.hardware import GpuProcess
 from checker.measure import Depth, measure
 from checker.verdict import judge
 from inventories import BIG, SMALL
-
-
-@pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch) -> Host:
-    return play(monkeypatch)
 
 
 @pytest.fixture
