@@ -472,6 +472,14 @@ def test_less_than_was_planned_is_explained_by_others_that_came_to_the_card(
     assert ("others hold" in note) == told
 
 
+def test_a_tensor_split_that_is_far_off_is_given_a_remedy_that_helps() -> None:
+    tensor = replace(SPEC, placement=replace(SPEC.placement, split_mode="tensor"))
+    far = replace(device(0, process_mib=900.0), thorough=None)
+    reasons = {spec.placement.split_mode: " ".join(judge(spec, far).reasons) for spec in (SPEC, tensor)}
+    assert [mode for mode, said in reasons.items() if "-e llama_tiers_replan=true" in said] == ["layer"]
+    assert "no plan learns from split mode tensor: give the cards a larger margin_mib" in reasons["tensor"]
+
+
 def test_two_devices_on_one_card_are_held_against_the_plan_together() -> None:
     """CUDA takes its share of a card once; the driver tells one figure for all devices that are made of it."""
     both = tuple(
