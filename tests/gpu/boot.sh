@@ -43,7 +43,7 @@ mkdir -p "$root$state" $root/var/{lib,cache}/llama-tiers
 mount --bind "$state" "$root$state"
 mount --bind "$state/lib" $root/var/lib/llama-tiers
 mount --bind "$state/cache" $root/var/cache/llama-tiers
-mount -t tmpfs -o size=48g,mode=755 tmpfs "$root$state/mirror"
+mount -t tmpfs -o size=50%,mode=755 tmpfs "$root$state/mirror"
 mount -t cgroup2 cgroup2 $root/sys/fs/cgroup
 : >$root/etc/machine-id
 mkdir -p $root/etc/systemd/system

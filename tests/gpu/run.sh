@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # run.sh STEP...: the proof on a machine with a real GPU and no network (docs/gpu.md); root, a step at a time or several.
 #   boot      systemd in namespaces, the controller's environment, what stands for packages of the host
-#   models    the models that the tiers serve, and their catalogue
+#   models    the models that the tiers serve, those of other steps, and the catalogue; or those of GPU_PROOF_MODELS
 #   site      site.yml; builds the engine unless a release was carried (build/gpu/release)
 #   again     site.yml once more: nothing may change
 #   switching site.yml with tiers that have no room beside each other; `measure switch` then times them
@@ -153,7 +153,8 @@ carried_source() {
 models() {
     carried_source
     proof discover.py
-    proof synthesize.py "$@"
+    # shellcheck disable=SC2086
+    proof synthesize.py ${GPU_PROOF_MODELS:-}
 }
 
 mirror() {
