@@ -16,23 +16,26 @@ skip() { # name reason
 
 parts() { # long ones first, so that none is left alone at the end
     local own version python name roles
+    own=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     if [ "$(id -u)" = 0 ]; then
         # Of what a host has to withstand, how tiers move and are tried, nothing depends on the suite. The engine table is
         # held against the sources, which are at hand then.
-        echo "trials and releases on bookworm: tools/test-site.sh bookworm tests/lab/test_trial.py tests/lab/test_releases.py"
+        echo "site.yml on trixie: tools/test-site.sh trixie tests/lab/test_site.py tests/lab/test_switching.py"
         echo "site.yml on bookworm: tools/test-site.sh bookworm tests/lab/test_site.py tests/lab/test_switching.py" \
             "tests/contract/test_engines.py"
-        echo "site.yml on trixie: tools/test-site.sh trixie tests/lab/test_site.py tests/lab/test_switching.py"
+    else
+        skip "site.yml and every role on the lab" "test hosts with real systemd need root"
+    fi
+    # Meanwhile those two compile what all others find in the compiler's cache.
+    echo "unit, module and contract tests on Python $own: pytest"
+    if [ "$(id -u)" = 0 ]; then
         echo "faults and moves on bookworm: tools/test-site.sh bookworm tests/lab/test_site_faults.py tests/lab/test_site_moves.py"
+        echo "trials and releases on bookworm: tools/test-site.sh bookworm tests/lab/test_trial.py tests/lab/test_releases.py"
         for name in $(printf '%s\n' roles/*/molecule/*/molecule.yml | cut -d/ -f4 | sort -u); do
             roles=$(printf '%s\n' roles/*/molecule/"$name"/molecule.yml | cut -d/ -f2 | paste -sd ' ')
             echo "molecule $name: tools/test-roles.sh $name $roles"
         done
-    else
-        skip "site.yml and every role on the lab" "test hosts with real systemd need root"
     fi
-    own=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-    echo "unit, module and contract tests on Python $own: pytest"
     for version in 3.11 3.12 3.13; do
         [ "$version" = "$own" ] && continue
         if python=$(tools/find-python.sh "$version"); then
