@@ -11,13 +11,15 @@ import contextlib
 import math
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from checker import tier
-from checker.llama_server import LlamaServer, ServerError
+from checker.llama_server import LlamaServer, ServerError, SilentError
 
 _POLL_S = 0.05
 # Two looks in a row: between two requests of a client a slot is idle for a moment.
@@ -32,7 +34,8 @@ _UP = ("running", "degraded", "starting", "initializing", "maintenance")
 def drain(spec: tier.TierSpec, proxy: int, residency_s: float, most_s: float) -> str | None:
     """Wait until a tier may be taken away; return None, or a sentence when the wait was given up.
 
-    It may go when its server has run for `residency_s` and no slot is busy, or does not answer, or the host goes down.
+    It may go when its server has run for `residency_s` and no slot is busy, or is not there to ask, or the host goes
+    down. A server that takes a question and gives no answer is busy: it computes a batch of a prompt.
     `proxy` is the process in front of it; it may be left held (SIGSTOP): systemd's SIGTERM ends it as it is.
     """
     server = LlamaServer.of(spec)
@@ -44,6 +47,10 @@ def drain(spec: tier.TierSpec, proxy: int, residency_s: float, most_s: float) ->
         on_its_way = any(now - opened < _ON_ITS_WAY_S for opened in since.values())
         try:
             idle = 0 if server.busy_slots() or on_its_way else idle + 1
+        except SilentError:
+            if _is_stopped(spec):
+                return None
+            idle = 0
         except ServerError:
             return None
         resident = _resident_s(spec) >= residency_s
@@ -71,6 +78,16 @@ def _sockets(pid: int) -> set[str]:
         with contextlib.suppress(FileNotFoundError):
             names.add(str(descriptor.readlink()))
     return {name for name in names if name.startswith("socket:")}
+
+
+def _is_stopped(spec: tier.TierSpec) -> bool:
+    """Whether the process that listens at the tier's socket is stopped (SIGSTOP): it works on nothing."""
+    with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(OSError):
+        client.connect(spec.socket)
+        pid, _, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+        return state in ("T", "t")
+    return False
 
 
 def _send(pid: int, number: signal.Signals) -> None:

@@ -45,6 +45,10 @@ class BrokenError(ServerError):
     """The server answers with an error, or with something that is not its API."""
 
 
+class SilentError(BrokenError):
+    """The server has taken the request, and gives no answer in time."""
+
+
 @dataclass(frozen=True)
 class Props:
     """What a server says it serves; `ctx_size` is the context of one slot, `build` as "b1-0c1e57098"."""
@@ -208,7 +212,7 @@ class LlamaServer:
             response = connection.getresponse()
             return self._answer(url, response.status, response.read(), kind)
         except TimeoutError:
-            raise BrokenError(f"{url} accepted the request and gave no answer within {timeout_s:g} s") from None
+            raise SilentError(f"{url} accepted the request and gave no answer within {timeout_s:g} s") from None
         except ConnectionError:
             raise BrokenError(f"{url} closed the connection without an answer: the server crashed") from None
         except (OSError, HTTPException) as error:

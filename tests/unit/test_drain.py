@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import fake_tier
 import pytest
 
-from checker import drain, tier
+from checker import drain, llama_server, tier
 
 # Takes connections, says so to who connects, and keeps them.
 PROXY = """
@@ -227,6 +227,49 @@ def test_who_does_not_answer_is_not_waited_for(
     began = time.monotonic()
     assert drain.drain(server.spec, proxy.pid, 100, 60) is None
     assert time.monotonic() - began < 10
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a look wait for its answer for less than a second."""
+    monkeypatch.setattr(llama_server, "_CONNECT_S", 0.1)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_is_silent_while_it_computes_a_batch_of_a_prompt_is_waited_for(
+    server: fake_tier.Server, proxy: subprocess.Popen[bytes]
+) -> None:
+    """It answers between two batches alone."""
+    began = time.monotonic()
+
+    def computes_for_a_second() -> list[bool]:
+        time.sleep(max(0.0, began + 1 - time.monotonic()))
+        return [False]
+
+    server.busy = Told(computes_for_a_second)
+    assert drain.drain(server.spec, proxy.pid, 0, 60) is None
+    assert 1 <= time.monotonic() - began < 10
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_stays_silent_is_cut_off_at_last(
+    server: fake_tier.Server, proxy: subprocess.Popen[bytes]
+) -> None:
+    server.busy = Told(lambda: time.sleep(0.5) or [False])
+    assert "still busy after 0.3 s" in str(drain.drain(server.spec, proxy.pid, 0, 0.3))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_is_stopped_is_not_waited_for(server: fake_tier.Server, proxy: subprocess.Popen[bytes]) -> None:
+    server.socket.unlink()
+    with subprocess.Popen([sys.executable, "-c", PROXY, server.socket]) as stopped:
+        while not connects(server.socket):
+            time.sleep(0.01)
+        stopped.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        assert drain.drain(server.spec, proxy.pid, 0, 60) is None
+        assert time.monotonic() - began < 10
+        stopped.kill()
 
 
 @pytest.mark.parametrize(
