@@ -16,7 +16,6 @@ skip() { # name reason
 
 parts() { # long ones first, so that none is left alone at the end
     local own version python name roles
-    own=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     if [ "$(id -u)" = 0 ]; then
         # Of what a host has to withstand, how tiers move and are tried, nothing depends on the suite. The engine table is
         # held against the sources, which are at hand then.
@@ -26,16 +25,9 @@ parts() { # long ones first, so that none is left alone at the end
     else
         skip "site.yml and every role on the lab" "test hosts with real systemd need root"
     fi
-    # Meanwhile those two compile what all others find in the compiler's cache.
+    # What needs no host, until those two have compiled what all others find in the compiler's cache.
+    own=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     echo "unit, module and contract tests on Python $own: pytest"
-    if [ "$(id -u)" = 0 ]; then
-        echo "faults and moves on bookworm: tools/test-site.sh bookworm tests/lab/test_site_faults.py tests/lab/test_site_moves.py"
-        echo "trials and releases on bookworm: tools/test-site.sh bookworm tests/lab/test_trial.py tests/lab/test_releases.py"
-        for name in $(printf '%s\n' roles/*/molecule/*/molecule.yml | cut -d/ -f4 | sort -u); do
-            roles=$(printf '%s\n' roles/*/molecule/"$name"/molecule.yml | cut -d/ -f2 | paste -sd ' ')
-            echo "molecule $name: tools/test-roles.sh $name $roles"
-        done
-    fi
     for version in 3.11 3.12 3.13; do
         [ "$version" = "$own" ] && continue
         if python=$(tools/find-python.sh "$version"); then
@@ -45,6 +37,13 @@ parts() { # long ones first, so that none is left alone at the end
         fi
     done
     echo "lint: tools/lint.sh"
+    [ "$(id -u)" = 0 ] || return
+    echo "faults and moves on bookworm: tools/test-site.sh bookworm tests/lab/test_site_faults.py tests/lab/test_site_moves.py"
+    echo "trials and releases on bookworm: tools/test-site.sh bookworm tests/lab/test_trial.py tests/lab/test_releases.py"
+    for name in $(printf '%s\n' roles/*/molecule/*/molecule.yml | cut -d/ -f4 | sort -u); do
+        roles=$(printf '%s\n' roles/*/molecule/"$name"/molecule.yml | cut -d/ -f2 | paste -sd ' ')
+        echo "molecule $name: tools/test-roles.sh $name $roles"
+    done
 }
 
 parts | xargs -d '\n' -n 1 -P "$lanes" --process-slot-var=LANE tools/test-part.sh
