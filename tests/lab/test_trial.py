@@ -1,7 +1,8 @@
 """Trials, the decision and what is served by it, on a host that test_site.py provisioned; and trials that are cut off.
 
-The checkout is a copy, for its catalogue has stand-ins: a model that has no room, one that does not load, and one that
-the mirror does not have. While they are tried one card is slow, so that the split over both is.
+The checkout is a copy, for its catalogue has stand-ins: a model that has no room, one that does not load, one that the
+mirror does not have, and a twin of the real one that goes by another name. While they are tried one card is slow, so
+that the split over both is.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from labhost import BIG, LAB, ROOT, SMALL, inventory_tiers, main_pids, run, ssh,
 
 REAL = "gemma-3-270m-it-q4_k_m"
 CACHE = Path(os.environ.get("LLAMA_TIERS_CACHE", Path.home() / ".cache/llama-tiers")) / "mirror/models"
-BROKEN_FILE = "stand-in-that-does-not-load.gguf"
+BROKEN_FILE, TWIN_FILE = "stand-in-that-does-not-load.gguf", "stand-in-by-another-name.gguf"
 SPLIT, ALONE = {"tensor_split": [14, 5]}, {"split_mode": "none"}
 UNIT = "llama-tiers-trial.service"
 RELEASES = Path("/opt/llama-tiers/releases")
@@ -97,14 +98,16 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
             shutil.copy2(ROOT / name, root / name)
     models = yaml.safe_load((root / "catalogue/models.yml").read_text())
     real = models["models"][REAL]
-    content = bytearray((CACHE / real["file"]).read_bytes())
-    at = content.index(b"general.architecture")
-    content[at : at + 7] = b"GENERAL"
-    (CACHE / BROKEN_FILE).write_bytes(content)
-    digest = subprocess.run(["sha256sum", str(CACHE / BROKEN_FILE)], capture_output=True, text=True, check=True)
+    content = (CACHE / real["file"]).read_bytes()
+    (CACHE / BROKEN_FILE).write_bytes(content.replace(b"general.architecture", b"GENERAL.architecture", 1))
+    (CACHE / TWIN_FILE).write_bytes(content.replace(b"general.size_label", b"general.SIZE_LABEL", 1))
+    names = [BROKEN_FILE, TWIN_FILE]
+    told = subprocess.run(["sha256sum", *names], cwd=CACHE, capture_output=True, text=True, check=True).stdout
+    broken, twin = (line.split()[0] for line in told.splitlines())
     huge = {**real["header"], "layer_bytes": 2**30, "output_bytes": 2**32}
     models["models"] |= {
-        "broken": {**real, "file": BROKEN_FILE, "sha256": digest.stdout[:64]},
+        "broken": {**real, "file": BROKEN_FILE, "sha256": broken},
+        "twin": {**real, "file": TWIN_FILE, "sha256": twin},
         "absent": {**real, "file": "nobody-has-this.gguf", "sha256": "ab" * 32},
         "huge": {**real, "file": "nobody-asks-for-this.gguf", "sha256": "cd" * 32, "header": huge},
     }
@@ -118,13 +121,14 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
         {"model": REAL, "placement": SPLIT},
         {"model": "broken", "placement": ALONE},
         {"model": "absent", "placement": ALONE},
-        {"model": REAL, "placement": ALONE},
+        {"model": "twin", "placement": ALONE},
     ]
     variables.write_text(yaml.safe_dump(words))
     ssh_ok("rm -rf /var/lib/llama-tiers/trials")
     shutil.rmtree(LAB / "report/evidence/trials", ignore_errors=True)
     yield made
-    (CACHE / BROKEN_FILE).unlink()
+    for name in (BROKEN_FILE, TWIN_FILE):
+        (CACHE / name).unlink()
 
 
 def records() -> dict[tuple[str, str, str], dict[str, Any]]:
@@ -178,6 +182,25 @@ def small_cards(big_mib: int, small_mib: int) -> Iterator[None]:
         ssh_ok("cp /tmp/cards /etc/lab-gpus/cards")
 
 
+@contextmanager
+def mirror_down() -> Iterator[None]:
+    """Have nothing to download from."""
+
+    def tell(word: str) -> None:
+        told = run("ssh", "-F", LAB / "ssh_config", "mirror", f"systemctl {word} nginx")
+        assert told.returncode == 0, told.stderr
+
+    tell("stop")
+    try:
+        yield
+    finally:
+        tell("start")
+
+
+# When the tier last stopped serving, in seconds.
+STOPPED = 'date -d "$(systemctl show --timestamp=us+utc -P ActiveExitTimestamp llama-tier-deep)" +%s.%6N'
+
+
 def spec_of_deep() -> dict[str, Any]:
     spec: dict[str, Any] = json.loads(ssh_ok("cat /etc/llama-tiers/tiers/deep.json"))
     return spec
@@ -195,7 +218,7 @@ def test_every_candidate_is_tried_or_says_why_not_and_what_served_serves(checkou
     found = {
         key[1:]: (record["outcome"], record["reason"] or "") for key, record in records().items() if key[0] == "deep"
     }
-    assert found[REAL, json.dumps(SPLIT)] == found[REAL, json.dumps(ALONE)] == ("measured", "")
+    assert found[REAL, json.dumps(SPLIT)] == found["twin", json.dumps(ALONE)] == ("measured", "")
     outcome, reason = found["huge", '"auto"']
     assert outcome == "infeasible" and "RTX 3060 Ti needs" in reason
     outcome, reason = found["broken", json.dumps(ALONE)]
@@ -232,10 +255,15 @@ def test_the_decision_is_served_changed_and_reverted(checkout: Checkout) -> None
     assert too_slow in " ".join(told.stdout.split())
 
     first = checkout.decide("multi-gpu")
-    assert (first["policy"], first["tiers"]["deep"]["placement"]) == ("single-gpu", ALONE)
+    decided = first["tiers"]["deep"]
+    assert (first["policy"], decided["model"], decided["placement"]) == ("single-gpu", "twin", ALONE)
     written = checkout.decision.read_text()
+    file = ssh_ok(f"ls /var/lib/llama-tiers/models/*/{TWIN_FILE}").strip()
+    ssh_ok(f"rm -r $(dirname {file})")
     said = checkout.site()
     assert "decided by policy single-gpu" in said
+    fetched, stopped = ssh_ok(f"stat -c %.6Y {file}; {STOPPED}").split()
+    assert float(fetched) < float(stopped), "what served has served while the new model was fetched"
     status = (LAB / "report/STATUS.md").read_text()
     assert "Policy single-gpu; acceptable are" in status
     assert "- [x] The decision is served: policy single-gpu" in status
@@ -246,12 +274,19 @@ def test_the_decision_is_served_changed_and_reverted(checkout: Checkout) -> None
     checkout.accept(slow / 2)
     assert checkout.decide("multi-gpu")["tiers"]["deep"]["placement"] == SPLIT
     checkout.site()
-    assert [device["layers"] for device in spec_of_deep()["devices"]] == [14, 5]
+    assert (spec_of_deep()["model"]["name"], [device["layers"] for device in spec_of_deep()["devices"]]) == (
+        REAL,
+        [14, 5],
+    )
     assert checkout.checker("verify", "--quick").returncode == 0
 
     checkout.decision.write_text(written)
-    checkout.site()
-    assert [device["layers"] for device in spec_of_deep()["devices"]] == [19]
+    with mirror_down():
+        checkout.site()
+    assert (spec_of_deep()["model"]["name"], [device["layers"] for device in spec_of_deep()["devices"]]) == (
+        "twin",
+        [19],
+    )
     assert serving()
 
 
@@ -307,8 +342,7 @@ def test_what_neither_card_holds_alone_is_tried_on_both(checkout: Checkout) -> N
 def held_at_the_last_candidate(checkout: Checkout) -> Iterator[subprocess.Popen[str]]:
     """Have a trial of deep stand still at its last candidate, whose readiness does not end."""
     hold, drop_ins = "/etc/llama-tiers-hold", "/etc/systemd/system/llama-tier-trial.service.d"
-    its_own = f'grep -q \'"{REAL}"\' $spec && grep -q \'"split_mode": "none"\' $spec'
-    script = f"spec=/etc/llama-tiers/tiers/trial.json; if {its_own}; then sleep 86399; fi"
+    script = "if grep -q '\"twin\"' /etc/llama-tiers/tiers/trial.json; then sleep 86399; fi"
     ssh_ok(
         f"mkdir -p {drop_ins} && printf '[Service]\nExecStartPost=/bin/sh {hold}\n' >{drop_ins}/hold.conf && "
         f"echo {shlex.quote(script)} >{hold} && systemctl daemon-reload && rm -rf /var/lib/llama-tiers/trials"
@@ -358,7 +392,7 @@ def test_a_controller_that_dies_leaves_what_served_before(checkout: Checkout) ->
     done = checkout.checker("trial", "--tier", "deep")
     assert done.returncode == 0, done.stdout + done.stderr
     found = kept_of_deep()
-    last = found.pop((REAL, json.dumps(ALONE)))
+    last = found.pop(("twin", json.dumps(ALONE)))
     assert last["outcome"] == "measured"
     # Those that had finished did not run again.
     assert found == finished
@@ -424,7 +458,7 @@ def test_a_boot_in_the_middle_leaves_what_served_before(checkout: Checkout) -> N
 def test_what_nothing_refers_to_is_removed_when_asked(checkout: Checkout) -> None:
     variables = checkout.inventory / "group_vars/gpu_hosts/main.yml"
     words = yaml.safe_load(variables.read_text())
-    words["tiers"][1]["candidates"] = [{"model": REAL, "placement": SPLIT}, {"model": REAL, "placement": ALONE}]
+    words["tiers"][1]["candidates"] = [{"model": REAL, "placement": SPLIT}, {"model": "twin", "placement": ALONE}]
     variables.write_text(yaml.safe_dump(words))
     models = "ls /var/lib/llama-tiers/models/*/*.gguf"
     ssh_ok(f"mkdir {RELEASES}/unused-cpu-x86_64-0badcafe")
@@ -433,7 +467,8 @@ def test_what_nothing_refers_to_is_removed_when_asked(checkout: Checkout) -> Non
     assert ssh_ok(models).split() == before
     done = checkout.run("ansible-playbook", "-i", str(checkout.inventory), "site.yml", "-e", "llama_tiers_prune=true")
     assert done.returncode == 0, done.stdout[-3000:]
-    assert [Path(path).name for path in ssh_ok(models).split()] == ["gemma-3-270m-it-Q4_K_M.gguf"]
+    left = {Path(path).name for path in ssh_ok(models).split()}
+    assert left == {"gemma-3-270m-it-Q4_K_M.gguf", TWIN_FILE}
     releases = set(ssh_ok(f"ls {RELEASES}").split())
     assert "unused-cpu-x86_64-0badcafe" not in releases
     assert {Path(spec_of_deep()["engine"]["release"]).name} <= releases
