@@ -329,9 +329,10 @@ def device_faults(minors: Sequence[int], host: CudaHost) -> list[Fault]:
     wanted = (*COMMON_NODES, *(f"/dev/nvidia{minor}" for minor in minors))
     missing = [node for node in wanted if node not in host.nodes]
     if missing:
+        # 255 is /dev/nvidiactl; with -u it makes those of nvidia_uvm alone, whose numbers begin with 0.
         how = (
-            f"{host.modprobe} -u {' '.join(f'-c={minor}' for minor in minors)} makes them, or let "
-            "gpu_host_device_nodes do it now and at boot"
+            f"{host.modprobe} {' '.join(f'-c={minor}' for minor in (255, *minors))} && {host.modprobe} -u -c=0 make "
+            "them, or let gpu_host_device_nodes do it now and at boot"
             if host.modprobe
             else "install the package nvidia-modprobe, which makes them"
         )
