@@ -357,7 +357,11 @@ def persistence_faults(host: CudaHost) -> list[Fault]:
             )
         ]
     return [
-        Fault("nvidia-persistenced does not run; systemctl enable --now nvidia-persistenced", PERSISTENCE),
+        Fault(
+            "nvidia-persistenced does not start; journalctl --unit nvidia-persistenced says why; mend that, or set "
+            "gpu_host_persistence: false",
+            PERSISTENCE,
+        ),
     ]
 
 

@@ -132,6 +132,8 @@ def test_missing_modules_and_nodes_say_what_mends_them() -> None:
     assert "/usr/bin/nvidia-modprobe -c=255 -c=0 -c=1 && /usr/bin/nvidia-modprobe -u -c=0 make them" in nodes.sentence
     (daemon,) = cuda.persistence_faults(bare)
     assert daemon.mended_by == "gpu_host_persistence"
+    # It is said after the role tried.
+    assert "journalctl --unit nvidia-persistenced says why" in daemon.sentence
 
 
 def test_what_is_not_installed_can_not_be_mended_by_the_role() -> None:
