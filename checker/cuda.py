@@ -235,9 +235,16 @@ def driver_faults(cards: Sequence[Card], driver_version: str | None, host: CudaH
         *_mismatch(host),
         *_nouveau(host),
         *_too_old(cards),
-        *_branch(cards, driver_version or host.module_version),
-        *_flavour(cards, host),
+        *_another_driver(cards, driver_version or host.module_version, host),
     ]
+
+
+def _another_driver(cards: Sequence[Card], driver: str | None, host: CudaHost) -> Iterable[Fault]:
+    faults = [*_branch(cards, driver), *_flavour(cards, host)]
+    held = " ".join(package.name for package in host.packages if package.held)
+    yield from faults
+    if faults and held:
+        yield Fault(f"the driver's packages are held, and apt keeps them; to install others: apt-mark unhold {held}")
 
 
 def _mismatch(host: CudaHost) -> Iterable[Fault]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checker import cuda
-from checker.cuda import GENERATIONS, TOOLKITS, Card, CudaHost, PciCard, Version, version
+from checker.cuda import GENERATIONS, TOOLKITS, Card, CudaHost, Package, PciCard, Version, version
 
 MIXED = [AMPERE, PASCAL]
 
@@ -61,6 +61,17 @@ def test_a_branch_after_580_is_refused_for_the_card_it_ignores_alone() -> None:
         "which ignores the card; install branch 580 and hold it (gpu_host_hold_driver)"
     ]
     assert said([AMPERE, TURING], "590.44.01", newer) == []
+
+
+@pytest.mark.parametrize(
+    "other", [{"module_version": "590.44.01"}, {"module_flavour": "open"}], ids=["branch", "kernel modules"]
+)
+def test_a_driver_that_is_to_be_replaced_and_is_held_is_let_go_by_a_command(other: dict[str, str]) -> None:
+    packages = tuple(Package(name, "1", held=name != "c") for name in "abc")
+    *_, unhold = said(MIXED, None, host(**other, packages=packages))
+    assert unhold.endswith("apt-mark unhold a b")
+    assert len(said(MIXED, None, host(**other))) == 1
+    assert said(MIXED, None, host(packages=packages)) == []
 
 
 def test_the_kernel_modules_version_stands_in_where_nvml_does_not_answer() -> None:
