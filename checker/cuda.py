@@ -6,6 +6,7 @@ the fix.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -73,6 +74,40 @@ GENERATIONS = (
     Generation("Hopper", Version(9, 0), None, None, (OPEN, PROPRIETARY)),
     Generation("Blackwell", Version(10, 0), 570, None, (OPEN,)),
 )
+# Cards of the generations that some driver hides, by compute capability, without the brand: NVIDIA's lists "CUDA GPU
+# Compute Capability" and "Legacy CUDA GPU Compute Capability" (developer.nvidia.com/cuda-gpus, /cuda-legacy-gpus).
+NAMED_CARDS = {
+    "5.0": "GTX 750, GTX 950M, GTX 960M, K620, K1200, K2200, M500M, M520, M600M, M1000M, M1200, M2000M, M3000M, "
+    "M4000M, M5000M, NVS 810",
+    "5.2": "GTX 950, GTX 960, GTX 965M, GTX 970, GTX 970M, GTX 980, GTX 980M, GTX TITAN X, M40, M60, M620, M2000, "
+    "M2200, M4000, M5000, M5500M, M6000",
+    "6.0": "P100, GP100",
+    "6.1": "GTX 1050, GTX 1060, GTX 1070, GTX 1080, TITAN X, TITAN Xp, P4, P40, P400, P500, P520, P600, P620, P1000, "
+    "P2000, P2200, P3000, P3200, P4000, P4200, P5000, P5200, P6000",
+    "7.0": "TITAN V, V100, GV100",
+    "10.0": "B200, GB200",
+    "10.3": "B300, GB300",
+    "12.0": "RTX 5050, RTX 5060, RTX 5070, RTX 5080, RTX 5090, RTX PRO 2000, RTX PRO 4000, RTX PRO 4500, RTX PRO 5000, "
+    "RTX PRO 6000",
+    "12.1": "GB10",
+}
+_BRANDS = ("nvidia", "geforce", "quadro", "tesla")
+
+
+def _words(name: str) -> tuple[str, ...]:
+    return tuple(word for word in re.findall(r"\w+", name.lower()) if word not in _BRANDS)
+
+
+_CAPABILITIES = {_words(name): capability for capability, names in NAMED_CARDS.items() for name in names.split(", ")}
+
+
+def named_capability(name: str) -> str | None:
+    """Return the compute capability of the card that a name begins with: "Tesla V100-SXM2-32GB" is a V100; or None."""
+    words = _words(name)
+    beginnings = (words[:count] for count in range(len(words), 0, -1))
+    return next((_CAPABILITIES[beginning] for beginning in beginnings if beginning in _CAPABILITIES), None)
+
+
 # ggml-cuda/CMakeLists.txt of b11434: "50 == Maxwell, lowest CUDA 12 standard".
 OLDEST_CARD = Version(5, 0)
 
@@ -235,9 +270,16 @@ def driver_faults(cards: Sequence[Card], driver_version: str | None, host: CudaH
         *_mismatch(host),
         *_nouveau(host),
         *_too_old(cards),
-        *_branch(cards, driver_version or host.module_version),
-        *_flavour(cards, host),
+        *_another_driver(cards, driver_version or host.module_version, host),
     ]
+
+
+def _another_driver(cards: Sequence[Card], driver: str | None, host: CudaHost) -> Iterable[Fault]:
+    faults = [*_branch(cards, driver), *_flavour(cards, host)]
+    held = " ".join(package.name for package in host.packages if package.held)
+    yield from faults
+    if faults and held:
+        yield Fault(f"the driver's packages are held, and apt keeps them; to install others: apt-mark unhold {held}")
 
 
 def _mismatch(host: CudaHost) -> Iterable[Fault]:
@@ -329,9 +371,10 @@ def device_faults(minors: Sequence[int], host: CudaHost) -> list[Fault]:
     wanted = (*COMMON_NODES, *(f"/dev/nvidia{minor}" for minor in minors))
     missing = [node for node in wanted if node not in host.nodes]
     if missing:
+        # 255 is /dev/nvidiactl; with -u it makes those of nvidia_uvm alone, whose numbers begin with 0.
         how = (
-            f"{host.modprobe} -u {' '.join(f'-c={minor}' for minor in minors)} makes them, or let "
-            "gpu_host_device_nodes do it now and at boot"
+            f"{host.modprobe} {' '.join(f'-c={minor}' for minor in (255, *minors))} && {host.modprobe} -u -c=0 make "
+            "them, or let gpu_host_device_nodes do it now and at boot"
             if host.modprobe
             else "install the package nvidia-modprobe, which makes them"
         )
@@ -356,8 +399,21 @@ def persistence_faults(host: CudaHost) -> list[Fault]:
             )
         ]
     return [
-        Fault("nvidia-persistenced does not run; systemctl enable --now nvidia-persistenced", PERSISTENCE),
+        Fault(
+            "nvidia-persistenced does not start; journalctl --unit nvidia-persistenced says why; mend that, or set "
+            "gpu_host_persistence: false",
+            PERSISTENCE,
+        ),
     ]
+
+
+def unjudged_card(name: str, driver: str, host: CudaHost) -> str:
+    """Ask for the compute capability of a card that the driver does not show, and of which nobody knows it."""
+    return (
+        f"{name}: its compute capability is not known, so that nothing says whether driver {driver} with "
+        f"{host.module_flavour} kernel modules serves it (a branch after 580 and open modules serve no card before "
+        "Turing, proprietary modules none after Hopper); give compute_capability in its entry of gpus"
+    )
 
 
 def unserved_cards(listed: Sequence[str], host: CudaHost) -> list[str]:

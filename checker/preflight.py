@@ -149,18 +149,24 @@ def gpu_problems(profile: HostProfile, expected: Sequence[Mapping[str, Any]]) ->
     return problems
 
 
-def cuda_cards(profile: HostProfile, expected: Sequence[Mapping[str, Any]]) -> list[cuda.Card]:
-    """Return the inventory's cards that CUDA is to serve, those that the driver hides included.
+def cuda_cards(profile: HostProfile, expected: Sequence[Mapping[str, Any]]) -> dict[str, cuda.Card | None]:
+    """Return by UUID the inventory's cards that CUDA is to serve, those that the driver hides included.
 
-    The compute capability is NVML's, the inventory's, or the datasheet's; a card of which nobody knows it is left out.
+    The compute capability is NVML's, the inventory's, the datasheet's, or the name's; None where nobody knows it.
     """
     read = {gpu.uuid: gpu.compute_capability for gpu in profile.gpus}
-    cards = []
+    cards = {}
     for gpu in expected:
-        known = KNOWN_CARDS.get(gpu["name"])
-        capability = read.get(gpu["uuid"]) or gpu.get("compute_capability") or (known and known.compute_capability)
-        if capability and not gpu.get("rpc_endpoint"):
-            cards.append(cuda.Card(gpu["name"], cuda.version(capability)))
+        name = gpu["name"]
+        known = KNOWN_CARDS.get(name)
+        capability = (
+            read.get(gpu["uuid"])
+            or gpu.get("compute_capability")
+            or (known and known.compute_capability)
+            or cuda.named_capability(name)
+        )
+        if not gpu.get("rpc_endpoint"):
+            cards[gpu["uuid"]] = cuda.Card(name, cuda.version(capability)) if capability else None
     return cards
 
 
@@ -179,10 +185,10 @@ def cuda_problems(
     """
     if profile.cuda is None:
         return []
-    cards = cuda_cards(profile, expected)
+    ours = cuda_cards(profile, expected)
+    cards = [card for card in ours.values() if card]
     driver = profile.driver.version if profile.driver else None
     faults = cuda.driver_faults(cards, driver, profile.cuda)
-    ours = {gpu["uuid"] for gpu in expected if not gpu.get("rpc_endpoint")}
     present = [gpu for gpu in profile.gpus if gpu.uuid in ours]
     if profile.driver is not None:
         minors = [gpu.minor_number for gpu in present if gpu.minor_number is not None]
@@ -190,6 +196,11 @@ def cuda_problems(
         faults += cuda.persistence_faults(profile.cuda) if cuda.PERSISTENCE in mends else []
     problems = [fault.sentence for fault in faults if mended or fault.mended_by not in mends]
     if profile.driver is not None and len(present) < len(ours):
+        problems += [
+            cuda.unjudged_card(gpu["name"], profile.driver.version, profile.cuda)
+            for gpu in expected
+            if gpu["uuid"] in ours and ours[gpu["uuid"]] is None and gpu["uuid"] not in (profile.problem or "")
+        ]
         problems += cuda.unserved_cards([gpu.pci_bus_id for gpu in profile.gpus], profile.cuda)
     if wish.method == toolkit.NO_BUILD:
         return problems

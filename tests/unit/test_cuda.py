@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checker import cuda
-from checker.cuda import GENERATIONS, TOOLKITS, Card, CudaHost, PciCard, Version, version
+from checker.cards import KNOWN_CARDS
+from checker.cuda import GENERATIONS, TOOLKITS, Card, CudaHost, Package, PciCard, Version, version
 
 MIXED = [AMPERE, PASCAL]
 
@@ -50,6 +51,54 @@ def test_a_card_belongs_to_a_generation(capability: str, name: str) -> None:
     assert Card("a card", version(capability)).generation.name == name
 
 
+@pytest.mark.parametrize(
+    ("name", "capability"),
+    [
+        ("NVIDIA GeForce GTX 1060 3GB", "6.1"),
+        ("GeForce GTX 1070 with Max-Q Design", "6.1"),
+        ("NVIDIA GeForce GTX 750 Ti", "5.0"),
+        ("NVIDIA GeForce GTX 960", "5.2"),
+        ("NVIDIA GeForce GTX 960M", "5.0"),
+        ("NVIDIA GeForce GTX TITAN X", "5.2"),
+        ("NVIDIA TITAN X (Pascal)", "6.1"),
+        ("NVIDIA TITAN Xp", "6.1"),
+        ("NVIDIA TITAN V", "7.0"),
+        ("NVIDIA TITAN RTX", None),
+        ("Quadro M4000", "5.2"),
+        ("Quadro P4000", "6.1"),
+        ("Quadro RTX 4000", None),
+        ("Tesla P4", "6.1"),
+        ("Tesla P40", "6.1"),
+        ("Tesla P100-PCIE-16GB", "6.0"),
+        ("Tesla M60", "5.2"),
+        ("NVIDIA GeForce GTX 1660 Ti", None),
+        ("NVIDIA GeForce RTX 3060 Ti", None),
+        ("NVIDIA RTX 5000 Ada Generation", None),
+        ("NVIDIA GeForce RTX 5060 Ti", "12.0"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "12.0"),
+        ("GeForce", None),
+        ("", None),
+    ],
+)
+def test_a_card_that_some_driver_hides_is_known_by_its_name(name: str, capability: str | None) -> None:
+    assert cuda.named_capability(name) == capability
+
+
+def test_names_and_datasheets_tell_the_same() -> None:
+    named = {name: cuda.named_capability(name) for name in KNOWN_CARDS}
+    assert {name: KNOWN_CARDS[name].compute_capability for name in named if named[name]} == {
+        name: capability for name, capability in named.items() if capability
+    }
+
+
+@given(st.sampled_from([name for names in cuda.NAMED_CARDS.values() for name in names.split(", ")]), st.text())
+def test_what_is_named_belongs_to_a_generation_that_some_driver_does_not_serve(name: str, after: str) -> None:
+    capability = cuda.named_capability(f"NVIDIA {name} {after}")
+    assert capability is not None
+    generation = Card(name, version(capability)).generation
+    assert generation.newest_branch or generation.oldest_branch or len(generation.modules) == 1
+
+
 def test_branch_580_with_the_proprietary_modules_serves_every_card_before_blackwell() -> None:
     assert said([MAXWELL, PASCAL, TURING, AMPERE], "580.126.09", GOOD) == []
 
@@ -61,6 +110,17 @@ def test_a_branch_after_580_is_refused_for_the_card_it_ignores_alone() -> None:
         "which ignores the card; install branch 580 and hold it (gpu_host_hold_driver)"
     ]
     assert said([AMPERE, TURING], "590.44.01", newer) == []
+
+
+@pytest.mark.parametrize(
+    "other", [{"module_version": "590.44.01"}, {"module_flavour": "open"}], ids=["branch", "kernel modules"]
+)
+def test_a_driver_that_is_to_be_replaced_and_is_held_is_let_go_by_a_command(other: dict[str, str]) -> None:
+    packages = tuple(Package(name, "1", held=name != "c") for name in "abc")
+    *_, unhold = said(MIXED, None, host(**other, packages=packages))
+    assert unhold.endswith("apt-mark unhold a b")
+    assert len(said(MIXED, None, host(**other))) == 1
+    assert said(MIXED, None, host(packages=packages)) == []
 
 
 def test_the_kernel_modules_version_stands_in_where_nvml_does_not_answer() -> None:
@@ -129,9 +189,11 @@ def test_missing_modules_and_nodes_say_what_mends_them() -> None:
     assert "modprobe nvidia_uvm" in uvm.sentence
     assert nodes.mended_by == "gpu_host_device_nodes"
     assert "/dev/nvidia-uvm, /dev/nvidia-uvm-tools, /dev/nvidia1 are missing" in nodes.sentence
-    assert "/usr/bin/nvidia-modprobe -u -c=0 -c=1 makes them" in nodes.sentence
+    assert "/usr/bin/nvidia-modprobe -c=255 -c=0 -c=1 && /usr/bin/nvidia-modprobe -u -c=0 make them" in nodes.sentence
     (daemon,) = cuda.persistence_faults(bare)
     assert daemon.mended_by == "gpu_host_persistence"
+    # It is said after the role tried.
+    assert "journalctl --unit nvidia-persistenced says why" in daemon.sentence
 
 
 def test_what_is_not_installed_can_not_be_mended_by_the_role() -> None:

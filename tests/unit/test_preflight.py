@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import pytest
 from cuda_hosts import GOOD, host
 from hypothesis import given
 from hypothesis import strategies as st
@@ -98,7 +99,43 @@ def test_a_card_that_the_driver_hides_is_judged_by_what_the_inventory_says_of_it
 def test_the_datasheet_stands_in_for_a_hidden_card_that_is_known() -> None:
     named = [{"name": "NVIDIA GeForce GTX 1060 3GB", "uuid": "GPU-b"}, {"name": "unheard of", "uuid": "GPU-c"}]
     cards = preflight.cuda_cards(replaced(gpus=()), named)
-    assert [str(card) for card in cards] == ["NVIDIA GeForce GTX 1060 3GB (compute capability 6.1, Pascal)"]
+    assert str(cards["GPU-b"]) == "NVIDIA GeForce GTX 1060 3GB (compute capability 6.1, Pascal)"
+    assert cards["GPU-c"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("NVIDIA GeForce GTX 1080 Ti", "6.1, Pascal"),
+        ("NVIDIA GeForce GTX 970", "5.2, Maxwell"),
+        ("Tesla V100-SXM2-32GB", "7.0, Volta"),
+    ],
+)
+def test_a_hidden_card_is_judged_by_its_name(name: str, said: str) -> None:
+    newer = dataclasses.replace(
+        DRIVEN, driver=Driver("590.44.01", "13.1"), gpus=(FAST,), cuda=host(module_version="590.44.01")
+    )
+    expected = [EXPECTED[0], {"name": name, "uuid": "GPU-b"}]
+    branch, bus = preflight.cuda_problems(newer, expected, WISH, MENDS, mended=True)
+    assert branch.startswith(f"{name} (compute capability {said}): driver branch 580 is the last that serves")
+    assert bus.startswith("0000:02:00.0 on the PCI bus")
+
+
+def test_a_hidden_card_of_which_nothing_is_known_is_asked_for() -> None:
+    newer = dataclasses.replace(
+        DRIVEN, driver=Driver("590.44.01", "13.1"), gpus=(FAST,), cuda=host(module_version="590.44.01")
+    )
+    expected = [EXPECTED[0], {"name": "NVIDIA P106-100", "uuid": "GPU-b"}]
+    asked, bus = preflight.cuda_problems(newer, expected, WISH, MENDS, mended=True)
+    assert asked.startswith("NVIDIA P106-100: its compute capability is not known")
+    assert "driver 590.44.01 with proprietary kernel modules" in asked
+    assert "give compute_capability in its entry of gpus" in asked
+    assert bus.startswith("0000:02:00.0 on the PCI bus")
+    # It is asked of no card that NVML tells of, nor where NVML tells of none.
+    shown = dataclasses.replace(newer, gpus=(FAST, dataclasses.replace(SMALL, compute_capability="8.6")))
+    assert preflight.cuda_problems(shown, expected, WISH, MENDS, mended=True) == []
+    silent = dataclasses.replace(newer, driver=None, gpus=(), problem="no")
+    assert preflight.cuda_problems(silent, expected[1:], WISH, MENDS, mended=True) == []
 
 
 def test_cards_behind_an_rpc_server_ask_nothing_of_the_driver() -> None:
