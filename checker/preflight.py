@@ -22,7 +22,7 @@ from checker.tier import is_here
 class Disk:
     """Where something is to lie: `filesystem` is its mount point, `done` says that it lies there already.
 
-    `present_mib` is what an interrupted fetch has left there and the next one goes on with.
+    `present_mib` is what an interrupted fetch or build has left there and the next one goes on with.
     """
 
     path: str
@@ -50,12 +50,18 @@ class HostProfile:
 
 @dataclass(frozen=True)
 class Need:
-    """Something that takes room on the host: `mib` at `path`, unless a file that matches the glob `done` is there."""
+    """Something that takes room on the host: `mib` at `path`, unless a file that matches the glob `done` is there.
+
+    The glob `left` matches what an interrupted fetch or build leaves. `passing_mib` of `mib` are free again before the
+    next need of this kind begins.
+    """
 
     what: str
     path: str
     mib: int
     done: str
+    left: str = ""
+    passing_mib: int = 0
 
 
 def from_json(document: Mapping[str, Any]) -> HostProfile:
@@ -80,11 +86,11 @@ def model_needs(served: Sequence[str], models: Mapping[str, Any], directory: str
         model = ModelEntry.model_validate(models[name])
         parts: Sequence[PartEntry | ModelEntry] = model.parts or [model]
         place = f"{directory}/{(parts[0].sha256 or '')[:12]}"
-        needs += [
-            Need(f"model {name}", f"{place}/{part.file}", -(-part.bytes // MIB), glob.escape(f"{place}/{part.file}"))
-            for part in parts
-            if part.bytes is not None
-        ]
+        for part in parts:
+            path = f"{place}/{part.file}"
+            if part.bytes is not None:
+                there = glob.escape(path)
+                needs.append(Need(f"model {name}", path, -(-part.bytes // MIB), there, left=f"{there}.part"))
     return needs
 
 
@@ -93,15 +99,19 @@ def build_needs(
 ) -> list[Need]:
     """List the builds that a host and its tiers need, of each engine one, each with so many MiB in `directory`.
 
-    `releases` is the folder that holds what is built already.
+    `releases` is the folder that holds what is built already. Three quarters of a build are objects, which go when it
+    is published; release, source and what the compiler cache has of it stay.
     """
     names = dict.fromkeys([engine, *(tier["engine"] for tier in tiers if tier.get("engine"))])
     return [
         Need(
             f"build of llama.cpp {name}",
-            directory,
+            f"{directory}/{name}",
             mib,
             f"{glob.escape(f'{releases}/{name}-{backend}')}*/bin/llama-server",
+            # Perhaps of another release of this engine: the role llama_cpp, which knows the release, looks again.
+            left=f"{glob.escape(f'{directory}/{name}-{backend}')}*/tree",
+            passing_mib=mib * 3 // 4,
         )
         for name in names
     ]
@@ -229,9 +239,12 @@ def disk_problems(disks: Sequence[Disk], needs: Sequence[Need]) -> list[str]:
     free = {disk.filesystem: disk.free_mib for disk in disks}
     problems = []
     for filesystem, wanted in missing.items():
-        total = sum(rest for _, rest in wanted)
+        passing = [need.passing_mib for need, _ in wanted]
+        once = sum(passing) - max(passing)
+        total = sum(rest for _, rest in wanted) - once
         if total > free[filesystem]:
             shares = " + ".join(f"{need.what} {rest:,}" for need, rest in wanted)
+            shares += f" - {once:,} that are free again before the next build" if once else ""
             problems.append(
                 f"file system {filesystem}: {total:,} MiB are needed ({shares}), {free[filesystem]:,} MiB are free; "
                 f"make {total - free[filesystem]:,} MiB free, or mount a larger file system there"

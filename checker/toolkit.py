@@ -197,8 +197,8 @@ def unproven_cards(cards: Sequence[Card], cubins: Mapping[Cubin, int]) -> list[s
     """Say for each card that has no machine code in a program; `cubins` counts them by architecture."""
     there = ", ".join(f"{cubin} ({count})" for cubin, count in cubins.items()) or "none at all"
     return [
-        f"{card}: the program has no machine code for it; it holds {there}. "
-        f"Add {card.capability.major}{card.capability.minor}-real to llama_cpp_cuda_architectures"
+        f"{card}: the program has no machine code for it; it holds {there}, and would have to be built for "
+        f"{card.capability.major}{card.capability.minor}-real"
         for card in cards
         if not served_by(card.capability, cubins)
     ]

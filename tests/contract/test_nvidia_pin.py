@@ -40,7 +40,7 @@ pytestmark = pytest.mark.skipif(not shutil.which("apt-get"), reason="apt is Debi
 
 def preferences() -> str:
     """Return what the role writes, for packages of a repository on this machine's disk."""
-    tasks = yaml.safe_load((ROLE / "tasks/toolkit_nvidia_repository.yml").read_text(encoding="utf-8"))
+    tasks = yaml.safe_load((ROLE / "tasks/nvidia_source.yml").read_text(encoding="utf-8"))
     (written,) = (
         task["ansible.builtin.copy"]["content"]
         for task in tasks

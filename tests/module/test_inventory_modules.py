@@ -35,13 +35,15 @@ def test_a_right_inventory_says_what_has_to_lie_on_the_host() -> None:
         *(
             {
                 "what": f"build of llama.cpp {engine}",
-                "path": "/var/cache/llama-tiers/build",
+                "path": f"/var/cache/llama-tiers/build/{engine}",
                 "mib": 1280,
                 "done": f"/opt/llama-tiers/releases/{engine}-cuda*/bin/llama-server",
+                "left": f"/var/cache/llama-tiers/build/{engine}-cuda*/tree",
+                "passing_mib": 960,
             }
             for engine in ("new", "old")
         ),
-        {"what": "model tiny", "path": TINY, "mib": 10, "done": TINY},
+        {"what": "model tiny", "path": TINY, "mib": 10, "done": TINY, "left": f"{TINY}.part", "passing_mib": 0},
     ]
 
 
@@ -271,19 +273,30 @@ def test_what_cuda_depends_on_is_read_when_asked_and_judged() -> None:
     assert "driver branch 580 is the last that serves Pascal, found 590.44" in result["msg"]
 
 
-def test_gpu_facts_finds_what_is_there_of_a_file(tmp_path: Path) -> None:
+def test_gpu_facts_finds_what_is_there_of_a_file_and_of_a_build(tmp_path: Path) -> None:
     there, begun, absent = tmp_path / "there", tmp_path / "begun", tmp_path / "no" / "folder" / "absent"
     there.touch()
     (tmp_path / "begun.part").write_bytes(b"x" * 3 * 1024 * 1024)
+    objects = tmp_path / "build" / "engine-cpu-0badcafe" / "tree" / "objects"
+    objects.mkdir(parents=True)
+    (objects / "one.o").write_bytes(b"x" * 2 * 1024 * 1024)
+    (objects / "two.o").write_bytes(b"x" * 2 * 1024 * 1024)
+    needs = [{"path": str(path), "done": str(path), "left": f"{path}.part"} for path in (there, begun, absent)]
+    needs.append({"path": str(absent), "done": str(absent), "left": f"{tmp_path}/build/engine-cpu*/tree"})
 
-    result = run("gpu_facts", needs=[{"path": str(path), "done": str(path)} for path in (there, begun, absent)])
+    result = run("gpu_facts", needs=needs)
 
     profile = result["profile"]
     assert result["changed"] is False
     assert profile["ram_mib"] > 0
     assert isinstance(profile["proven"], dict)
     assert profile["driver"] is not None or profile["problem"]
-    assert [(disk["done"], disk["present_mib"]) for disk in profile["disks"]] == [(True, 0), (False, 3), (False, 0)]
+    assert [(disk["done"], disk["present_mib"]) for disk in profile["disks"]] == [
+        (True, 0),
+        (False, 3),
+        (False, 0),
+        (False, 4),
+    ]
     assert len({disk["filesystem"] for disk in profile["disks"]}) == 1
 
 

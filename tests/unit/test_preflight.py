@@ -187,6 +187,35 @@ def test_what_is_there_already_needs_no_room() -> None:
     assert preflight.disk_problems(disks, needs) == []
 
 
+TIERS = [{"name": "deep", "engine": "row"}, {"name": "fast"}]
+BUILDS = preflight.build_needs("new", TIERS, "cuda", "/c/build", "/o/releases", 5120)
+
+
+def built(free_mib: int, *state: tuple[int, bool]) -> list[str]:
+    disks = [Disk(need.path, "/", free_mib, *has) for need, has in zip(BUILDS, state, strict=True)]
+    return preflight.disk_problems(disks, BUILDS)
+
+
+def test_the_objects_of_one_build_are_gone_before_those_of_the_next() -> None:
+    assert built(6400, (0, False), (0, False)) == []
+    assert built(6399, (0, False), (0, False)) == [
+        "file system /: 6,400 MiB are needed (build of llama.cpp new 5,120 + build of llama.cpp row 5,120 - 3,840 that "
+        "are free again before the next build), 6,399 MiB are free; make 1 MiB free, or mount a larger file system "
+        "there"
+    ]
+
+
+def test_a_build_that_goes_on_needs_no_room_for_what_is_compiled_already() -> None:
+    assert BUILDS[0].left == "/c/build/new-cuda*/tree"
+    assert built(3120, (2000, False), (0, True)) == []
+    assert len(built(3119, (2000, False), (0, True))) == 1
+
+
+def test_each_build_is_asked_for_whatever_is_there_of_the_other() -> None:
+    assert len(built(5119, (0, True), (0, False))) == len(built(5119, (0, False), (0, True))) == 1
+    assert built(5120, (0, True), (0, False)) == built(5120, (0, False), (0, True)) == []
+
+
 def test_the_files_of_the_served_models_are_needed_once_each() -> None:
     models = {
         "one": {"file": "one.gguf", "sha256": "a" * 64, "bytes": 2**20 + 1},

@@ -85,7 +85,7 @@ def test_a_card_that_the_engines_machine_code_leaves_out_is_named() -> None:
     spark = ExpectedCard("GPU-c", "NVIDIA GB10", "12.1")
     (problem,) = release.code_problems([spark], ["120-real"], {Cubin(120, specific=True): 144})
     assert "NVIDIA GB10 (compute capability 12.1, Blackwell): the program has no machine code" in problem
-    assert "it holds sm_120a (144). Add 121-real" in problem
+    assert problem.endswith("it holds sm_120a (144), and would have to be built for 121-real")
 
 
 def test_flags_that_the_built_server_does_not_know_are_named() -> None:

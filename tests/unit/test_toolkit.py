@@ -231,8 +231,8 @@ def test_machine_code_for_one_card_alone_serves_no_later_one() -> None:
 def test_a_card_without_machine_code_is_named_with_what_is_there() -> None:
     assert toolkit.unproven_cards([AMPERE, PASCAL], {Cubin(61): 144, Cubin(86): 144}) == []
     assert toolkit.unproven_cards([AMPERE, PASCAL], {Cubin(86): 144}) == [
-        "GTX 1060 (compute capability 6.1, Pascal): the program has no machine code for it; it holds sm_86 (144). "
-        "Add 61-real to llama_cpp_cuda_architectures"
+        "GTX 1060 (compute capability 6.1, Pascal): the program has no machine code for it; it holds sm_86 (144), "
+        "and would have to be built for 61-real"
     ]
     assert "it holds none at all" in toolkit.unproven_cards([PASCAL], {})[0]
 

@@ -13,7 +13,8 @@ options:
   needs:
     description:
       - What is to lie on the host, as checker.preflight.Need holds it. C(path) is the file or folder to be, which need
-        not exist; C(done) is a glob that matches a file once the thing is there. Other keys are left alone.
+        not exist; C(done) is a glob that matches a file once the thing is there, C(left) one that matches what an
+        interrupted fetch or build leaves. Other keys are left alone.
     type: list
     elements: dict
     default: []
@@ -37,6 +38,7 @@ EXAMPLES = r"""
     needs:
       - path: /var/lib/llama-tiers/models/0123456789ab/model.gguf
         done: /var/lib/llama-tiers/models/0123456789ab/model.gguf
+        left: /var/lib/llama-tiers/models/0123456789ab/model.gguf.part
   vars:
     ansible_python_interpreter: /opt/llama-tiers/checker/bin/python
 """
@@ -79,7 +81,19 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 
-def read_disk(path: str, done: str, mounts: dict[int, str]) -> dict[str, object]:
+def held_bytes(places: str) -> int:
+    """Return what the files take that a glob matches, those in the folders that it matches included."""
+    files = list(Path("/").glob(places.lstrip("/")))
+    files += [Path(folder, name) for place in files for folder, _, names in os.walk(place) for name in names]
+    total = 0
+    for file in files:
+        # An object that is compiled right now may go.
+        with contextlib.suppress(OSError):
+            total += file.lstat().st_size
+    return total
+
+
+def read_disk(path: str, done: str, left: str, mounts: dict[int, str]) -> dict[str, object]:
     """Return the file system that a path is on, or will be on, and what is there of it.
 
     `mounts` remembers the name of each file system, so that one that is mounted twice is known as one.
@@ -87,12 +101,11 @@ def read_disk(path: str, done: str, mounts: dict[int, str]) -> dict[str, object]
     existing = next(parent for parent in (Path(path), *Path(path).parents) if parent.exists()).resolve()
     statistics = os.statvfs(existing)
     mount = next(parent for parent in (existing, *existing.parents) if parent.is_mount())
-    partial = Path(f"{path}.part")
     return {
         "path": path,
         "filesystem": mounts.setdefault(existing.stat().st_dev, str(mount)),
         "free_mib": statistics.f_bavail * statistics.f_frsize // 2**20,
-        "present_mib": partial.stat().st_size // 2**20 if partial.is_file() else 0,
+        "present_mib": held_bytes(left) // 2**20,
         "done": any(Path("/").glob(done.lstrip("/"))),
     }
 
@@ -161,7 +174,7 @@ def main() -> None:
         "proven": proven.specs(),
         # Another driver takes another share of a card.
         **(residuals.overheads(reports, driver.version) if driver else {}),
-        "disks": [read_disk(need["path"], need["done"], mounts) for need in module.params["needs"]],
+        "disks": [read_disk(need["path"], need["done"], need["left"], mounts) for need in module.params["needs"]],
     }
     module.exit_json(changed=False, profile=profile, common_nodes=list(cuda.COMMON_NODES))
 

@@ -1,6 +1,7 @@
 #!/bin/sh
 # repository.sh DIR NAME=VERSION...: a signed apt repository of packages that hold nothing, but for a compiler in the one
-# that NVIDIA has it in, and of a newer toolkit and a driver, which nobody is to take. Prints the fingerprint of its key.
+# that NVIDIA has it in, and of what nobody is to take: a newer toolkit, a driver, a newer package of the distribution's, and
+# a distribution's toolkit that comes with Ubuntu's libcuda1. Prints the fingerprint of its key.
 set -eu
 dir=$1
 shift
@@ -11,12 +12,17 @@ mkdir -p "$dir" /root/packages
     gpg --batch --quiet --passphrase '' --quick-generate-key 'played repository' rsa3072 sign never
 }
 gpg --batch --armor --export >"$dir/key.pub"
-for package in "$@" cuda-nvcc-13-0=13.0.88-1 cuda-drivers=590.48.01-1; do
+for package in "$@" cuda-nvcc-13-0=13.0.88-1 cuda-drivers=590.48.01-1 tree=99-1 \
+    nvidia-cuda-toolkit=99-1 libnvidia-compute-590=590.48.01-1; do
     name=${package%%=*}
     tree=/root/packages/$name
     mkdir -p "$tree/DEBIAN"
     printf 'Package: %s\nVersion: %s\nArchitecture: all\nMaintainer: lab\nDescription: played\n' \
         "$name" "${package#*=}" >"$tree/DEBIAN/control"
+    case $name in
+        cuda-cccl-12-9) echo 'Depends: tree' ;;
+        nvidia-cuda-toolkit) echo 'Depends: libnvidia-compute-590' ;;
+    esac >>"$tree/DEBIAN/control"
     if [ "$name" = cuda-nvcc-12-9 ]; then
         # The lab's 12.4 under the other's name and in its place.
         mkdir -p "$tree/usr/local/cuda-12.9/bin"
