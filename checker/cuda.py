@@ -330,8 +330,8 @@ def device_faults(minors: Sequence[int], host: CudaHost) -> list[Fault]:
     missing = [node for node in wanted if node not in host.nodes]
     if missing:
         how = (
-            f"{host.modprobe} -u {' '.join(f'-c={minor}' for minor in minors)} makes them, or let "
-            "gpu_host_device_nodes do it now and at boot"
+            f"{host.modprobe} -c=255 {' '.join(f'-c={minor}' for minor in minors)} && {host.modprobe} -u -c=0 "
+            "makes them, or let gpu_host_device_nodes do it now and at boot"
             if host.modprobe
             else "install the package nvidia-modprobe, which makes them"
         )

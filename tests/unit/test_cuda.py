@@ -129,7 +129,7 @@ def test_missing_modules_and_nodes_say_what_mends_them() -> None:
     assert "modprobe nvidia_uvm" in uvm.sentence
     assert nodes.mended_by == "gpu_host_device_nodes"
     assert "/dev/nvidia-uvm, /dev/nvidia-uvm-tools, /dev/nvidia1 are missing" in nodes.sentence
-    assert "/usr/bin/nvidia-modprobe -u -c=0 -c=1 makes them" in nodes.sentence
+    assert "/usr/bin/nvidia-modprobe -c=255 -c=0 -c=1 && /usr/bin/nvidia-modprobe -u -c=0 makes them" in nodes.sentence
     (daemon,) = cuda.persistence_faults(bare)
     assert daemon.mended_by == "gpu_host_persistence"
 
