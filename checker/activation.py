@@ -238,8 +238,6 @@ def _activate(
         proven.remove(name)
     if leftovers:
         systemd.daemon_reload()
-    if not systemd.is_active(tier.TARGET):
-        systemd.start(tier.TARGET)
     restoring.forget()
     return Outcome(
         activated=order,
@@ -448,12 +446,16 @@ def _open(specs: Sequence[tier.TierSpec]) -> None:
 
 
 def _at_boot(specs: Sequence[tier.TierSpec]) -> None:
-    """Have all ports opened at boot, those of tiers that were given up too, and the pinned tiers started."""
+    """Have all ports opened at boot, those of tiers that were given up too, and the pinned tiers started.
+
+    The target is up from now on, by itself: without it nothing comes back after a failure.
+    """
     sockets = [tier.Front(spec.name).socket for spec in specs]
     systemd.enable(tier.TARGET, _RESUME, *sockets, *(spec.unit for spec in specs if spec.pinned))
     on_demand = [spec.unit for spec in specs if not spec.pinned]
     if on_demand:
         systemd.disable(*on_demand)
+    systemd.start_alone(tier.TARGET)
 
 
 def _shut(name: str) -> None:

@@ -18,6 +18,7 @@ CARDS_S = 60.0
 MEMORY_S = 15.0
 _LOOK_S = 0.5
 _POLL_S = 0.05
+_UVM = "/dev/nvidia-uvm"
 
 
 def wait(spec: tier.TierSpec, cards_s: float = CARDS_S, memory_s: float = MEMORY_S) -> str | None:
@@ -29,6 +30,9 @@ def wait(spec: tier.TierSpec, cards_s: float = CARDS_S, memory_s: float = MEMORY
     gpus = _wait_for_cards(spec, cards_s)
     if isinstance(gpus, str):
         return gpus
+    reason = _without_unified_memory(spec)
+    if reason:
+        return reason
     short = _wait_for_memory(spec, gpus, memory_s)
     if short:
         print(short, file=sys.stderr)
@@ -47,6 +51,23 @@ def _wait_for_cards(spec: tier.TierSpec, cards_s: float) -> Sequence[hardware.Gp
         if time.monotonic() >= deadline:
             return f"{spec.name}: {reason}"
         time.sleep(_LOOK_S)
+
+
+def _without_unified_memory(spec: tier.TierSpec) -> str | None:
+    """Say why CUDA would find no card, though NVML reads them; there is nothing to wait for.
+
+    systemd opens the sandbox to the device nodes that are there when it begins a start, for all of that start.
+    """
+    if all(device.rpc_endpoint for device in spec.devices):
+        return None
+    try:
+        os.close(os.open(_UVM, os.O_RDWR))
+    except OSError as error:
+        return (
+            f"{spec.name}: {_UVM} cannot be opened ({error.strerror}), and CUDA finds no card without it: kernel "
+            "module nvidia_uvm is not loaded, or the node came after this start had begun, and the next one has it"
+        )
+    return None
 
 
 def _wait_for_memory(spec: tier.TierSpec, gpus: Sequence[hardware.Gpu], memory_s: float) -> str | None:

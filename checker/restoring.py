@@ -68,9 +68,10 @@ def make_room() -> None:
 def end(name: str) -> None:
     """Close the port of a tier and stop it."""
     units = [path.name for path in proven.unit_files(name)]
-    # The end of its cooldown starts the tier again, also when it is stopped: the second stop undoes that.
-    for _ in range(2 if units else 0):
-        systemd.stop(*units)
+    # The end of its cooldown starts the tier again by units between, also when it is stopped: the second stop ends
+    # those, and the third one what they have started by then.
+    for _ in range(3 if units else 0):
+        systemd.stop(*units, f"llama-tiers-*@{name}.service")
 
 
 def _remember(units: Collection[str], waiting: Collection[str]) -> None:

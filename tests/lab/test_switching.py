@@ -424,6 +424,19 @@ def test_a_pinned_tier_that_is_killed_is_back_after_its_cooldown() -> None:
     assert ask("fast")["code"] == "200"
 
 
+def test_what_is_stopped_all_together_stays_stopped_when_a_cooldown_is_over() -> None:
+    wait_for("fast")
+    ssh_ok("kill -9 $(systemctl show -P MainPID llama-tier-fast)")
+    wait_for("fast", "failed")
+    ssh_ok("systemctl stop llama-tiers.target")
+    try:
+        time.sleep(COOLDOWN_S + 2)
+        assert ssh_ok("systemctl list-units 'llama-tier*' --no-legend --plain --state=active,activating") == ""
+    finally:
+        ssh_ok("systemctl start llama-tiers.target")
+    assert ask("fast")["code"] == "200"
+
+
 def test_a_limit_of_memory_hits_the_tier_that_needs_more_alone() -> None:
     change_deep("MemoryMax=60M")
     try:
@@ -632,9 +645,9 @@ def test_a_tier_that_leaves_takes_its_units_and_its_key_along() -> None:
 
 def test_a_pinned_tier_comes_back_once_nobody_asks_its_rival_in_the_place_of_another_tier() -> None:
     changed = variables()
-    _, deep, small = changed["tiers"]
+    fast, deep, small = changed["tiers"]
     del deep["fallback"]
-    small["fallback"] = "deep"
+    fast["fallback"] = small["fallback"] = "deep"
     result = playbook("site.yml", "-e", json.dumps(changed))
     assert result.returncode == 0, result.stdout[-3000:]
     change("small", "ExecStartPost=/bin/false")
@@ -650,3 +663,21 @@ def test_a_pinned_tier_comes_back_once_nobody_asks_its_rival_in_the_place_of_ano
     finally:
         ssh_ok("systemctl start llama-tier-small.socket")
         deep_again()
+
+
+def test_a_pinned_tier_that_has_failed_is_left_to_its_fallback_also_when_nobody_asks_that() -> None:
+    wait_for("fast")
+    since = ssh_ok("date +%s").strip()
+    ssh_ok("kill -9 $(systemctl show -P MainPID llama-tier-fast)")
+    try:
+        for _ in range(2):
+            wait_for_fallback("fast")
+            assert ask("fast")["code"] == "200"
+            assert rivals_up() == ["deep"]
+            front = "[ $(systemctl is-active llama-tier-fast-fallback.service) = inactive ]"
+            ssh_ok(f"timeout {IDLE_S + 30} sh -c 'until {front}; do sleep 0.2; done'")
+        assert loads_since(since, "fast") == 0
+    finally:
+        ssh_ok("systemctl start llama-tier-fast.socket llama-tier-fast")
+    assert ask("fast")["code"] == "200"
+    assert rivals_up() == ["fast"]

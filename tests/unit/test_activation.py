@@ -27,7 +27,6 @@ NOT_READY = "not ready: deep: holds nothing on GPU-3060"
 
 
 PORTS = {"fast": 8080, "deep": 8081, "new": 8082, "other": 8083, "middle": 8084}
-PINNED = "llama-tiers-pinned.service"
 TARGET = "llama-tiers.target"
 UP = ("active", "activating")
 
@@ -149,8 +148,8 @@ class Played:
         self.stop(*self.told(unit, "Conflicts"), *others)
         if self.states.get(unit) in UP:
             return  # by what has just stopped
-        if unit == PINNED:
-            self.start_pinned()
+        if unit.startswith("llama-tiers-"):
+            self.bring_back(unit)
         elif unit.endswith(".socket"):
             self.open(unit)
         elif unit == tier.unit_of(of(unit)):
@@ -176,11 +175,16 @@ class Played:
         if BROKEN not in files[unit] and spec["model"]["name"] != BROKEN and self.has_room(spec):
             self.serving[name] = files
 
-    def start_pinned(self) -> None:
-        """Play the unit that brings pinned tiers back, which needs the target."""
-        for path in sorted((self.root / "tiers").iterdir()) if self.is_active(TARGET) else ():
-            if json.loads(path.read_text())["residency"] == tier.PINNED:
-                self.start(tier.unit_of(path.stem))
+    def bring_back(self, unit: str) -> None:
+        """Play the units that open a port again and bring a pinned tier back, which need the target."""
+        what, _, name = unit.removesuffix(".service").partition("@")
+        front, spec = tier.Front(name), self.root / "tiers" / f"{name}.json"
+        if not self.is_active(TARGET) or not spec.exists():
+            return
+        if what == "llama-tiers-port":
+            self.start(front.socket)
+        elif json.loads(spec.read_text())["residency"] == tier.PINNED and not self.is_active(front.cooldown):
+            self.start(tier.unit_of(name))
 
     def has_room(self, spec: dict[str, Any]) -> bool:
         held = dict.fromkeys(ROOM, 0.0)
@@ -237,15 +241,15 @@ def of(unit: str) -> str:
 def unit_files(spec: tier.TierSpec, words: str) -> dict[str, str]:
     """Return the units of a tier as the templates of role tiers have them, with what they say of each other."""
     front = tier.Front(spec.name)
-    pinned = f" {PINNED}" if not spec.pinned and spec.rivals else ""
-    again = f" {spec.unit}" if spec.pinned else ""
+    rivals_back = "".join(f" llama-tiers-pinned@{rival}.service" for rival in spec.rivals if not spec.pinned)
+    again = f" llama-tiers-pinned@{spec.name}.service" if spec.pinned else ""
     rivals = " ".join(map(tier.unit_of, spec.rivals))
     listen = f"[Socket]\nListenStream={spec.port}\n"
     files = {
-        spec.unit: f"[Unit]\nConflicts={rivals}\nOnFailure={front.cooldown}{pinned}\n[Service]\n# {words}\n",
+        spec.unit: f"[Unit]\nConflicts={rivals}\nOnFailure={front.cooldown}{rivals_back}\n[Service]\n# {words}\n",
         front.socket: listen,
         front.proxy: f"[Unit]\nBindsTo={spec.unit}\n",
-        front.cooldown: f"[Unit]\nConflicts={front.socket}\nOnSuccess={front.socket}{again}\n",
+        front.cooldown: f"[Unit]\nConflicts={front.socket}\nOnSuccess=llama-tiers-port@{spec.name}.service{again}\n",
     }
     if spec.fallback:
         files[front.cooldown] += f"Wants={front.stand_in_socket}\n"
@@ -320,6 +324,18 @@ def test_what_is_new_is_started_in_the_given_order(host: Played) -> None:
     assert host.open_ports() == {"fast": 8080, "deep": 8081}
     assert host.enabled == enabled("fast", "deep")
     assert host.is_active(TARGET)
+
+
+def test_what_serves_after_a_first_run_that_failed_comes_back_after_a_failure(host: Played) -> None:
+    host.write("fast")
+    host.write("deep", model=BROKEN)
+    refused("fast", "deep")
+    host.end("llama-tier-fast.service")
+    host.start(tier.Front("fast").cooldown)
+    assert host.open_ports() == {}
+    host.stop(tier.Front("fast").cooldown)
+    assert host.open_ports() == {"fast": 8080}
+    assert list(host.serving) == ["fast"]
 
 
 def test_a_second_run_leaves_everything_alone(host: Played) -> None:
@@ -999,7 +1015,7 @@ def test_a_first_start_that_fails_has_nothing_to_go_back_to(host: Played) -> Non
         f"tier deep did not become ready: {NOT_READY}; nothing served as deep before, so it is down"
     )
     assert host.serving == {}
-    assert [unit for unit, state in host.states.items() if state in UP] == [], "nothing may crash in a loop"
+    assert [unit for unit, state in host.states.items() if state in UP] == [TARGET], "nothing may crash in a loop"
     assert host.enabled == enabled()
     host.write("deep")
     assert activate("deep").activated == ("deep",)

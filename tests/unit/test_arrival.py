@@ -27,6 +27,7 @@ NO_DRIVER = hardware.HardwareError("the NVIDIA kernel module is not loaded: modp
 def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(arrival, "_LOOK_S", 0.01)
     monkeypatch.setattr(arrival, "_POLL_S", 0.01)
+    monkeypatch.setattr(arrival, "_UVM", "/dev/null")
     return play(monkeypatch)
 
 
@@ -82,6 +83,21 @@ def test_a_card_that_is_lost_is_not_called_gone(host: Host, monkeypatch: pytest.
     assert arrival.wait(CUDA) is None, "another tier's card"
     later(monkeypatch, hardware.GpuLostError(("GPU-other",), CARDS[:1]))
     assert "is gone, found" in str(arrival.wait(CUDA, cards_s=0.05))
+
+
+@pytest.mark.parametrize("fault", ["absent", "closed to the sandbox"])
+def test_cards_that_answer_without_unified_memory_are_no_devices_of_cuda(
+    host: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: str
+) -> None:
+    """NVML does not need that node. To one that comes after systemd has begun the start the sandbox stays closed."""
+    node = tmp_path / ("nvidia-uvm" if fault == "absent" else ".")
+    monkeypatch.setattr(arrival, "_UVM", str(node))
+    asked = later(monkeypatch, CARDS)
+    reason = arrival.wait(CUDA)
+    assert reason is not None and reason.startswith(f"deep: {node} cannot be opened (")
+    assert "CUDA finds no card without it" in reason
+    assert len(asked) == 1, "there is nothing to wait for"
+    assert arrival.wait(fake_tier.spec()) is None, "cards behind RPC servers"
 
 
 def test_a_driver_that_stays_away_is_told_in_its_own_words(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
