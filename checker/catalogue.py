@@ -28,7 +28,7 @@ from pydantic_core import ErrorDetails
 
 from checker import argv, catalogue_file
 from checker import header as headers
-from checker.tier import RESERVED_ENDINGS
+from checker.tier import RESERVED_ENDINGS, TRIAL
 
 Backend = Literal["cpu", "cuda"]
 SplitMode = Literal["none", "layer", "row", "tensor"]
@@ -619,10 +619,13 @@ def check_inventory(
     engines: Mapping[str, Any],
     engine: str,
     backend: str,
+    *,
+    in_trial: bool = False,
 ) -> list[str]:
     """Check everything that needs no host: return one sentence for each problem, none when all is well.
 
-    Arguments are the inventory's words as Ansible hands them over (plain lists and dicts).
+    Arguments are the inventory's words as Ansible hands them over (plain lists and dicts). The tier of a candidate that
+    is `in_trial` has the name that no other may have.
     """
     parsed_gpus, parsed_tiers, parsed_models, problems = parse_inventory(gpus, tiers, models)
     if not gpus:
@@ -635,6 +638,8 @@ def check_inventory(
         problems.append(f"llama_cpp_engine {engine!r} is not in the engine table; known engines: {', '.join(engines)}")
     problems += [f"gpus: uuid {uuid} stands there twice" for uuid in _duplicates(g.uuid for g in parsed_gpus)]
     problems += [f"tiers: name {name!r} stands there twice" for name in _duplicates(t.name for t in parsed_tiers)]
+    if not in_trial and any(tier.name == TRIAL for tier in parsed_tiers):
+        problems.append(f"tier {TRIAL}: name {TRIAL!r} is a trial's own, for its candidate; give the tier another name")
     for port in _duplicates(tier.port for tier in parsed_tiers):
         names = " and ".join(tier.name for tier in parsed_tiers if tier.port == port)
         problems.append(f"tiers {names}: port {port} is used twice; give each tier a port of its own")

@@ -88,6 +88,8 @@ class Front:
 
 # A tier of such a name would have the units of another one.
 RESERVED_ENDINGS = ("-proxy", "-cooldown", "-fallback")
+# So is the candidate called that a trial runs; a tier of that name would be taken for one that was left, and removed.
+TRIAL = "trial"
 
 
 class TierSpecError(Exception):

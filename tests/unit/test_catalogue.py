@@ -134,6 +134,7 @@ PLACEMENT = (*CANDIDATE, "placement")
         ((*DEEP, "name"), "fast", ["name 'fast' stands there twice"]),
         ((*DEEP, "name"), "deep-proxy", ["name 'deep-proxy'", "does not end in -proxy, -cooldown, -fallback"]),
         ((*DEEP, "name"), "deep-cooldown", ["name 'deep-cooldown'", "its own units are called so"]),
+        ((*DEEP, "name"), "trial", ["tier trial: name 'trial' is a trial's own", "give the tier another name"]),
         ((*DEEP, "residency"), "sometimes", ["tier deep: residency 'sometimes' is wrong", "pinned", "on_demand"]),
         ((*DEEP, "fallback"), "deep", ["tier deep: fallback names the tier itself", "other tiers are: fast"]),
         ((*DEEP, "fallback"), "slow", ["tier deep: fallback 'slow' is no tier of the host", "the others are: fast"]),
