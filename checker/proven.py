@@ -15,10 +15,11 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from checker import tier
+from checker import tier, whole
 
 UNITS = Path("/etc/systemd/system")
 DIRECTORY = Path("/var/lib/llama-tiers/proven")
@@ -49,10 +50,10 @@ def digest(spec: tier.TierSpec) -> str:
     unit = (UNITS / spec.unit).read_text(encoding="utf-8")
     running = json.dumps(spec.running(), sort_keys=True)
     service = _LIVE.sub("", "".join(_SERVICE_SECTION.findall(unit)))
-    whole = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for content in (service.encode(), Path(spec.key_file).read_bytes(), running.encode()):
-        whole.update(hashlib.sha256(content).digest())
-    return whole.hexdigest()
+        sha256.update(hashlib.sha256(content).digest())
+    return sha256.hexdigest()
 
 
 def proven_digest(name: str) -> str:
@@ -103,6 +104,19 @@ def remember(spec: tier.TierSpec) -> None:
 def put_back(name: str) -> None:
     """Lay out the units and the spec that were proven last, where there are any."""
     _lay_out(name, DIRECTORY / name)
+
+
+def put_back_port(name: str) -> None:
+    """Lay out the sockets of a tier, and where it listens by its spec, as they were proven; its server is another."""
+    front = tier.Front(name)
+    for unit in (front.socket, front.stand_in_socket):
+        kept = DIRECTORY / name / "units" / unit
+        if kept.exists():
+            shutil.copy2(kept, UNITS)
+    before = _read_spec(DIRECTORY / name / "spec.json")
+    if before is not None:
+        spec = replace(tier.load(name), bind=before.bind, port=before.port, allow=before.allow)
+        whole.write(spec_file(name), json.dumps(spec.to_json(), indent=2) + "\n")
 
 
 def accept(name: str) -> None:

@@ -591,6 +591,63 @@ def test_a_new_tier_gives_back_a_port_that_another_one_left_when_a_third_fails(h
     assert host.open_ports() == {"fast": 8080, "deep": 8081}
 
 
+def test_a_port_that_a_stranger_took_meanwhile_leaves_no_other_one_closed(host: Played) -> None:
+    prove(host, "fast", "deep", "other")
+    host.ports["stranger"] = 9000
+    host.write("fast", port=9000)
+    host.write("deep", model="two", port=9001)
+    host.write("other", model="two")
+    host.end(tier.Front("other").socket)
+    said = refused("fast", "deep", "other")
+    assert said.startswith("tier fast: port 9000 cannot be opened (systemctl start llama-tier-fast.socket failed")
+    assert said.endswith("free it, or give the tier another port; at the port of before: fast, deep")
+    assert host.open_ports() == {"stranger": 9000, "fast": 8080, "deep": 8081, "other": 8083}
+    assert [host.model(name) for name in ("fast", "deep", "other")] == ["one", "two", "two"]
+    assert [tier.load(name).port for name in ("fast", "deep", "other")] == [8080, 8081, 8083]
+    assert host.enabled == enabled("fast", "deep", "other")
+    assert activate("fast", "deep", "other") == Outcome(activated=(), retired=()), "the servers are proven"
+
+    del host.ports["stranger"]
+    host.write("fast", port=9000)
+    host.write("deep", model="two", port=9001)
+    assert activate("fast", "deep", "other") == Outcome(activated=(), retired=(), moved=("fast", "deep"))
+    assert host.open_ports() == {"fast": 9000, "deep": 9001, "other": 8083}
+
+
+def test_tiers_that_took_each_others_ports_go_back_together_and_what_is_new_there_is_down(host: Played) -> None:
+    prove(host, "fast", "deep")
+    host.ports["stranger"] = 9000
+    host.write("fast", port=9000)
+    host.write("deep", port=8080)
+    host.write("new", port=8081)
+    assert refused("fast", "deep", "new").endswith("at the port of before: fast, deep; down: new")
+    assert host.open_ports() == {"stranger": 9000, "fast": 8080, "deep": 8081}
+    assert sorted(host.serving) == ["deep", "fast"]
+    assert host.enabled == enabled("fast", "deep"), "at boot each port has one holder too"
+
+
+def test_a_port_that_stays_where_it_was_and_is_taken_moves_no_other_one_back(host: Played) -> None:
+    prove(host, "fast", "deep")
+    host.end(tier.Front("fast").socket)
+    host.ports["stranger"] = 8080
+    host.write("deep", port=9000)
+    assert refused("fast", "deep").endswith("free it, or give the tier another port")
+    assert host.open_ports() == {"stranger": 8080, "deep": 9000}
+    assert host.enabled == enabled("fast", "deep")
+
+
+def test_a_port_that_is_taken_on_the_way_back_is_told_with_what_failed(host: Played) -> None:
+    prove(host, "fast", "deep")
+    host.end(tier.Front("fast").socket)
+    host.ports["stranger"] = 8080
+    host.end(tier.Front("deep").socket)
+    host.write("deep", model=BROKEN)
+    said = refused("fast", "deep")
+    assert said.startswith("tier deep did not become ready")
+    assert "; tier fast: port 8080 cannot be opened" in said
+    assert host.open_ports() == {"stranger": 8080, "deep": 8081}
+
+
 def on(big: float = 0, small: float = 0) -> dict[str, float]:
     """Return what a tier needs of the cards, of which each has 1,000 MiB."""
     return {card["uuid"]: mib for card, mib in ((BIG, big), (SMALL, small)) if mib}
