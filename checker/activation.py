@@ -178,6 +178,7 @@ def _activate(
     retry: bool,
     spared: Collection[str] = (),
 ) -> Outcome:
+    proven.finish()
     try:
         # A trial that was cut off has left us the lock: nobody else starts what it has stopped, which is the way back.
         restoring.restore()

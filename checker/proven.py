@@ -24,6 +24,7 @@ from checker import tier, whole
 UNITS = Path("/etc/systemd/system")
 DIRECTORY = Path("/var/lib/llama-tiers/proven")
 _ACCEPTED_BEFORE = "accepted.before"
+_NEXT = "next"
 
 _SERVICE_SECTION = re.compile(r"^\[Service\]$.*?(?=^\[|\Z)", re.MULTILINE | re.DOTALL)
 # systemd applies it to what runs, and the plan predicts it.
@@ -91,14 +92,35 @@ def is_remembered(spec: tier.TierSpec) -> bool:
 
 def remember(spec: tier.TierSpec) -> None:
     """Keep the files of a tier as those with which it was proven."""
-    directory = DIRECTORY / spec.name
-    shutil.rmtree(directory / "units", ignore_errors=True)
-    (directory / "units").mkdir(parents=True)
+    beside = DIRECTORY / spec.name / "next.new"
+    shutil.rmtree(beside, ignore_errors=True)
+    (beside / "units").mkdir(parents=True)
     for path in unit_files(spec.name):
-        shutil.copy2(path, directory / "units")
-    shutil.copy2(spec_file(spec.name), directory / "spec.json")
-    (directory / "digest").write_text(digest(spec) + "\n")
-    (directory / "given-up.json").unlink(missing_ok=True)
+        _copy(path, beside / "units" / path.name)
+    _copy(spec_file(spec.name), beside / "spec.json")
+    whole.write(beside / "digest", digest(spec) + "\n")
+    beside.rename(beside.with_name(_NEXT))
+    finish()
+
+
+def finish() -> None:
+    """Take what is to be kept of each tier into its place, also where a run was cut off as it did so.
+
+    Units and spec are to be of one proof: those of another are no way back.
+    """
+    for following in DIRECTORY.glob(f"*/{_NEXT}"):
+        directory = following.parent
+        if (following / "units").exists():
+            shutil.rmtree(directory / "units", ignore_errors=True)
+            (following / "units").rename(directory / "units")
+        for path in following.iterdir():
+            path.replace(directory / path.name)
+        (directory / "given-up.json").unlink(missing_ok=True)
+        following.rmdir()
+
+
+def _copy(path: Path, to: Path) -> None:
+    whole.write(to, path.read_text(encoding="utf-8"))
 
 
 def put_back(name: str) -> None:
@@ -112,7 +134,7 @@ def put_back_port(name: str) -> None:
     for unit in (front.socket, front.stand_in_socket):
         kept = DIRECTORY / name / "units" / unit
         if kept.exists():
-            shutil.copy2(kept, UNITS)
+            _copy(kept, UNITS / unit)
     before = _read_spec(DIRECTORY / name / "spec.json")
     if before is not None:
         spec = replace(tier.load(name), bind=before.bind, port=before.port, allow=before.allow)
@@ -153,11 +175,14 @@ def put_back_accepted(name: str) -> None:
 def _lay_out(name: str, directory: Path) -> None:
     if not (directory / "spec.json").exists():
         return
+    # What is there is replaced, then the rest removed: the tier has its unit at any moment.
+    kept = list((directory / "units").iterdir())
+    for path in kept:
+        _copy(path, UNITS / path.name)
+    _copy(directory / "spec.json", spec_file(name))
     for path in unit_files(name):
-        path.unlink()
-    for path in (directory / "units").iterdir():
-        shutil.copy2(path, UNITS)
-    shutil.copy2(directory / "spec.json", spec_file(name))
+        if path.name not in {each.name for each in kept}:
+            path.unlink()
 
 
 def give_up(spec: tier.TierSpec, reason: str) -> None:
