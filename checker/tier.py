@@ -212,6 +212,11 @@ class TierSpec:
         return socket_of(self.name)
 
     @property
+    def ready_file(self) -> Path:
+        """Path of the file, beside the socket, that holds when the tier was ready: seconds of the monotonic clock."""
+        return Path(self.socket).with_name("ready")
+
+    @property
     def pinned(self) -> bool:
         """Whether the tier is to serve whenever no rival is asked for; else it is loaded by its first request."""
         return self.residency == PINNED
