@@ -103,6 +103,21 @@ def test_a_fallback_takes_the_keys_of_those_that_it_stands_in_for(tmp_path: Path
 
 
 @root_only
+@pytest.mark.parametrize("given", [{}, {"deep": GIVEN}])
+def test_a_tier_that_is_left_out_keeps_its_key_and_its_fallback_takes_it(tmp_path: Path, given: dict[str, str]) -> None:
+    """A rollback leaves out what never served; the clients of it reach its fallback meanwhile."""
+    keys(tmp_path, fallbacks={"deep": "fast"})
+    before = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    left_out = {"tiers": ["fast"], "left_out": ["deep"], "fallbacks": {"deep": "fast"}}
+    assert keys(tmp_path, **left_out, keys=given)["changed"] is False
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
+    (tmp_path / "deep").unlink()
+    assert keys(tmp_path, **left_out, keys=given)["written"] == ["fast"]
+    assert (tmp_path / "fast").read_text().split() == before["fast"].split()[:1], "nobody has a key of it"
+    assert not (tmp_path / "deep").exists()
+
+
+@root_only
 def test_a_key_is_rotated_when_that_is_asked_for_and_its_fallback_follows(tmp_path: Path) -> None:
     keys(tmp_path, fallbacks={"deep": "fast"})
     fast, deep = ((tmp_path / name).read_text().split() for name in ("fast", "deep"))

@@ -8,9 +8,11 @@ module: tier_keys
 short_description: Have one API key file for each tier
 description:
   - Writes the given keys, makes a random one for every tier that has none yet, and sets owner and mode.
-  - The file of a tier begins with its own key; those of tiers that it is the fallback of follow, for their clients.
+  - The file of a tier begins with its own key; those of tiers that it is the fallback of follow, for their clients,
+    also of tiers that are O(left_out), whose own files stay as they are.
 options:
   tiers: {description: Names of the tiers, type: list, elements: str, required: true}
+  left_out: {description: Tiers of the inventory that are left as they are, type: list, elements: str, default: []}
   keys: {description: Keys by tier name, type: dict, default: {}}
   fallbacks: {description: The fallback of a tier, by the tier's name, type: dict, default: {}}
   rotate: {description: Tiers that get a new random key, type: list, elements: str, default: []}
@@ -43,8 +45,13 @@ def wanted_key(name, path, keys, rotate):
     """Return the key that is given, else the one that the tier has, else a random one."""
     if name in keys:
         return keys[name]
-    current = path.read_text().split() if path.exists() and name not in rotate else []
-    return current[0] if current else secrets.token_urlsafe(32)
+    return (None if name in rotate else current_key(path)) or secrets.token_urlsafe(32)
+
+
+def current_key(path):
+    """Return the key that a tier has, None when it has none yet."""
+    current = path.read_text().split() if path.exists() else []
+    return current[0] if current else None
 
 
 def main() -> None:
@@ -52,6 +59,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "tiers": {"type": "list", "elements": "str", "required": True},
+            "left_out": {"type": "list", "elements": "str", "default": []},
             "keys": {"type": "dict", "default": {}, "no_log": True},
             "fallbacks": {"type": "dict", "default": {}},
             "rotate": {"type": "list", "elements": "str", "default": []},
@@ -72,7 +80,7 @@ def main() -> None:
     comments = [name for name, key in keys.items() if key.startswith("#")]
     if comments:
         module.fail_json(msg=f"tiers_api_keys: the key of {', '.join(comments)} begins with #: take another one")
-    unknown = sorted(set(keys) - set(module.params["tiers"]))
+    unknown = sorted(set(keys) - set(module.params["tiers"]) - set(module.params["left_out"]))
     if unknown:
         module.fail_json(msg=f"tiers_api_keys names {', '.join(unknown)}, but the tiers are {module.params['tiers']}")
     strange = sorted(set(module.params["rotate"]) - set(module.params["tiers"]))
@@ -86,10 +94,11 @@ def main() -> None:
     directory = Path(module.params["directory"])
     written = []
     own = {name: wanted_key(name, directory / name, keys, module.params["rotate"]) for name in module.params["tiers"]}
+    own |= {name: key for name in module.params["left_out"] if (key := current_key(directory / name))}
     for name in module.params["tiers"]:
         path = directory / name
         stands_in_for = [other for other, fallback in module.params["fallbacks"].items() if fallback == name]
-        wanted = "".join(own[each] + "\n" for each in (name, *stands_in_for))
+        wanted = "".join(own[each] + "\n" for each in (name, *stands_in_for) if each in own)
         if not path.exists() or path.read_text() != wanted:
             written.append(name)
             if not module.check_mode:
