@@ -56,6 +56,10 @@ def start(spec: tier.TierSpec, report: Report) -> str | None:
     """(Re)start a tier and wait until it is active; return None, or the reason why it is not."""
     try:
         systemd.reset_failed(spec.unit)
+        if proven.next_key(spec).exists():
+            # What it works on is finished first, which it is asked for with the key that it knows.
+            systemd.stop(spec.unit)
+            proven.next_key(spec).replace(spec.key_file)
         systemd.restart(spec.unit)
     except systemd.SystemdError as error:
         # Such as a unit file that systemd refuses.
@@ -178,6 +182,7 @@ def _activate(
     retry: bool,
     spared: Collection[str] = (),
 ) -> Outcome:
+    proven.finish()
     try:
         # A trial that was cut off has left us the lock: nobody else starts what it has stopped, which is the way back.
         restoring.restore()
@@ -220,14 +225,20 @@ def _activate(
     try:
         order = _start_in_turn(changes, leaving, room, given_up, way_back, report)
         _bring_back([spec for spec in specs if spec.pinned and spec.name not in given_up], report)
-    except ActivationError:
+    except ActivationError as error:
         before = [tier.load(name) for name in (*names, *leftovers) if proven.exists(name)]
-        _open(before)
+        closed = _open(before)
         _at_boot(before)
-        raise
+        raise ActivationError("; ".join([str(error), *closed.values()])) from error
     up = [spec for spec in specs if spec.name not in given_up]
-    _open(up)
-    _at_boot(specs)
+    closed = _open(up)
+    wrong = list(closed.values())
+    down: Collection[str] = ()
+    if closed.keys() & way_back.ports:
+        down, said = _move_back([spec for spec in up if spec.name in way_back.ports])
+        wrong += said
+    up = [spec for spec in up if spec.name not in down]
+    _at_boot([spec for spec in specs if spec.name not in down])
     for name in given_up:
         systemd.start(tier.Front(name).cooldown)
     for spec in up:
@@ -239,6 +250,8 @@ def _activate(
     if leftovers:
         systemd.daemon_reload()
     restoring.forget()
+    if wrong:
+        raise ActivationError("; ".join(wrong))
     return Outcome(
         activated=order,
         retired=tuple(leftovers),
@@ -427,12 +440,13 @@ def _bring_back(pinned: Sequence[tier.TierSpec], report: Report) -> None:
                 raise ActivationError(f"tier {spec.name} did not come back: {reason}; it is down")
 
 
-def _open(specs: Sequence[tier.TierSpec]) -> None:
-    """Have the port of each tier open, on its socket.
+def _open(specs: Sequence[tier.TierSpec]) -> dict[str, str]:
+    """Have the port of each tier open, on its socket; return by tier what is wrong where that cannot be.
 
     Sockets that move close first: two may have exchanged their ports. A tier that failed and has a fallback keeps it.
     """
     closed = []
+    wrong = {}
     for spec in specs:
         front = tier.Front(spec.name)
         if _is_replaced(spec):
@@ -440,9 +454,40 @@ def _open(specs: Sequence[tier.TierSpec]) -> None:
         moved = not proven.is_as_proven(spec.name, proven.UNITS / front.socket)
         if moved or not systemd.is_active(front.socket):
             systemd.stop(front.cooldown, front.socket, front.proxy)
-            closed.append(front.socket)
-    for unit in closed:
-        systemd.start(unit)
+            closed.append(spec)
+    for spec in closed:
+        try:
+            systemd.start(tier.Front(spec.name).socket)
+        except systemd.SystemdError as error:
+            # Such as one that a stranger took while the servers were loaded: no reason to leave the others closed.
+            wrong[spec.name] = (
+                f"tier {spec.name}: port {spec.port} cannot be opened ({error}); free it, or give the tier another port"
+            )
+    return wrong
+
+
+def _move_back(moved: Sequence[tier.TierSpec]) -> tuple[list[str], list[str]]:
+    """Have the tiers that were to move answer at the ports that they had, with the servers that they have now.
+
+    One that is new may have the port of another one: it goes down. Return the names of those, and what there is to say.
+    """
+    new = [spec.name for spec in moved if not proven.exists(spec.name)]
+    old = [spec.name for spec in moved if spec.name not in new]
+    for name in new:
+        _shut(name)
+    # All are closed before the first one opens: two may have exchanged their ports.
+    for name in old:
+        systemd.stop(tier.Front(name).socket)
+        proven.put_back_port(name)
+    systemd.daemon_reload()
+    closed = _open([tier.load(name) for name in old])
+    there = [name for name in old if name not in closed]
+    said = list(closed.values())
+    if there:
+        said.append(f"at the port of before: {', '.join(there)}")
+    if new:
+        said.append(f"down: {', '.join(new)}")
+    return new, said
 
 
 def _at_boot(specs: Sequence[tier.TierSpec]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, ip_address, ip_network
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -28,7 +28,7 @@ from pydantic_core import ErrorDetails
 
 from checker import argv, catalogue_file
 from checker import header as headers
-from checker.tier import RESERVED_ENDINGS
+from checker.tier import RESERVED_ENDINGS, TRIAL
 
 Backend = Literal["cpu", "cuda"]
 SplitMode = Literal["none", "layer", "row", "tensor"]
@@ -39,7 +39,6 @@ _PLACEHOLDER = "GPU-00000000-0000-0000-0000-"
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
 NAME_PATTERN = r"^[a-z][a-z0-9-]{0,20}$"
 CAPABILITY_PATTERN = r"^\d{1,2}\.\d$"
-ENDPOINT_PATTERN = r"^[^:\s,]+:\d{1,5}$"
 REPOSITORY_PATTERN = r"^[^/\s]+/[^/\s]+$"
 URL_PATTERN = r"^https?://"
 ONE_LINE_PATTERN = r"^[^\x00-\x1f\x7f]+$"
@@ -66,6 +65,21 @@ class Written(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _endpoint(written: str) -> str:
+    """Return an endpoint by its address, which is all that the tier's unit lets its server reach.
+
+    The engine speaks IPv4 alone (ggml-rpc/transport.cpp). What a name stands for may change while the server runs.
+    """
+    host, _, port = written.rpartition(":")
+    try:
+        address = IPv4Address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        address = None
+    if address is None or not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+        raise ValueError("expected an IPv4 address and a port such as 192.168.1.7:50052")
+    return f"{address}:{port}"
+
+
 class GpuEntry(Written):
     """One card of the inventory; `rpc_endpoint` when a ggml-rpc-server gives access to it.
 
@@ -75,7 +89,7 @@ class GpuEntry(Written):
 
     name: str = Field(min_length=1)
     uuid: str = Field(pattern=UUID_PATTERN)
-    rpc_endpoint: str | None = Field(default=None, pattern=ENDPOINT_PATTERN)
+    rpc_endpoint: Annotated[str, AfterValidator(_endpoint)] | None = None
     total_mib: Mib | None = Field(default=None, gt=0)
     bandwidth_gb_s: GbPerS | None = None
     compute_capability: str | None = Field(default=None, pattern=CAPABILITY_PATTERN)
@@ -375,7 +389,6 @@ _EXPECTED = {
 _PATTERNS = {
     NAME_PATTERN: "a to z, digits and -, at most 21, such as deep-2",
     CAPABILITY_PATTERN: 'two numbers with a point, such as "8.6"',
-    ENDPOINT_PATTERN: "an address such as 127.0.0.1:50052",
     SHA256_PATTERN: "64 digits of 0 to 9 and a to f",
     REPOSITORY_PATTERN: "owner/name",
     URL_PATTERN: "an address that begins with http:// or https://",
@@ -619,10 +632,13 @@ def check_inventory(
     engines: Mapping[str, Any],
     engine: str,
     backend: str,
+    *,
+    in_trial: bool = False,
 ) -> list[str]:
     """Check everything that needs no host: return one sentence for each problem, none when all is well.
 
-    Arguments are the inventory's words as Ansible hands them over (plain lists and dicts).
+    Arguments are the inventory's words as Ansible hands them over (plain lists and dicts). The tier of a candidate that
+    is `in_trial` has the name that no other may have.
     """
     parsed_gpus, parsed_tiers, parsed_models, problems = parse_inventory(gpus, tiers, models)
     if not gpus:
@@ -635,6 +651,8 @@ def check_inventory(
         problems.append(f"llama_cpp_engine {engine!r} is not in the engine table; known engines: {', '.join(engines)}")
     problems += [f"gpus: uuid {uuid} stands there twice" for uuid in _duplicates(g.uuid for g in parsed_gpus)]
     problems += [f"tiers: name {name!r} stands there twice" for name in _duplicates(t.name for t in parsed_tiers)]
+    if not in_trial and any(tier.name == TRIAL for tier in parsed_tiers):
+        problems.append(f"tier {TRIAL}: name {TRIAL!r} is a trial's own, for its candidate; give the tier another name")
     for port in _duplicates(tier.port for tier in parsed_tiers):
         names = " and ".join(tier.name for tier in parsed_tiers if tier.port == port)
         problems.append(f"tiers {names}: port {port} is used twice; give each tier a port of its own")

@@ -191,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     drain = commands.add_parser("drain", help="on a host: wait until a tier is idle (ExecStop= of its proxy)")
     drain.add_argument("tier", metavar="TIER")
     drain.add_argument("--residency", type=_number(0, 10**6), default=0, metavar="S", help="seconds it serves at least")
-    drain.add_argument("--at-most", type=_number(0, 10**6), default=120, metavar="S", help="seconds to wait at most")
+    drain.add_argument("--at-most", type=_number(0, 10**6), default=120, metavar="S", help="seconds to wait then")
     drain.set_defaults(run=_drain)
     return parser
 

@@ -34,12 +34,15 @@ _UP = ("running", "degraded", "starting", "initializing", "maintenance")
 def drain(spec: tier.TierSpec, proxy: int, residency_s: float, most_s: float) -> str | None:
     """Wait until a tier may be taken away; return None, or a sentence when the wait was given up.
 
-    It may go when its server has run for `residency_s` and no slot is busy, or is not there to ask, or the host goes
-    down. A server that takes a question and gives no answer is busy: it computes a batch of a prompt.
+    It may go when it has been ready for `residency_s` and no slot is busy, or is not there to ask, or the host goes
+    down. What it works on when it has served so long has `most_s` more. A server that takes a question and gives no
+    answer is busy: it computes a batch of a prompt.
     `proxy` is the process in front of it; it may be left held (SIGSTOP): systemd's SIGTERM ends it as it is.
     """
     server = LlamaServer.of(spec)
-    deadline = time.monotonic() + most_s
+    rest = max(0.0, residency_s - _ready_s(spec))
+    resident_at = time.monotonic() + rest
+    deadline = resident_at + most_s
     idle, held = 0, False
     since = dict.fromkeys(_sockets(proxy), -math.inf)
     while (now := time.monotonic()) < deadline:
@@ -53,7 +56,7 @@ def drain(spec: tier.TierSpec, proxy: int, residency_s: float, most_s: float) ->
             idle = 0
         except ServerError:
             return None
-        resident = _resident_s(spec) >= residency_s
+        resident = now >= resident_at
         if resident and idle >= _LOOKS:
             if held:
                 return None
@@ -67,7 +70,8 @@ def drain(spec: tier.TierSpec, proxy: int, residency_s: float, most_s: float) ->
         if not (resident and idle) and _host_stops():
             return None
         time.sleep(_POLL_S)
-    return f"{spec.name}: still busy after {most_s:g} s, what it works on is cut off"
+    more = f" more than the {residency_s:g} s that it serves at least" if rest else ""
+    return f"{spec.name}: still busy after {most_s:g} s{more}, what it works on is cut off"
 
 
 def _sockets(pid: int) -> set[str]:
@@ -95,12 +99,12 @@ def _send(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _resident_s(spec: tier.TierSpec) -> float:
-    """Return for how long the server has run, by the age of its socket: no bus and no privilege is needed for that."""
+def _ready_s(spec: tier.TierSpec) -> float:
+    """Return for how long a tier has been ready; without end when it is not, for then there is nothing to wait for."""
     try:
-        return time.time() - Path(spec.socket).stat().st_mtime
+        return time.monotonic() - float(spec.ready_file.read_text(encoding="utf-8"))
     except OSError:
-        return float("inf")
+        return math.inf
 
 
 def _host_stops() -> bool:

@@ -804,6 +804,7 @@ def for_site(
     replan: bool = False,
     as_served: bool = False,
     decided: Mapping[str, Any] | None = None,
+    in_trial: bool = False,
 ) -> SitePlan:
     """Plan every tier of a host for site.yml; InventoryError lists all reasons why that cannot be done.
 
@@ -812,9 +813,10 @@ def for_site(
     makes a new choice for every tier, where else a placement that is proven on the host is kept. `decided` is the
     inventory's decision: a tier that is in it has the candidate that was chosen, as it was measured, and no other.
     `as_served` asks neither: each tier has model, cards and split with which it is proven on the host, and no other;
-    its port and all else are the inventory's. One that never was proven is left out.
+    its port and all else are the inventory's. One that never was proven is left out. `in_trial` is as in
+    `check_inventory`.
     """
-    found = check_inventory(gpus, tiers, models, engines, engine, backend)
+    found = check_inventory(gpus, tiers, models, engines, engine, backend, in_trial=in_trial)
     ram_entry = parse_ram(ram or {}, found)
     if found:
         raise InventoryError(found)

@@ -15,14 +15,16 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from checker import tier
+from checker import tier, whole
 
 UNITS = Path("/etc/systemd/system")
 DIRECTORY = Path("/var/lib/llama-tiers/proven")
 _ACCEPTED_BEFORE = "accepted.before"
+_NEXT = "next"
 
 _SERVICE_SECTION = re.compile(r"^\[Service\]$.*?(?=^\[|\Z)", re.MULTILINE | re.DOTALL)
 # systemd applies it to what runs, and the plan predicts it.
@@ -40,6 +42,11 @@ def spec_file(name: str) -> Path:
     return tier.DIRECTORY / f"{name}.json"
 
 
+def next_key(spec: tier.TierSpec) -> Path:
+    """Return where the next key of a tier waits, if there is one, until the server that knows the old one is gone."""
+    return Path(spec.key_file).with_suffix(".next")
+
+
 def digest(spec: tier.TierSpec) -> str:
     """Return the sha256 over what the running server depends on: its own section of the unit, its key, its spec.
 
@@ -49,10 +56,11 @@ def digest(spec: tier.TierSpec) -> str:
     unit = (UNITS / spec.unit).read_text(encoding="utf-8")
     running = json.dumps(spec.running(), sort_keys=True)
     service = _LIVE.sub("", "".join(_SERVICE_SECTION.findall(unit)))
-    whole = hashlib.sha256()
-    for content in (service.encode(), Path(spec.key_file).read_bytes(), running.encode()):
-        whole.update(hashlib.sha256(content).digest())
-    return whole.hexdigest()
+    key = next_key(spec) if next_key(spec).exists() else Path(spec.key_file)
+    sha256 = hashlib.sha256()
+    for content in (service.encode(), key.read_bytes(), running.encode()):
+        sha256.update(hashlib.sha256(content).digest())
+    return sha256.hexdigest()
 
 
 def proven_digest(name: str) -> str:
@@ -90,19 +98,53 @@ def is_remembered(spec: tier.TierSpec) -> bool:
 
 def remember(spec: tier.TierSpec) -> None:
     """Keep the files of a tier as those with which it was proven."""
-    directory = DIRECTORY / spec.name
-    shutil.rmtree(directory / "units", ignore_errors=True)
-    (directory / "units").mkdir(parents=True)
+    beside = DIRECTORY / spec.name / "next.new"
+    shutil.rmtree(beside, ignore_errors=True)
+    (beside / "units").mkdir(parents=True)
     for path in unit_files(spec.name):
-        shutil.copy2(path, directory / "units")
-    shutil.copy2(spec_file(spec.name), directory / "spec.json")
-    (directory / "digest").write_text(digest(spec) + "\n")
-    (directory / "given-up.json").unlink(missing_ok=True)
+        _copy(path, beside / "units" / path.name)
+    _copy(spec_file(spec.name), beside / "spec.json")
+    whole.write(beside / "digest", digest(spec) + "\n")
+    beside.rename(beside.with_name(_NEXT))
+    finish()
+
+
+def finish() -> None:
+    """Take what is to be kept of each tier into its place, also where a run was cut off as it did so.
+
+    Units and spec are to be of one proof: those of another are no way back.
+    """
+    for following in DIRECTORY.glob(f"*/{_NEXT}"):
+        directory = following.parent
+        if (following / "units").exists():
+            shutil.rmtree(directory / "units", ignore_errors=True)
+            (following / "units").rename(directory / "units")
+        for path in following.iterdir():
+            path.replace(directory / path.name)
+        (directory / "given-up.json").unlink(missing_ok=True)
+        following.rmdir()
+
+
+def _copy(path: Path, to: Path) -> None:
+    whole.write(to, path.read_text(encoding="utf-8"))
 
 
 def put_back(name: str) -> None:
     """Lay out the units and the spec that were proven last, where there are any."""
     _lay_out(name, DIRECTORY / name)
+
+
+def put_back_port(name: str) -> None:
+    """Lay out the sockets of a tier, and where it listens by its spec, as they were proven; its server is another."""
+    front = tier.Front(name)
+    for unit in (front.socket, front.stand_in_socket):
+        kept = DIRECTORY / name / "units" / unit
+        if kept.exists():
+            _copy(kept, UNITS / unit)
+    before = _read_spec(DIRECTORY / name / "spec.json")
+    if before is not None:
+        spec = replace(tier.load(name), bind=before.bind, port=before.port, allow=before.allow)
+        whole.write(spec_file(name), json.dumps(spec.to_json(), indent=2) + "\n")
 
 
 def accept(name: str) -> None:
@@ -139,11 +181,14 @@ def put_back_accepted(name: str) -> None:
 def _lay_out(name: str, directory: Path) -> None:
     if not (directory / "spec.json").exists():
         return
+    # What is there is replaced, then the rest removed: the tier has its unit at any moment.
+    kept = list((directory / "units").iterdir())
+    for path in kept:
+        _copy(path, UNITS / path.name)
+    _copy(directory / "spec.json", spec_file(name))
     for path in unit_files(name):
-        path.unlink()
-    for path in (directory / "units").iterdir():
-        shutil.copy2(path, UNITS)
-    shutil.copy2(directory / "spec.json", spec_file(name))
+        if path.name not in {each.name for each in kept}:
+            path.unlink()
 
 
 def give_up(spec: tier.TierSpec, reason: str) -> None:
@@ -201,7 +246,9 @@ def leftovers(names: Sequence[str]) -> list[str]:
 def remove(name: str) -> None:
     """Remove all files of a tier, its key among them; its spec last, by which the rest is found."""
     with contextlib.suppress(tier.TierSpecError):
-        Path(tier.load(name).key_file).unlink(missing_ok=True)
+        spec = tier.load(name)
+        for key in (next_key(spec), Path(spec.key_file)):
+            key.unlink(missing_ok=True)
     for path in unit_files(name):
         path.unlink()
     shutil.rmtree(DIRECTORY / name, ignore_errors=True)

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 
-from checker import hardware, memory_verdict, systemd, tier, verdict
+from checker import hardware, memory_verdict, systemd, tier, verdict, whole
 from checker.evidence import Served
 from checker.llama_server import BrokenError, LlamaServer, LoadingError, ServerError, UnreachableError
 from checker.measure import PROMPT, SEED, held_mib
@@ -31,9 +31,13 @@ def ready(name: str, main_pid: int | None) -> str | None:
         return f"MAINPID is not set: systemd runs this when it starts {spec.unit}; by hand use: checker verify"
     server = LlamaServer.of(spec)
     try:
-        return _wait_for_health(spec, server, main_pid) or _prove(spec, server, main_pid)
-    except (ServerError, hardware.HardwareError) as error:
+        fault = _wait_for_health(spec, server, main_pid) or _prove(spec, server, main_pid)
+        if fault is None:
+            # A load is no service: what a tier serves at least counts from here (checker.drain).
+            whole.write(spec.ready_file, f"{time.monotonic()}\n", 0o640)
+    except (ServerError, hardware.HardwareError, OSError) as error:
         return str(error)
+    return fault
 
 
 def _wait_for_health(spec: tier.TierSpec, server: LlamaServer, main_pid: int) -> str | None:

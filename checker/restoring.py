@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from checker import proven, systemd, tier, whole
 
 # A candidate is a tier by this name; its files lie where a boot removes them, but for its spec.
-NAME = "trial"
+NAME = tier.TRIAL
 CANDIDATE = tier.unit_of(NAME)
 UNITS = Path("/run/systemd/system")
 BEFORE = Path("/var/lib/llama-tiers/trial/before.json")

@@ -88,6 +88,8 @@ class Front:
 
 # A tier of such a name would have the units of another one.
 RESERVED_ENDINGS = ("-proxy", "-cooldown", "-fallback")
+# So is the candidate called that a trial runs; a tier of that name would be taken for one that was left, and removed.
+TRIAL = "trial"
 
 
 class TierSpecError(Exception):
@@ -208,6 +210,11 @@ class TierSpec:
     def socket(self) -> str:
         """Path of the unix socket on which the server itself listens; the tier's front passes requests on to it."""
         return socket_of(self.name)
+
+    @property
+    def ready_file(self) -> Path:
+        """Path of the file, beside the socket, that holds when the tier was ready: seconds of the monotonic clock."""
+        return Path(self.socket).with_name("ready")
 
     @property
     def pinned(self) -> bool:

@@ -72,8 +72,6 @@ def candidates(
     names = [entry.name for entry in parsed_tiers]
     if only is not None and only not in names:
         problems.append(f"no tier {only!r}; tiers here: {', '.join(names)}")
-    if NAME in names:
-        problems.append(f"tiers: a tier cannot be called {NAME!r} where candidates are tried: give it another name")
     if problems:
         raise InventoryError(problems)
     driver = (profile.get("driver") or {}).get("version")
@@ -89,7 +87,9 @@ def candidates(
             spec, reason = None, None
             no_room = asked.fingerprint(entry, each, parsed_gpus)
             try:
-                planned = plan.for_site(gpus, [alone], models, engines, engine, backend, places, profile, ram)
+                planned = plan.for_site(
+                    gpus, [alone], models, engines, engine, backend, places, profile, ram, in_trial=True
+                )
                 spec = planned.specs[0]
                 measured = trial.fingerprint(spec, cards, driver)
                 # Another tier's, or one that is written in another way, has a record of its own all the same.

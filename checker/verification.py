@@ -14,9 +14,6 @@ from checker.measure import Depth, booted_at, front, measure, now
 from checker.tier import TierSpec, unit_of
 from checker.verdict import judge
 
-# As long as rivals may take to give way (roles/tiers/defaults/main.yml), and to start beside the load itself.
-_DRAIN_S = 400
-
 
 def report(
     specs: Sequence[TierSpec],
@@ -108,7 +105,7 @@ def _gave_way(spec: TierSpec) -> bool:
 def _load(spec: TierSpec) -> None:
     """Load a tier; that it could not be shows in what is measured of it."""
     with suppress(systemd.SystemdError):
-        systemd.start(spec.unit, timeout_s=2 * spec.criteria.max_load_s + _DRAIN_S)
+        systemd.start(spec.unit)
 
 
 def _as_measured_before(spec: TierSpec, earlier: Sequence[Mapping[str, Any]]) -> Evidence | None:

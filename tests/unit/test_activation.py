@@ -363,6 +363,33 @@ def cut_off(host: Played, *served: str) -> None:
     host.stop(*units)
 
 
+def test_a_new_key_is_in_its_place_when_the_server_that_has_the_old_one_is_gone(
+    host: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prove(host, "fast", "deep")
+    key, following = host.root / "deep.key", host.root / "deep.next"
+    following.write_text("two")
+    stop, found = systemd.stop, []
+
+    def stopping(*units: str) -> None:
+        found.append((units, key.read_text()))
+        stop(*units)
+
+    monkeypatch.setattr(systemd, "stop", stopping)
+    assert activate("fast", "deep") == Outcome(activated=("deep",), retired=())
+    assert found == [(("llama-tier-deep.service",), "one")]
+    assert host.serving["deep"]["key"] == key.read_text() == "two"
+    assert not following.exists()
+    assert activate("fast", "deep") == Outcome(activated=(), retired=())
+
+
+def test_a_new_key_that_waits_leaves_with_its_tier(host: Played) -> None:
+    prove(host, "fast", "deep")
+    (host.root / "deep.next").write_text("two")
+    activate("fast")
+    assert not (host.root / "deep.next").exists()
+
+
 def test_what_a_trial_has_stopped_serves_before_anything_changes(host: Played) -> None:
     prove(host, "fast", "deep")
     cut_off(host, "fast", "deep")
@@ -605,6 +632,63 @@ def test_a_new_tier_gives_back_a_port_that_another_one_left_when_a_third_fails(h
     refused("new", "fast", "deep")
     assert host.serving == before
     assert host.open_ports() == {"fast": 8080, "deep": 8081}
+
+
+def test_a_port_that_a_stranger_took_meanwhile_leaves_no_other_one_closed(host: Played) -> None:
+    prove(host, "fast", "deep", "other")
+    host.ports["stranger"] = 9000
+    host.write("fast", port=9000)
+    host.write("deep", model="two", port=9001)
+    host.write("other", model="two")
+    host.end(tier.Front("other").socket)
+    said = refused("fast", "deep", "other")
+    assert said.startswith("tier fast: port 9000 cannot be opened (systemctl start llama-tier-fast.socket failed")
+    assert said.endswith("free it, or give the tier another port; at the port of before: fast, deep")
+    assert host.open_ports() == {"stranger": 9000, "fast": 8080, "deep": 8081, "other": 8083}
+    assert [host.model(name) for name in ("fast", "deep", "other")] == ["one", "two", "two"]
+    assert [tier.load(name).port for name in ("fast", "deep", "other")] == [8080, 8081, 8083]
+    assert host.enabled == enabled("fast", "deep", "other")
+    assert activate("fast", "deep", "other") == Outcome(activated=(), retired=()), "the servers are proven"
+
+    del host.ports["stranger"]
+    host.write("fast", port=9000)
+    host.write("deep", model="two", port=9001)
+    assert activate("fast", "deep", "other") == Outcome(activated=(), retired=(), moved=("fast", "deep"))
+    assert host.open_ports() == {"fast": 9000, "deep": 9001, "other": 8083}
+
+
+def test_tiers_that_took_each_others_ports_go_back_together_and_what_is_new_there_is_down(host: Played) -> None:
+    prove(host, "fast", "deep")
+    host.ports["stranger"] = 9000
+    host.write("fast", port=9000)
+    host.write("deep", port=8080)
+    host.write("new", port=8081)
+    assert refused("fast", "deep", "new").endswith("at the port of before: fast, deep; down: new")
+    assert host.open_ports() == {"stranger": 9000, "fast": 8080, "deep": 8081}
+    assert sorted(host.serving) == ["deep", "fast"]
+    assert host.enabled == enabled("fast", "deep"), "at boot each port has one holder too"
+
+
+def test_a_port_that_stays_where_it_was_and_is_taken_moves_no_other_one_back(host: Played) -> None:
+    prove(host, "fast", "deep")
+    host.end(tier.Front("fast").socket)
+    host.ports["stranger"] = 8080
+    host.write("deep", port=9000)
+    assert refused("fast", "deep").endswith("free it, or give the tier another port")
+    assert host.open_ports() == {"stranger": 8080, "deep": 9000}
+    assert host.enabled == enabled("fast", "deep")
+
+
+def test_a_port_that_is_taken_on_the_way_back_is_told_with_what_failed(host: Played) -> None:
+    prove(host, "fast", "deep")
+    host.end(tier.Front("fast").socket)
+    host.ports["stranger"] = 8080
+    host.end(tier.Front("deep").socket)
+    host.write("deep", model=BROKEN)
+    said = refused("fast", "deep")
+    assert said.startswith("tier deep did not become ready")
+    assert "; tier fast: port 8080 cannot be opened" in said
+    assert host.open_ports() == {"stranger": 8080, "deep": 8081}
 
 
 def on(big: float = 0, small: float = 0) -> dict[str, float]:
@@ -888,6 +972,66 @@ def test_a_cut_leaves_what_was_accepted_or_what_is_to_be(
     activate("deep")
     go_back(host, "deep")
     assert host.model("deep") == "two"
+
+
+@contextlib.contextmanager
+def cut_after(changes: int) -> Iterator[None]:
+    """Have the power go after so many changes of folders and files, each of which is whole or not at all."""
+    left = iter(range(changes))
+
+    def cut(change: Callable[..., Any]) -> Callable[..., Any]:
+        def changed(*given: Any, **named: Any) -> Any:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return change(*given, **named)
+
+        return changed
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        for owner, name in (
+            *((Path, name) for name in ("rename", "replace", "unlink", "rmdir", "mkdir", "write_text")),
+            *((shutil, name) for name in ("rmtree", "copy2")),
+        ):
+            patch.setattr(owner, name, cut(getattr(owner, name)))
+        yield
+
+
+@pytest.mark.parametrize("changes", range(24))
+def test_a_cut_leaves_what_was_proven_or_what_is_to_be(
+    host: Played, monkeypatch: pytest.MonkeyPatch, changes: int
+) -> None:
+    host.write("deep", unit="one")
+    activate("deep")
+    one = host.files("deep")
+    host.write("deep", model="two", unit="two", fallback="fast")
+    two = host.files("deep")
+    remember = proven.remember
+
+    def cut(spec: tier.TierSpec) -> None:
+        with cut_after(changes):
+            remember(spec)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(proven, "remember", cut)
+        activate("deep")
+    host.write("deep", model=BROKEN, unit="three", fallback="fast")
+    assert "what served before is active again" in refused("deep")
+    assert host.files("deep") in (one, two)
+    assert host.serving["deep"] == host.files("deep")
+    assert activate("deep") == Outcome(activated=(), retired=())
+
+
+@pytest.mark.parametrize("changes", range(12))
+def test_a_cut_on_the_way_back_leaves_no_tier_without_its_unit(host: Played, changes: int) -> None:
+    prove(host, "deep")
+    before = host.files("deep")
+    host.write("deep", model="two", unit="two", fallback="fast")
+    with cut_after(changes):
+        proven.put_back("deep")
+    assert host.files("deep").keys() >= before.keys()
+    proven.put_back("deep")
+    assert host.files("deep") == before
 
 
 def test_after_a_failure_current_and_previous_are_what_they_were(host: Played) -> None:

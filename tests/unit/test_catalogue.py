@@ -125,6 +125,16 @@ PLACEMENT = (*CANDIDATE, "placement")
         (("gpus", 1, "total_mib"), 2**63, ["total_mib 9223372036854775808 is wrong: expected 16777216 or less"]),
         (("gpus", 1, "bandwidth_gb_s"), float("nan"), ["bandwidth_gb_s nan is wrong"]),
         (("gpus", 1, "bandwidth_gb_s"), 0, ["bandwidth_gb_s 0 is wrong: expected more than 0"]),
+        (
+            ("gpus", 1, "rpc_endpoint"),
+            "gpu2.lan:50052",
+            ["GTX 1060 3GB: rpc_endpoint 'gpu2.lan:50052' is wrong: expected an IPv4 address and a port such as"],
+        ),
+        (("gpus", 1, "rpc_endpoint"), "[::1]:50052", ["rpc_endpoint '[::1]:50052' is wrong: expected an IPv4 address"]),
+        (("gpus", 1, "rpc_endpoint"), "10.0.0.7:99999", ["rpc_endpoint '10.0.0.7:99999' is wrong: expected an IPv4"]),
+        (("gpus", 1, "rpc_endpoint"), "10.0.0.7:0", ["rpc_endpoint '10.0.0.7:0' is wrong: expected an IPv4 address"]),
+        (("gpus", 1, "rpc_endpoint"), "10.0.0.7", ["rpc_endpoint '10.0.0.7' is wrong: expected an IPv4 address"]),
+        (("gpus", 1, "rpc_endpoint"), 50052, ["rpc_endpoint 50052 is wrong: expected text"]),
         (("models", "tiny", "header"), None, ["tier deep", "'tiny' has no header", "`checker lock tiny`"]),
         (("models", "tiny", "header", "n_layer"), 5, ["model tiny", "header", "5 layers"]),
         (("models", "tiny", "header", "colour"), "red", ["model tiny", "header", "colour"]),
@@ -134,6 +144,7 @@ PLACEMENT = (*CANDIDATE, "placement")
         ((*DEEP, "name"), "fast", ["name 'fast' stands there twice"]),
         ((*DEEP, "name"), "deep-proxy", ["name 'deep-proxy'", "does not end in -proxy, -cooldown, -fallback"]),
         ((*DEEP, "name"), "deep-cooldown", ["name 'deep-cooldown'", "its own units are called so"]),
+        ((*DEEP, "name"), "trial", ["tier trial: name 'trial' is a trial's own", "give the tier another name"]),
         ((*DEEP, "residency"), "sometimes", ["tier deep: residency 'sometimes' is wrong", "pinned", "on_demand"]),
         ((*DEEP, "fallback"), "deep", ["tier deep: fallback names the tier itself", "other tiers are: fast"]),
         ((*DEEP, "fallback"), "slow", ["tier deep: fallback 'slow' is no tier of the host", "the others are: fast"]),
@@ -212,6 +223,13 @@ def test_cards_that_are_wrong_make_no_second_problem_of_any() -> None:
     assert "uuid 'edit-me'" in problem
     given["gpus"] = with_placeholders(given["gpus"])
     assert check_inventory(**given) == []
+
+
+def test_the_hosts_own_rpc_server_may_be_called_localhost() -> None:
+    given = inventory(gpus=[BIG | {"rpc_endpoint": "localhost:50052"}, SMALL])
+    (big, small), _, _, problems = parse_inventory(given["gpus"], given["tiers"], given["models"])
+    assert (big.rpc_endpoint, small.rpc_endpoint) == ("127.0.0.1:50052", None)
+    assert problems == []
 
 
 def test_all_problems_are_reported_at_once() -> None:

@@ -129,7 +129,7 @@ def test_what_reached_the_server_before_the_proxy_was_held_is_finished(
 @pytest.fixture
 def look_s(server: fake_tier.Server, monkeypatch: pytest.MonkeyPatch) -> float:
     """Have every look take so long, by the only clock there is."""
-    clock = SimpleNamespace(monotonic=lambda: 0.05 * looks(server), sleep=lambda seconds: None, time=time.time)
+    clock = SimpleNamespace(monotonic=lambda: 0.05 * looks(server), sleep=lambda seconds: None)
     monkeypatch.setattr(drain, "time", clock)
     return 0.05
 
@@ -194,23 +194,51 @@ def test_a_moment_between_two_requests_is_no_idleness(server: fake_tier.Server, 
     assert not is_held(proxy)
 
 
+def ready_since(server: fake_tier.Server, seconds: float) -> None:
+    """Have the tier be ready for so long; its socket is older, by as long as the load took."""
+    os.utime(server.socket, (0, time.time() - seconds - 1000))
+    server.spec.ready_file.write_text(f"{time.monotonic() - seconds}\n")
+
+
 def test_a_tier_serves_for_its_residency_although_it_is_idle(
     server: fake_tier.Server, proxy: subprocess.Popen[bytes]
 ) -> None:
-    os.utime(server.socket, (0, time.time() - 9.7))
+    ready_since(server, 9.7)
     began = time.monotonic()
     assert drain.drain(server.spec, proxy.pid, 10, 60) is None
     assert time.monotonic() - began >= 0.2
-    os.utime(server.socket, (0, time.time() - 11))
+    ready_since(server, 11)
     asked = looks(server)
     assert drain.drain(server.spec, proxy.pid, 10, 60) is None
     assert looks(server) - asked == 3
 
 
-def test_the_longest_wait_goes_before_residency(server: fake_tier.Server, proxy: subprocess.Popen[bytes]) -> None:
+def test_residency_may_be_longer_than_what_a_tier_works_on_is_waited_for(
+    server: fake_tier.Server, proxy: subprocess.Popen[bytes]
+) -> None:
+    ready_since(server, 99)
     began = time.monotonic()
-    assert "after 0.1 s" in str(drain.drain(server.spec, proxy.pid, 100, 0.1))
-    assert time.monotonic() - began < 10
+    assert drain.drain(server.spec, proxy.pid, 100, 0.9) is None
+    assert 0.9 <= time.monotonic() - began < 1.8
+
+
+def test_a_tier_that_is_busy_when_its_residency_ends_is_waited_for_as_long_as_any(
+    server: fake_tier.Server, proxy: subprocess.Popen[bytes]
+) -> None:
+    server.busy = [True]
+    ready_since(server, 99.5)
+    began = time.monotonic()
+    assert drain.drain(server.spec, proxy.pid, 100, 0.5) == (
+        "deep: still busy after 0.5 s more than the 100 s that it serves at least, what it works on is cut off"
+    )
+    assert 0.9 <= time.monotonic() - began < 10
+
+
+def test_a_tier_that_does_not_tell_since_when_it_is_ready_is_not_kept_for_that(
+    server: fake_tier.Server, proxy: subprocess.Popen[bytes]
+) -> None:
+    assert drain.drain(server.spec, proxy.pid, 100, 60) is None
+    assert looks(server) == 3
 
 
 @pytest.mark.parametrize("gone", ["socket", "key", "crash"])

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +66,17 @@ def test_it_becomes_ready_once_the_model_is_loaded(server: fake_tier.Server) -> 
     asked = [path for path, _ in server.asked]
     assert asked[:4] == ["/health"] * 4
     assert asked[-1] == "/completion", "the model has to compute, not only to be loaded"
+
+
+def test_since_when_it_is_ready_is_left_for_who_has_it_give_way(server: fake_tier.Server) -> None:
+    began = time.monotonic()
+    assert readiness.ready("deep", PID) is None
+    assert began < float(server.spec.ready_file.read_text()) < time.monotonic()
+    assert server.spec.ready_file.stat().st_mode & 0o777 == 0o640
+    server.spec.ready_file.unlink()
+    server.props["model_alias"] = "another"
+    assert readiness.ready("deep", PID) is not None
+    assert not server.spec.ready_file.exists(), "it never was"
 
 
 GONE = "llama-server ended before it was ready: journalctl -u llama-tier-deep.service says why"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,6 +78,48 @@ ABORT = "/src/ggml/src/ggml-rpc/ggml-rpc.cpp:566: Remote RPC server crashed or r
 TRACE = "/opt/llama-tiers/releases/one/bin/llama-server(+0x923e78)[0x55e3f5f50e78]"
 OOM = "deep.service: A process of this unit has been killed by the OOM killer."
 CUDA = "alloc_tensor_range: failed to allocate CUDA1 buffer of size 193843712"
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every patience end within a third of a second."""
+    run = subprocess.run
+
+    def hurry(*given: Any, timeout: float | None, **named: Any) -> Any:
+        return run(*given, timeout=timeout and min(timeout, 0.3), **named)
+
+    monkeypatch.setattr(subprocess, "run", hurry)
+    monkeypatch.setattr(systemd, "_TIMEOUT_S", 0.3)
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("command", ["stop", "start", "restart"])
+def test_a_unit_is_waited_for_as_long_as_systemd_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """A tier may go on with what it works on for as long as the inventory says before it stops."""
+    systemctl(tmp_path, monkeypatch, "")
+    (tmp_path / "systemctl").write_text(
+        f"""#!/bin/sh
+        cd {tmp_path}
+        if [ "$1" = show ]; then
+            [ -e ended ] && echo InvocationID=b || printf 'InvocationID=a\\nJob=7\\n'
+        else
+            (sleep 1; touch ended) > said 2>&1 &
+            [ "$2" = --no-block ] || wait
+        fi
+        """
+    )
+    {"stop": systemd.stop, "start": systemd.start, "restart": systemd.restart}[command]("deep.service")
+    assert (tmp_path / "ended").exists()
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_question_that_systemd_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    systemctl(tmp_path, monkeypatch, "")
+    (tmp_path / "systemctl").write_text("#!/bin/sh\nexec sleep 60\n")
+    with pytest.raises(systemd.SystemdError, match=r"systemctl show .*: no answer within"):
+        systemd.is_active("deep.service")
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_one_tier_alone_can_be_tried() -> None:
     ("only", "name", "said"),
     [
         ("wide", "deep", "no tier 'wide'; tiers here: fast, deep"),
-        (None, "trial", "a tier cannot be called 'trial' where candidates are tried"),
+        (None, "trial", "tier trial: name 'trial' is a trial's own"),
     ],
 )
 def test_a_tier_that_cannot_be_is_named(only: str | None, name: str, said: str) -> None:
