@@ -125,6 +125,27 @@ def test_the_next_policy_decides_when_the_first_finds_nobody() -> None:
     assert chosen(made) is alone
 
 
+@pytest.mark.parametrize(
+    ("deep", "fast", "said"),
+    [
+        (figures(20), None, "fast has no trial that counts: try it too (`checker trial --tier fast`)"),
+        (figures(20), trial.INFEASIBLE, "no candidate reaches what it asks for: fast"),
+        (
+            figures(5),
+            None,
+            "no candidate reaches what it asks for: deep; "
+            "fast has no trial that counts: try it too (`checker trial --tier fast`)",
+        ),
+    ],
+)
+def test_a_tier_that_was_not_tried_is_asked_for(deep: decision.Figures, fast: str | None, said: str) -> None:
+    both = decision_cases.policies(policies={"strict": {"note": "Both.", "tiers": {"deep": {}, "fast": {}}}})
+    untried, other = contender("untried", 90.0, "not tried"), contender("other", 90.0, "why", outcome=fast)
+    tiers = {"deep": [contender("a", found=deep), untried], "fast": [untried, other]}
+    made = decision.decide("tower", tiers, both, "strict", 10)
+    assert (made.step, made.steps[0].reason) == (None, said)
+
+
 def test_nobody_at_all_is_no_decision() -> None:
     made = decide([contender("slow", 93.9, found=figures(tokens_per_second=1))])
     assert made.step is None
@@ -257,6 +278,13 @@ def test_an_older_trial_that_holds_goes_before_a_newer_one_that_does_not() -> No
     newer = replace(newer, spec=replace(newer.spec, engine=replace(newer.spec.engine, commit="f" * 40)))
     (found,) = contenders_of([newer, record], ["auto"])
     assert found.figures and found.figures.tokens_per_second == 50.0
+
+
+def test_only_a_trial_that_counts_has_an_outcome() -> None:
+    trials = [measured("auto"), measured(AUTO, model="another"), no_room({"split_mode": "none"})]
+    found = contenders_of(trials, ["auto", AUTO, {"split_mode": "none"}])
+    assert [each.outcome for each in found] == [trial.MEASURED, None, trial.INFEASIBLE]
+    assert [each.outcome for each in contenders_of(trials, ["auto"], context=8192)] == [None]
 
 
 def test_what_had_no_room_or_did_not_run_says_why() -> None:
