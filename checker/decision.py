@@ -170,13 +170,15 @@ class Step:
 class Decision:
     """The policies that were tried for a host, in order, up to the first that applies.
 
-    `undecided` are the host's tiers that the policy leaves to the inventory's order.
+    `undecided` are the host's tiers that the policy leaves to the inventory's order; `warnings` are sentences about
+    what is served by that order although its trial failed.
     """
 
     host: str
     acceptable_tokens_per_second: float
     steps: tuple[Step, ...]
     undecided: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     @property
     def step(self) -> Step | None:
@@ -296,12 +298,25 @@ def decide(
         if steps[-1].applies:
             break
     decided = {choice.name for choice in steps[-1].choices} if steps[-1].applies else set()
+    undecided = tuple(each for each in candidates if each not in decided)
     return Decision(
         host=host,
         acceptable_tokens_per_second=acceptable_tokens_per_second,
         steps=tuple(steps),
-        undecided=tuple(each for each in candidates if each not in decided),
+        undecided=undecided,
+        warnings=tuple(_against_its_trial(candidates, undecided)) if decided else (),
     )
+
+
+def _against_its_trial(candidates: Mapping[str, Sequence[Contender]], undecided: Iterable[str]) -> Iterable[str]:
+    """Say which tiers the inventory's order has served by a candidate whose trial failed: its first one with room."""
+    for name in undecided:
+        served = next((each for each in candidates[name] if each.outcome != trial.INFEASIBLE), None)
+        if served and served.outcome and served.faults:
+            yield (
+                f"{name} is served by the inventory's order: {served.label}, whose trial failed: "
+                f"{'; '.join(served.faults)}; put another candidate before it"
+            )
 
 
 def _step(name: str, policy: PolicyEntry, candidates: Mapping[str, Sequence[Contender]], acceptable: float) -> Step:
@@ -525,6 +540,7 @@ def explanation(decision: Decision) -> dict[str, Any]:
         "acceptable_tokens_per_second": decision.acceptable_tokens_per_second,
         "policies": [_step_json(step) for step in decision.steps],
         "undecided": list(decision.undecided),
+        "warnings": list(decision.warnings),
         "decision": to_json(decision),
     }
 

@@ -158,6 +158,37 @@ def test_a_tier_that_the_policy_does_not_name_is_left_to_the_inventory() -> None
     assert list((decision.to_json(made) or {})["tiers"]) == ["deep"]
 
 
+FULL = contender("full", 90.0, "no room", outcome=trial.INFEASIBLE)
+BROKEN = contender("broken", 90.0, "the server crashed", outcome=trial.FAILED)
+WRONG = contender("wrong", 90.0, "weights on another card", found=figures())
+UNTRIED = contender("untried", 90.0, "it was not tried yet")
+
+
+@pytest.mark.parametrize(
+    ("fast", "said"),
+    [
+        ([BROKEN, contender("b")], "broken (auto), whose trial failed: the server crashed"),
+        ([FULL, BROKEN], "broken (auto), whose trial failed: the server crashed"),
+        ([WRONG], "wrong (auto), whose trial failed: weights on another card"),
+        ([contender("b"), BROKEN], None),
+        ([UNTRIED, BROKEN], None),
+        ([FULL], None),
+    ],
+    ids=["did not run", "the first has no room", "not verified", "a later one", "not tried", "no room at all"],
+)
+def test_what_the_inventorys_order_would_serve_against_its_trial_is_warned_of(
+    fast: list[Contender], said: str | None
+) -> None:
+    made = decision.decide("tower", {"deep": [contender("a")], "fast": fast}, POLICIES, "strict", 10)
+    warnings = [f"fast is served by the inventory's order: {said}; put another candidate before it"] if said else []
+    assert decision.explanation(made)["warnings"] == warnings
+
+
+def test_without_a_decision_there_is_nothing_to_warn_of() -> None:
+    tiers = {"deep": [UNTRIED], "fast": [BROKEN]}
+    assert decision.decide("tower", tiers, POLICIES, "strict", 10).warnings == ()
+
+
 def test_a_host_with_none_of_a_policys_tiers_is_not_decided_by_it() -> None:
     made = decision.decide("tower", {"fast": [contender("b")]}, POLICIES, "strict", 10)
     assert made.step is None
