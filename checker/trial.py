@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ class Trial:
 
     `fingerprint` is of all that a measurement depends on (`fingerprint`), or of what was asked where that had no room.
     `spec` is what the tier would have been, None for what was never started; `evidence` is there when it was measured,
-    `reason` when it was not.
+    `reason` when it was not. `limits` are those of `limits`; records of before have none.
     """
 
     host: str
@@ -50,6 +50,7 @@ class Trial:
     fingerprint: str
     spec: TierSpec | None
     evidence: Evidence | None
+    limits: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of the record."""
@@ -65,6 +66,7 @@ class Trial:
             "fingerprint": self.fingerprint,
             "spec": None if self.spec is None else self.spec.to_json(),
             "evidence": None if self.evidence is None else self.evidence.to_json(),
+            "limits": self.limits,
         }
 
     @property
@@ -94,6 +96,22 @@ def from_json(document: Any) -> Trial:
     if found.outcome == MEASURED and (found.spec is None or found.evidence is None):
         raise TrialError("its outcome is 'measured', but spec or evidence is not there")
     return found
+
+
+def limits(spec: TierSpec, limit_s: float, depth: str) -> dict[str, Any]:
+    """Return what a candidate was allowed: seconds to load and to be measured, and how deeply it is measured."""
+    return {"load_s": spec.criteria.max_load_s, "measure_s": limit_s, "depth": depth}
+
+
+def is_answer(document: Mapping[str, Any], allowed: Mapping[str, Any]) -> bool:
+    """Whether the document of a record says what running its candidate again, with these `limits`, would say.
+
+    What was measured quickly tells less than a whole measurement; what failed may have for the limits that it had.
+    """
+    had = document.get("limits") or {}
+    if document["outcome"] == MEASURED:
+        return had.get("depth", "whole") in ("whole", allowed["depth"])
+    return had == allowed
 
 
 def fingerprint(spec: TierSpec, cards: Sequence[str], driver: str | None) -> str:

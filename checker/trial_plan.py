@@ -57,12 +57,14 @@ def candidates(
     profile: Mapping[str, Any],
     ram: Mapping[str, Any],
     only: str | None,
-    finished: Mapping[str, str],
+    known: Sequence[Mapping[str, Any]],
+    limit_s: float,
+    depth: str,
 ) -> tuple[Candidate, ...]:
     """Screen every candidate of the tiers, or of the `only` one, in the inventory's order.
 
-    Arguments are those of `plan.for_site`. `finished` has by fingerprint when (UTC) what need not be tried again was
-    recorded; what had no room since then is tried again, so that its newest record is not that.
+    Arguments are those of `plan.for_site`. `known` has the documents of the records that are kept; what they answer is
+    not tried again, but for what had no room since then, so that its newest record is not that.
     InventoryError when the inventory cannot be used, or has no such tier.
     """
     problems = check_inventory(gpus, tiers, models, engines, engine, backend)
@@ -76,6 +78,7 @@ def candidates(
         raise InventoryError(problems)
     driver = (profile.get("driver") or {}).get("version")
     cards = [gpu["uuid"] for gpu in gpus]
+    records = {document["fingerprint"]: document for document in known}
     found = []
     for entry, written in zip(parsed_tiers, tiers, strict=True):
         if only not in (None, entry.name):
@@ -95,6 +98,16 @@ def candidates(
                 reason = "; ".join(problem.removeprefix(f"{NAME}: ") for problem in error.problems)
                 fingerprint = no_room
             label = f"{each.model} ({decision.placement_words(each.written)})"
-            done = spec is not None and finished.get(fingerprint, "") > finished.get(no_room, "")
+            done = spec is not None and _is_done(
+                records.get(fingerprint), records.get(no_room), trial.limits(spec, limit_s, depth)
+            )
             found.append(Candidate(entry.name, each.model, each.written, label, fingerprint, spec, reason, done))
     return tuple(found)
+
+
+def _is_done(own: Mapping[str, Any] | None, without_room: Mapping[str, Any] | None, limits: Mapping[str, Any]) -> bool:
+    if own is None or own["spec"] is None:
+        return False
+    if without_room is not None and without_room["recorded_at"] >= own["recorded_at"]:
+        return False
+    return trial.is_answer(own, limits)

@@ -46,13 +46,21 @@ def run(report: Report) -> None:
     with activation.alone():
         for number, candidate in enumerate(candidates, start=1):
             record = _record(job, candidate)
-            if candidate["reason"] is None:
+            if record.reason is None:
                 average = (time.monotonic() - began) / done if done else job["limit_s"]
                 left = f"{'about' if done else 'at most'} {_minutes(average * (to_run - done))} left"
                 where = f"candidate {number} of {len(candidates)}, {candidate['tier']}: {candidate['label']}"
-                record = _tried(record, job, candidate, _saying(report, where, left))
+                saying = _saying(report, where, left)
+                try:
+                    record = _tried(record, job, candidate, saying)
+                    # Before what may not end: a driver that hangs keeps the candidate from stopping.
+                    keep(record)
+                finally:
+                    saying("taking it away")
+                    restoring.take_away()
                 done += 1
-            keep(record)
+            else:
+                keep(record)
 
 
 def _saying(report: Report, where: str, left: str) -> Report:
@@ -61,6 +69,8 @@ def _saying(report: Report, where: str, left: str) -> Report:
 
 def _record(job: Mapping[str, Any], candidate: Mapping[str, Any]) -> trial.Trial:
     """Return the record of a candidate as it is before it runs, which is that of one that does not run."""
+    file = candidate["spec"] and Path(tier.from_json(candidate["spec"]).model.file)
+    gone = f"its file is not on the host ({file})" if file and not file.exists() else None
     return trial.Trial(
         host=job["host"],
         tier=candidate["tier"],
@@ -68,7 +78,7 @@ def _record(job: Mapping[str, Any], candidate: Mapping[str, Any]) -> trial.Trial
         placement=candidate["placement"],
         recorded_at=measure.now(),
         outcome=candidate["outcome"] or trial.FAILED,
-        reason=candidate["reason"],
+        reason=candidate["reason"] or gone,
         fingerprint=candidate["fingerprint"],
         spec=None,
         evidence=None,
@@ -78,9 +88,8 @@ def _record(job: Mapping[str, Any], candidate: Mapping[str, Any]) -> trial.Trial
 def _tried(record: trial.Trial, job: Mapping[str, Any], candidate: Mapping[str, Any], report: Report) -> trial.Trial:
     spec = tier.from_json(candidate["spec"])
     # The record is the tier's: only while it runs the candidate has a name of its own.
-    record = replace(record, spec=replace(spec, name=record.tier))
-    if not Path(spec.model.file).exists():
-        return replace(record, reason=f"its file is not on the host ({spec.model.file})")
+    allowed = trial.limits(spec, job["limit_s"], job["depth"])
+    record = replace(record, spec=replace(spec, name=record.tier), limits=allowed)
     if not restoring.is_due():
         report("stopping what serves")
         restoring.make_room()
@@ -101,9 +110,6 @@ def _tried(record: trial.Trial, job: Mapping[str, Any], candidate: Mapping[str, 
         return replace(record, recorded_at=measure.now(), outcome=trial.MEASURED, evidence=found)
     except systemd.SystemdError as error:
         return replace(record, recorded_at=measure.now(), reason=str(error))
-    finally:
-        report("taking it away")
-        restoring.take_away()
 
 
 def _lay_out(spec: TierSpec, unit: str, limit_s: float) -> None:
@@ -127,8 +133,20 @@ def restore() -> None:
 
 
 def keep(record: trial.Trial) -> None:
-    """Write a record among those of this host; one of the same measurement is replaced."""
-    _write(RECORDS / f"{record.tier}-{record.fingerprint[:16]}.json", record.to_json())
+    """Write a record among those of this host in the place of one of the same measurement.
+
+    What could not be started says nothing against what was measured, which stays.
+    """
+    path = RECORDS / f"{record.tier}-{record.fingerprint[:16]}.json"
+    if record.outcome == trial.MEASURED or not _has_measurement(path):
+        _write(path, record.to_json())
+
+
+def _has_measurement(path: Path) -> bool:
+    try:
+        return trial.from_json(json.loads(path.read_text(encoding="utf-8"))).outcome == trial.MEASURED
+    except (OSError, ValueError):
+        return False
 
 
 def _write(path: Path, document: Any) -> None:

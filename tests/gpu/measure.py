@@ -97,6 +97,13 @@ def memory() -> None:
                     document("memory", found, criterion=f"planned within {MEMORY_PERCENT} % of measured, by card")
 
 
+def choice_of(spec: tier.TierSpec) -> placement.Choice:
+    """Return a tier's own placement on the machine's cards."""
+    by_uuid = {card.uuid: card for card in engine.physical()}
+    used = [by_uuid[device.uuid] for device in spec.devices]
+    return placement.evaluate(engine.file_header(Path(spec.model.file)), spec.placement, used, cards.Ram(None))
+
+
 # llama-bench draws no token, it feeds random ones. The nearest to that: the most likely one, found on the card. A tier
 # draws on the CPU, in a time that goes by the vocabulary and not by the card.
 AS_THE_BENCH = ("--backend-sampling", "--samplers", "temperature")
@@ -146,29 +153,40 @@ def large() -> Path:
 def speed() -> None:
     used = engine.shown()[:1]
     found: list[dict[str, Any]] = []
+
+    def timed(client: llama_server.LlamaServer) -> Speed:
+        tokens = client.tokenize(checker_text.read())
+        return exercise.short_speed(client, tokens, client.props().ctx_size, checker_measure.SEED)
+
+    def started(path: Path, choice: placement.Choice, *more: str) -> Speed:
+        command, environment = [*engine.server_argv(path, choice), *more], engine.environment(choice.cards)
+        with engine.serving(command, environment) as running:
+            return timed(running.client)
+
+    def add(what: str, path: Path, choice: placement.Choice, as_a_tier: Speed) -> None:
+        depth = as_a_tier.context_tokens
+        bench = engine.bench(path, choice, exercise.SHORT_ANSWER, times=5, prompt=depth, depths=(0, depth))
+        ours = {"as_a_tier": as_a_tier, "as_the_bench": started(path, choice, *AS_THE_BENCH)}
+        case: dict[str, Any] = {
+            "what": what,
+            "model": path.stem,
+            "tensor_split": list(choice.placement.tensor_split),
+            "llama_bench": bench,
+            **{name: {"checker": asdict(one), **agreement(one, bench)} for name, one in ours.items()},
+        }
+        case["passed"] = case["as_the_bench"]["passed"]
+        found.append(case)
+        print(path.stem, {name: case[name]["off_percent"] for name in ours}, case["passed"], flush=True)
+        document("speed", found, criterion=SPEED_CRITERION)
+
+    tiers = [(spec, timed(llama_server.LlamaServer.of(spec))) for spec in tier.load_all()]
     with tiers_stopped():
-        for path in (*map(synthesize.file_of, (*synthesize.SERVED, *synthesize.MEASURED)), large()):
+        for spec, as_served in tiers:
+            add(f"tier {spec.name}", Path(spec.model.file), choice_of(spec), as_served)
+        for path in (*map(synthesize.file_of, synthesize.MEASURED), large()):
             header = engine.file_header(path)
             choice = engine.explicit(header, (header.n_layer + 1,), used)
-            ours = {}
-            for what, more in {"as_a_tier": (), "as_the_bench": AS_THE_BENCH}.items():
-                command = [*engine.server_argv(path, choice), *more]
-                with engine.serving(command, engine.environment(used)) as running:
-                    client = running.client
-                    tokens = client.tokenize(checker_text.read())
-                    ours[what] = exercise.short_speed(client, tokens, client.props().ctx_size, checker_measure.SEED)
-            depth = ours["as_a_tier"].context_tokens
-            bench = engine.bench(path, choice, exercise.SHORT_ANSWER, times=5, prompt=depth, depths=(0, depth))
-            case = {
-                "model": path.stem,
-                "tensor_split": list(choice.placement.tensor_split),
-                "llama_bench": bench,
-                **{what: {"checker": asdict(one), **agreement(one, bench)} for what, one in ours.items()},
-            }
-            case["passed"] = case["as_the_bench"]["passed"]
-            found.append(case)
-            print(path.stem, {what: case[what]["off_percent"] for what in ours}, case["passed"], flush=True)
-            document("speed", found, criterion=SPEED_CRITERION)
+            add("beside the tiers", path, choice, started(path, choice))
 
 
 def switch() -> None:

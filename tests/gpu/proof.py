@@ -80,11 +80,15 @@ def read(name: str) -> dict[str, Any]:
 
 
 def run_parts(parts: Mapping[str, Callable[[], None]], usage: str | None) -> int:
-    """Run the parts that the command line names, in its order; return the exit code."""
+    """Run the parts that the command line names, in its order; return the exit code: 1 where a case did not pass."""
     chosen = sys.argv[1:]
     if not chosen or set(chosen) - set(parts):
         print(usage, file=sys.stderr)
         return 2
+    code = 0
     for part in chosen:
         parts[part]()
-    return 0
+        if not all(case.get("passed", True) for case in read(part).get("cases", [])):
+            print(f"{part}: not all of it passed", flush=True)
+            code = 1
+    return code

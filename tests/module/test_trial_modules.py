@@ -23,13 +23,15 @@ PROFILE = {"driver": {"version": "580.126.09"}, "gpus": []}
 
 def plan(**arguments: Any) -> dict[str, Any]:
     changes = {key: arguments.pop(key) for key in ("gpus", "tiers") if key in arguments}
-    return run("trial_plan", profile=PROFILE, **FOLDERS, **inventory(**changes), **arguments)
+    limits = {"limit_s": 1800, "depth": "whole"}
+    return run("trial_plan", profile=PROFILE, **FOLDERS, **limits, **inventory(**changes), **arguments)
 
 
 def test_candidates_are_told_apart_by_what_becomes_of_them() -> None:
     first = plan()
     assert first["summary"] == ["fast: tiny (5, one card): is tried", "deep: tiny (3,2): is tried"]
-    done = plan(finished={first["candidates"][1]["fingerprint"]: "2026-11-24T15:00:00Z"})
+    deep = {key: first["candidates"][1][key] for key in ("fingerprint", "spec")}
+    done = plan(known=[{**deep, "outcome": "measured", "recorded_at": "2026-11-24T15:00:00Z"}])
     assert done["summary"][1] == "deep: tiny (3,2): was tried already"
     refused = plan(gpus=[BIG, {**SMALL, "total_mib": 160}])
     assert refused["summary"][1].startswith("deep: tiny (3,2): has no room: tiny, context 4,096")

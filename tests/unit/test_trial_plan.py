@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
-from checker import plan, trial_plan
+from checker import plan, trial, trial_plan
 from checker.catalogue import InventoryError
 from inventories import BIG, SMALL, inventory
 
@@ -17,15 +17,33 @@ SPLIT = {"tensor_split": [3, 2]}
 
 
 def screened(
-    only: str | None = None, finished: Mapping[str, str] | None = None, used_mib: int = 0, **changes: Any
+    only: str | None = None,
+    known: Sequence[Mapping[str, Any]] = (),
+    used_mib: int = 0,
+    limit_s: float = 1800,
+    depth: str = "whole",
+    **changes: Any,
 ) -> list[trial_plan.Candidate]:
     """Screen the small inventory's candidates; other processes hold `used_mib` of the small card."""
     given = inventory(**changes)
     given["tiers"][-1]["candidates"].append({"model": "tiny"})
     held = [{"uuid": SMALL["uuid"], "total_mib": 3072, "used_mib": used_mib}] if used_mib else []
     profile = {"driver": {"version": "580.126.09"}, "gpus": held, "tiers_mib": {SMALL["uuid"]: 0}}
-    known = {"profile": profile, "ram": {}, "finished": finished or {}}
-    return list(trial_plan.candidates(**given, places=PLACES, only=only, **known))
+    trying = {"profile": profile, "ram": {}, "known": known, "limit_s": limit_s, "depth": depth}
+    return list(trial_plan.candidates(**given, places=PLACES, only=only, **trying))
+
+
+def record(candidate: trial_plan.Candidate, day: int = 24, **changes: Any) -> dict[str, Any]:
+    """Return what is kept of a candidate that was measured, or had no room, on a day."""
+    spec = candidate.spec
+    return {
+        "fingerprint": candidate.fingerprint,
+        "recorded_at": f"2026-11-{day}T15:00:00Z",
+        "outcome": "measured" if spec else "infeasible",
+        "spec": spec and spec.to_json(),
+        "limits": spec and trial.limits(spec, 1800, "whole"),
+        **changes,
+    }
 
 
 def test_every_candidate_gets_the_command_line_that_its_tier_would_have() -> None:
@@ -72,18 +90,43 @@ def test_what_has_no_room_has_the_arithmetic_and_no_spec() -> None:
 
 def test_what_was_measured_with_all_the_same_is_done() -> None:
     (fast, deep, auto) = screened()
-    finished = {deep.fingerprint: "2026-11-24T15:00:00Z"}
-    assert [each.done for each in screened(finished=finished)] == [False, True, False]
-    assert [each.done for each in screened(finished=finished, engine="old")] == [False, False, False]
+    known = [record(deep)]
+    assert [each.done for each in screened(known=known)] == [False, True, False]
+    assert [each.done for each in screened(known=known, engine="old")] == [False, False, False]
     assert len({fast.fingerprint, deep.fingerprint, auto.fingerprint}) == 3
 
 
 def test_what_had_no_room_since_it_was_measured_is_tried_again() -> None:
     deep, held = screened()[1], screened(used_mib=3000)[1]
     assert held.spec is None
-    before, since = "2026-11-24T15:00:00Z", "2026-11-25T15:00:00Z"
-    assert not screened(finished={deep.fingerprint: before, held.fingerprint: since})[1].done
-    assert screened(finished={deep.fingerprint: since, held.fingerprint: before})[1].done
+    assert not screened(known=[record(deep, 24), record(held, 25)])[1].done
+    assert screened(known=[record(deep, 25), record(held, 24)])[1].done
+
+
+def test_what_failed_is_tried_again_with_other_limits_alone() -> None:
+    deep = screened()[1]
+    failed = record(deep, outcome="failed")
+    assert screened(known=[failed])[1].done
+    assert not screened(known=[failed], limit_s=3600)[1].done
+    assert not screened(known=[failed], depth="quick")[1].done
+    patient = inventory()["tiers"]
+    patient[-1]["criteria"] = {"max_load_s": 900}
+    assert not screened(known=[failed], tiers=patient)[1].done
+    assert screened(known=[record(deep)], tiers=patient)[1].done, "what was measured is judged when it is read"
+    assert not screened(known=[{**failed, "limits": None}])[1].done, "nobody wrote its limits down"
+
+
+def test_what_could_not_be_fetched_is_tried_again() -> None:
+    assert not screened(known=[record(screened()[1], outcome="failed", spec=None)])[1].done
+
+
+def test_a_quick_measurement_does_for_a_whole_one_never() -> None:
+    deep = screened()[1]
+    assert deep.spec
+    quick = record(deep, limits=trial.limits(deep.spec, 1800, "quick"))
+    assert screened(known=[quick], depth="quick")[1].done
+    assert not screened(known=[quick])[1].done
+    assert screened(known=[record(deep)], depth="quick")[1].done
 
 
 def test_one_tier_alone_can_be_tried() -> None:

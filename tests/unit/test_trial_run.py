@@ -486,6 +486,27 @@ def test_a_record_of_the_same_measurement_is_replaced(host: Played) -> None:
     assert len(list((host.root / "records").glob("*.json"))) == 1
 
 
+def test_what_was_measured_is_not_replaced_by_what_could_not_be(host: Played) -> None:
+    run(host, candidate(host, "one"))
+    host.does_not_start = {"one"}
+    run(host, candidate(host, "one"))
+    assert records()["one"].outcome == "measured"
+    run(host, candidate(host, "one", spec=None, outcome="failed", reason="its model could not be fetched: 404"))
+    assert records()["one"].outcome == "measured"
+
+
+def test_what_was_measured_is_kept_although_the_candidate_does_not_stop(host: Played) -> None:
+    host.does_not_stop = True
+    with pytest.raises(systemd.SystemdError, match="no answer within 240 s"):
+        run(host, candidate(host, "one"), candidate(host, "two"))
+    assert {name: record.outcome for name, record in records().items()} == {"one": "measured"}
+
+
+def test_a_record_says_what_the_candidate_was_allowed(host: Played) -> None:
+    run(host, candidate(host, "one"))
+    assert records()["one"].limits == {"load_s": 120, "measure_s": 600, "depth": "whole"}
+
+
 def test_a_damaged_record_is_none(host: Played) -> None:
     run(host, candidate(host, "one"))
     (host.root / "records/deep-1.json").write_text("{")

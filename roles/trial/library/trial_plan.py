@@ -23,10 +23,13 @@ options:
   profile: {description: What gpu_facts read on the host, type: dict, required: true}
   ram: {description: What the inventory says of the host's memory, type: dict, default: {}}
   only: {description: The tier whose candidates are tried; those of all when empty, type: str, default: ""}
-  finished:
-    description: When (UTC) what need not be tried again was recorded, or had no room, by fingerprint
-    type: dict
-    default: {}
+  known:
+    description: The records of what was tried before (schema llama-tiers/trial/1), which need not be tried again
+    type: list
+    elements: dict
+    default: []
+  limit_s: {description: Seconds that a candidate may take to be measured, type: float, required: true}
+  depth: {description: How deeply it is measured, type: str, required: true}
 attributes:
   check_mode: {support: full}
 author: [llama-tiers]
@@ -45,6 +48,8 @@ EXAMPLES = r"""
     models_directory: /var/lib/llama-tiers/models
     keys_directory: /etc/llama-tiers/keys
     profile: "{{ gpu_host_profile }}"
+    limit_s: 1800
+    depth: whole
   delegate_to: localhost
 """
 
@@ -86,7 +91,9 @@ def main() -> None:
             "profile": {"type": "dict", "required": True},
             "ram": {"type": "dict", "default": {}},
             "only": {"type": "str", "default": ""},
-            "finished": {"type": "dict", "default": {}},
+            "known": {"type": "list", "elements": "dict", "default": []},
+            "limit_s": {"type": "float", "required": True},
+            "depth": {"type": "str", "required": True},
         },
         supports_check_mode=True,
     )
@@ -108,7 +115,9 @@ def main() -> None:
             args["profile"],
             args["ram"],
             args["only"] or None,
-            args["finished"],
+            args["known"],
+            args["limit_s"],
+            args["depth"],
         )
     except InventoryError as error:
         module.fail_json(msg=str(error), problems=error.problems)
