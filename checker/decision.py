@@ -74,12 +74,14 @@ class Figures:
 class Contender:
     """A candidate of the inventory with what is known of it; `placement` as the inventory spells it at its shortest.
 
-    `figures` are None when nothing was measured that counts; `faults` say why, or why it did not pass verification.
+    `outcome` is that of the trial that counts, None when none does. `figures` are None when nothing was measured that
+    counts; `faults` say why, or why it did not pass verification.
     """
 
     model: str
     placement: trial.Written
     published: Published
+    outcome: str | None
     figures: Figures | None
     faults: tuple[str, ...]
 
@@ -130,6 +132,11 @@ class TierChoice:
     because: str
     changes: tuple[str, ...]
 
+    @property
+    def tried(self) -> bool:
+        """Whether any trial of its candidates counts, whatever came of it."""
+        return any(each.contender.outcome for each in self.judged)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -149,23 +156,29 @@ class Step:
         """Why it decides, or why it does not."""
         if not self.choices:
             return "the host has none of the tiers that it names"
-        without = [choice.name for choice in self.choices if choice.chosen is None]
-        if without:
-            return f"no candidate reaches what it asks for: {', '.join(without)}"
-        return "it finds a candidate for each tier that it names"
+        without = [choice.name for choice in self.choices if choice.tried and choice.chosen is None]
+        told = [f"no candidate reaches what it asks for: {', '.join(without)}"] if without else []
+        told += [
+            f"{choice.name} has no trial that counts: try it too (`checker trial --tier {choice.name}`)"
+            for choice in self.choices
+            if not choice.tried
+        ]
+        return "; ".join(told) or "it finds a candidate for each tier that it names"
 
 
 @dataclass(frozen=True)
 class Decision:
     """The policies that were tried for a host, in order, up to the first that applies.
 
-    `undecided` are the host's tiers that the policy leaves to the inventory's order.
+    `undecided` are the host's tiers that the policy leaves to the inventory's order; `warnings` are sentences about
+    what is served by that order although its trial failed.
     """
 
     host: str
     acceptable_tokens_per_second: float
     steps: tuple[Step, ...]
     undecided: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     @property
     def step(self) -> Step | None:
@@ -220,16 +233,16 @@ def _contender(
         model_mib=model.header.total_bytes / _MIB if model.header else 0.0,
     )
 
-    def unmeasured(why: str) -> Contender:
-        return Contender(candidate.model, candidate.written, published, None, (why,))
+    def unmeasured(outcome: str | None, why: str) -> Contender:
+        return Contender(candidate.model, candidate.written, published, outcome, None, (why,))
 
     outdated = [_outdated(each, entry, candidate, model, commit, gpus) for each in trials]
     newest = next((each for each, why in zip(trials, outdated, strict=True) if why is None), None)
     if newest is None:
         why = outdated[0] if outdated else None
-        return unmeasured(f"it was tried before {why}: try it again" if why else "it was not tried yet")
+        return unmeasured(None, f"it was tried before {why}: try it again" if why else "it was not tried yet")
     if newest.spec is None or newest.evidence is None:
-        return unmeasured(newest.reason or newest.outcome)
+        return unmeasured(newest.outcome, newest.reason or newest.outcome)
     criteria = tier.Criteria(entry.criteria.min_generation_tokens_per_second, entry.criteria.max_load_s)
     verdict = judge(replace(newest.spec, criteria=criteria), newest.evidence)
     layers = _layers(model, newest.spec.placement)
@@ -244,7 +257,7 @@ def _contender(
         evidence=newest.digest,
     )
     said = tuple(reason.removeprefix(f"{entry.name}: ") for reason in verdict.reasons)
-    return Contender(candidate.model, candidate.written, published, figures, said)
+    return Contender(candidate.model, candidate.written, published, newest.outcome, figures, said)
 
 
 def _outdated(
@@ -285,12 +298,25 @@ def decide(
         if steps[-1].applies:
             break
     decided = {choice.name for choice in steps[-1].choices} if steps[-1].applies else set()
+    undecided = tuple(each for each in candidates if each not in decided)
     return Decision(
         host=host,
         acceptable_tokens_per_second=acceptable_tokens_per_second,
         steps=tuple(steps),
-        undecided=tuple(each for each in candidates if each not in decided),
+        undecided=undecided,
+        warnings=tuple(_against_its_trial(candidates, undecided)) if decided else (),
     )
+
+
+def _against_its_trial(candidates: Mapping[str, Sequence[Contender]], undecided: Iterable[str]) -> Iterable[str]:
+    """Say which tiers the inventory's order has served by a candidate whose trial failed: its first one with room."""
+    for name in undecided:
+        served = next((each for each in candidates[name] if each.outcome != trial.INFEASIBLE), None)
+        if served and served.outcome and served.faults:
+            yield (
+                f"{name} is served by the inventory's order: {served.label}, whose trial failed: "
+                f"{'; '.join(served.faults)}; put another candidate before it"
+            )
 
 
 def _step(name: str, policy: PolicyEntry, candidates: Mapping[str, Sequence[Contender]], acceptable: float) -> Step:
@@ -514,6 +540,7 @@ def explanation(decision: Decision) -> dict[str, Any]:
         "acceptable_tokens_per_second": decision.acceptable_tokens_per_second,
         "policies": [_step_json(step) for step in decision.steps],
         "undecided": list(decision.undecided),
+        "warnings": list(decision.warnings),
         "decision": to_json(decision),
     }
 

@@ -46,6 +46,8 @@ def _host(document: dict[str, Any]) -> Iterator[RenderableType]:
             yield Text.assemble((f"{name}: ", "bold"), (chosen["model"], "green"), f", {chosen['because']}")
     if undecided and decision is not None:
         yield Text(f"left to the inventory's order: {', '.join(undecided)}", style="dim")
+    for warning in document["warnings"]:
+        yield Text(f"! {warning}", style="yellow")
     yield Text()
 
 

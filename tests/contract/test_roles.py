@@ -49,3 +49,11 @@ def test_the_main_task_file_is_a_table_of_contents(role: Path) -> None:
 def test_the_packages_of_nvidias_repository_are_those_of_the_toolkit_that_is_chosen() -> None:
     packages = load(ROOT / "roles/llama_cpp/vars/main.yml")["_llama_cpp_nvidia_versions"]
     assert version(packages["cuda-nvcc"]) == REPOSITORY_TOOLKIT
+
+
+def test_trials_are_kept_where_the_decision_looks_for_them() -> None:
+    """`checker.deciding` knows the verification's word for the folder: a role's default is in no inventory."""
+    options = load(ROOT / "roles/trial/meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+    assert not [name for name in options if "directory" in name]
+    directory = load(ROOT / "roles/trial/vars/main.yml")["_trial_documents_directory"]
+    assert directory.startswith("{{ verification_documents_directory | default(")

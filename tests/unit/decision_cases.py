@@ -52,10 +52,12 @@ def figures(tokens_per_second: float = 20.0, load_s: float = 30.0, cpu_layers: i
     )
 
 
-def contender(model: str, score: float | None = 90.0, *faults: str, found: Figures | None = None) -> Contender:
-    """Return a candidate; one with faults was not measured unless `found` is given."""
+def contender(
+    model: str, score: float | None = 90.0, *faults: str, found: Figures | None = None, outcome: str | None = None
+) -> Contender:
+    """Return a candidate; one with faults was not measured unless `found` is given, and not tried without `outcome`."""
     own = found or (None if faults else figures())
-    return Contender(model, "auto", Published(score, None, 8000.0), own, faults)
+    return Contender(model, "auto", Published(score, None, 8000.0), trial.MEASURED if own else outcome, own, faults)
 
 
 @st.composite
@@ -74,7 +76,8 @@ def contenders(draw: st.DrawFn) -> Contender:
         draw(st.sampled_from([None, 69.7])),
         draw(st.sampled_from([6e3, 9e3])),
     )
-    return Contender(f"model{draw(st.integers(0, 99))}", "auto", published, found if measured else None, faults)
+    model, outcome = f"model{draw(st.integers(0, 99))}", trial.MEASURED if measured else None
+    return Contender(model, "auto", published, outcome, found if measured else None, faults)
 
 
 def measured(

@@ -156,6 +156,19 @@ def test_nobody_passing_is_exit_1_and_writes_nothing(checkout: Checkout, capsys:
     assert not checkout.decision().exists()
 
 
+def test_a_tier_that_was_left_out_of_the_trials_is_named_with_the_command(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = {"note": "Both.", "tiers": {"deep": {}, "fast": {}}}
+    (checkout.root / "catalogue/policies.yml").write_text(yaml.safe_dump({**POLICIES, "policies": {"quick": both}}))
+    checkout.hosts("tower", tiers=[TIER, {**TIER, "name": "fast", "port": 8080}])
+    code, out, _ = decide(capsys, checkout)
+    assert code == 1
+    assert "quick does not apply: fast has no trial that counts: try it too (`checker trial --tier fast`)" in (
+        " ".join(out.split())
+    )
+
+
 def test_what_is_acceptable_is_the_hosts_word(checkout: Checkout, capsys: pytest.CaptureFixture[str]) -> None:
     checkout.hosts("tower", llama_tiers_acceptable_tokens_per_second=45)
     _, out, _ = decide(capsys, checkout, "--dry-run", "--format", "json")

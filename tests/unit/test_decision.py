@@ -125,6 +125,27 @@ def test_the_next_policy_decides_when_the_first_finds_nobody() -> None:
     assert chosen(made) is alone
 
 
+@pytest.mark.parametrize(
+    ("deep", "fast", "said"),
+    [
+        (figures(20), None, "fast has no trial that counts: try it too (`checker trial --tier fast`)"),
+        (figures(20), trial.INFEASIBLE, "no candidate reaches what it asks for: fast"),
+        (
+            figures(5),
+            None,
+            "no candidate reaches what it asks for: deep; "
+            "fast has no trial that counts: try it too (`checker trial --tier fast`)",
+        ),
+    ],
+)
+def test_a_tier_that_was_not_tried_is_asked_for(deep: decision.Figures, fast: str | None, said: str) -> None:
+    both = decision_cases.policies(policies={"strict": {"note": "Both.", "tiers": {"deep": {}, "fast": {}}}})
+    untried, other = contender("untried", 90.0, "not tried"), contender("other", 90.0, "why", outcome=fast)
+    tiers = {"deep": [contender("a", found=deep), untried], "fast": [untried, other]}
+    made = decision.decide("tower", tiers, both, "strict", 10)
+    assert (made.step, made.steps[0].reason) == (None, said)
+
+
 def test_nobody_at_all_is_no_decision() -> None:
     made = decide([contender("slow", 93.9, found=figures(tokens_per_second=1))])
     assert made.step is None
@@ -135,6 +156,37 @@ def test_a_tier_that_the_policy_does_not_name_is_left_to_the_inventory() -> None
     made = decision.decide("tower", {"deep": [contender("a")], "fast": [contender("b")]}, POLICIES, "strict", 10)
     assert made.undecided == ("fast",)
     assert list((decision.to_json(made) or {})["tiers"]) == ["deep"]
+
+
+FULL = contender("full", 90.0, "no room", outcome=trial.INFEASIBLE)
+BROKEN = contender("broken", 90.0, "the server crashed", outcome=trial.FAILED)
+WRONG = contender("wrong", 90.0, "weights on another card", found=figures())
+UNTRIED = contender("untried", 90.0, "it was not tried yet")
+
+
+@pytest.mark.parametrize(
+    ("fast", "said"),
+    [
+        ([BROKEN, contender("b")], "broken (auto), whose trial failed: the server crashed"),
+        ([FULL, BROKEN], "broken (auto), whose trial failed: the server crashed"),
+        ([WRONG], "wrong (auto), whose trial failed: weights on another card"),
+        ([contender("b"), BROKEN], None),
+        ([UNTRIED, BROKEN], None),
+        ([FULL], None),
+    ],
+    ids=["did not run", "the first has no room", "not verified", "a later one", "not tried", "no room at all"],
+)
+def test_what_the_inventorys_order_would_serve_against_its_trial_is_warned_of(
+    fast: list[Contender], said: str | None
+) -> None:
+    made = decision.decide("tower", {"deep": [contender("a")], "fast": fast}, POLICIES, "strict", 10)
+    warnings = [f"fast is served by the inventory's order: {said}; put another candidate before it"] if said else []
+    assert decision.explanation(made)["warnings"] == warnings
+
+
+def test_without_a_decision_there_is_nothing_to_warn_of() -> None:
+    tiers = {"deep": [UNTRIED], "fast": [BROKEN]}
+    assert decision.decide("tower", tiers, POLICIES, "strict", 10).warnings == ()
 
 
 def test_a_host_with_none_of_a_policys_tiers_is_not_decided_by_it() -> None:
@@ -257,6 +309,13 @@ def test_an_older_trial_that_holds_goes_before_a_newer_one_that_does_not() -> No
     newer = replace(newer, spec=replace(newer.spec, engine=replace(newer.spec.engine, commit="f" * 40)))
     (found,) = contenders_of([newer, record], ["auto"])
     assert found.figures and found.figures.tokens_per_second == 50.0
+
+
+def test_only_a_trial_that_counts_has_an_outcome() -> None:
+    trials = [measured("auto"), measured(AUTO, model="another"), no_room({"split_mode": "none"})]
+    found = contenders_of(trials, ["auto", AUTO, {"split_mode": "none"}])
+    assert [each.outcome for each in found] == [trial.MEASURED, None, trial.INFEASIBLE]
+    assert [each.outcome for each in contenders_of(trials, ["auto"], context=8192)] == [None]
 
 
 def test_what_had_no_room_or_did_not_run_says_why() -> None:

@@ -8,7 +8,7 @@ import re
 import pytest
 from decision_cases import contender, figures, policies
 
-from checker import decision
+from checker import decision, trial
 from checker.reports import decisions
 
 SLOW = contender("slow", 95.0, found=figures(8.2, 31.0))
@@ -53,6 +53,14 @@ def test_policies_that_do_not_apply_say_why() -> None:
     assert "strict does not apply: no candidate reaches what it asks for: deep All of it on two cards." in text
     assert "lenient decides" in text
     assert "deep: slow, the only candidate that reaches what is asked for" in text
+
+
+def test_a_warning_is_said_beside_the_tiers_that_are_left_to_the_inventory() -> None:
+    broken = contender("broken", 90.0, "the server crashed", outcome=trial.FAILED)
+    made = decision.decide("tower", {"deep": (TAKEN,), "fast": (broken,)}, policies(), "strict", 10)
+    text = " ".join(decisions.render([decision.explanation(made)], "table").split())
+    assert "left to the inventory's order: fast ! fast is served by" in text
+    assert text.count("the server crashed") == 1
 
 
 def test_no_decision_is_said() -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
+from decision_cases import contender, figures
 
+from checker import decision
 from checker.catalogue import InventoryError
 from checker.policies import parse
 
@@ -25,6 +27,15 @@ def test_the_three_scenarios_and_two_fallbacks_ship() -> None:
 def test_a_policy_that_finds_nobody_hands_on() -> None:
     names = [name for name, _ in parse(SHIPPED, "policies.yml").ladder("max-quality")]
     assert names == ["max-quality", "multi-gpu", "single-gpu", "partial-offload"]
+
+
+def test_the_fast_tier_of_the_first_scenario_lies_on_one_card() -> None:
+    deep = contender("deep", found=figures(cards=2))
+    both, one = contender("both", found=figures(60, cards=2)), contender("one", found=figures(50, cards=1))
+    shipped = parse(SHIPPED, "policies.yml")
+    made = decision.decide("tower", {"deep": [deep], "fast": [both, one]}, shipped, "multi-gpu", 10)
+    assert made.step and made.step.policy == "multi-gpu"
+    assert [each.chosen.contender for each in made.step.choices if each.chosen] == [deep, one]
 
 
 @pytest.mark.parametrize(
