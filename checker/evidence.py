@@ -126,11 +126,20 @@ class HostEvidence:
     compute_mib: float | None
 
 
+def steps(generated_tokens: int) -> int:
+    """Return in how many steps tokens were generated.
+
+    The first token comes with the prompt's last batch, and the engine's clock of the answer starts at it: all of
+    them by that time would be faster than the tier is.
+    """
+    return max(generated_tokens - 1, 0)
+
+
 @dataclass(frozen=True)
 class Completion:
     """One real completion: tokens and tokens per second by the server's count, `wall_s` by the caller's clock.
 
-    A speed is 0 when the server counted no token or no time.
+    A speed is 0 when the server counted no time, or no token after the first one.
     """
 
     prompt: str
@@ -191,7 +200,7 @@ class Spread:
 class Speed:
     """Speed with `context_tokens` in the context when generation began; tokens per second by the server's count.
 
-    None is "no sample counted any".
+    None is "no sample counted any". That of generation is without the first token, which comes with the prompt.
     """
 
     context_tokens: int

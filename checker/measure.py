@@ -25,6 +25,7 @@ from checker.evidence import (
     Thorough,
     UnitEvidence,
     quality_from_json,
+    steps,
     thorough_from_json,
 )
 from checker.llama_server import Buffers, LlamaServer, LoggedBuffers, ServerError
@@ -273,7 +274,9 @@ def _complete(spec: TierSpec, server: LlamaServer, question: str, max_tokens: in
         prompt_tokens=generation.prompt_tokens,
         generated_tokens=generation.generated_tokens,
         prompt_tokens_per_second=_per_second(generation.prompt_tokens, generation.prompt_ms),
-        generation_tokens_per_second=_per_second(generation.generated_tokens, generation.generation_ms),
+        generation_tokens_per_second=_per_second(
+            steps(generation.generated_tokens), generation.generation_ms
+        ),
         wall_s=round(generation.wall_s, 3),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from checker.accepted import repeated_speed
-from checker.evidence import CardLoad, Check, Completion, Evidence, Sample
+from checker.evidence import CardLoad, Check, Completion, Evidence, Sample, steps
 from checker.findings import Finding
 from checker.tier import TierSpec
 
@@ -104,7 +104,7 @@ def _causes(name: str, card: CardLoad) -> Iterator[str]:
 
 def _clock(spec: TierSpec, completion: Completion) -> Finding:
     told_s = _seconds(completion.prompt_tokens, completion.prompt_tokens_per_second) + _seconds(
-        completion.generated_tokens, completion.generation_tokens_per_second
+        steps(completion.generated_tokens), completion.generation_tokens_per_second
     )
     wall_s = completion.wall_s
     low, high = told_s * _WALL_SHORTEST, told_s * _WALL_LONGEST + _WALL_SPARE_S
