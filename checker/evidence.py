@@ -318,6 +318,9 @@ class Residual:
 class Evidence:
     """Everything measured of one tier; `problems` are the sentences of what could not be measured.
 
+    `failures` are those of the problems that are the server's own doing: it took a request and died of it, refused it
+    or never answered.
+
     `thorough` and `quality` are None where they were not measured for this run of the unit, `residuals` one for each
     card of the plan. `front` is what listens on the tier's port. `argv` and `environment` are what the unit runs, so
     that a measurement can be repeated. `asleep` says of a tier on demand that it was not loaded when the report was
@@ -349,6 +352,7 @@ class Evidence:
     asleep: bool = False
     rivals: tuple[str, ...] = ()
     booted_at: str | None = None
+    failures: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of the evidence."""

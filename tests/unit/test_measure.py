@@ -200,6 +200,7 @@ def test_a_server_that_is_down_is_a_problem(host: Host, server: fake_tier.Server
     assert [device.process_mib for device in evidence.devices] == [262.5, 93.0]
     (problem,) = evidence.problems
     assert problem.startswith(f"nothing answers at {server.address}")
+    assert evidence.failures == ()
 
 
 def test_a_server_that_still_loads_is_asked_nothing_more(host: Host, server: fake_tier.Server) -> None:
@@ -216,6 +217,28 @@ def test_what_is_served_stays_known_when_the_completion_fails(host: Host, server
     assert evidence.served is not None
     assert evidence.completion is None
     assert "/completion answers 500" in evidence.problems[0]
+    assert evidence.failures == evidence.problems
+
+
+@pytest.mark.parametrize(
+    ("active_state", "result", "fails"),
+    [("deactivating", "success", False), ("deactivating", "signal", True), ("failed", "core-dump", True)],
+)
+def test_a_tier_that_gives_way_in_the_middle_has_not_failed(
+    host: Host, server: fake_tier.Server, active_state: str, result: str, fails: bool
+) -> None:
+    """What it leaves unanswered could not be measured all the same."""
+    server.dies_at = 512
+
+    def end(tokens: int) -> None:
+        assert isinstance(host.state, systemd.UnitState)
+        host.state = replace(host.state, active_state=active_state, result=result)
+
+    server.on_prompt = end
+    evidence = measure(server.spec, [], Depth.WHOLE, None)
+    (problem,) = evidence.problems
+    assert problem.endswith("the server crashed")
+    assert evidence.failures == ((problem,) if fails else ())
 
 
 def test_a_card_that_only_nvml_tells_of_stands_last(host: Host, server: fake_tier.Server) -> None:

@@ -181,5 +181,6 @@ def test_what_failed_to_be_measured_is_not_forgotten_at_the_next_verification(
     spec = planned(server)
     first = measure(spec, [], Depth.AUTO, None)
     assert judge(spec, first).verdict == "fail"
+    assert first.failures == first.problems, "the server's own, not what could not be read"
     again = measure(spec, [json.loads(json.dumps(first.to_json()))], Depth.AUTO, None)
     assert judge(spec, again).verdict == "fail"
