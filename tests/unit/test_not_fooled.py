@@ -75,6 +75,12 @@ def one_card_unused(host: Host, server: fake_tier.Server) -> None:
     host.journal = lines(fake_tier.messages(said))
 
 
+def kv_cache_in_host_memory(host: Host, server: fake_tier.Server) -> None:
+    """--no-kv-offload: all weights are where they belong, and each token's attention is computed on the CPU."""
+    on_cards = [entry for entry in fake_tier.LOG if entry[2] != "KV"]
+    host.journal = lines(fake_tier.messages([*on_cards, ("llama_kv_cache", "CPU", "KV", 25.0)]))
+
+
 def cards_swapped(host: Host, server: fake_tier.Server) -> None:
     """The log is as planned, by the engine's own names; the bytes lie the other way round."""
     host.held[BIG["uuid"]], host.held[SMALL["uuid"]] = host.held[SMALL["uuid"]], host.held[BIG["uuid"]]
@@ -128,6 +134,13 @@ def faster_than_memory_allows(host: Host, server: fake_tier.Server) -> None:
 FOOLED = [
     (cpu_fallback, [f"holds nothing on {BIG['uuid']}", f"holds nothing on {SMALL['uuid']}", "layers fell to the CPU"]),
     (one_card_unused, [f"holds nothing on {SMALL['uuid']}", "0.0 MiB of weights on " + SMALL["uuid"]]),
+    (
+        kv_cache_in_host_memory,
+        [
+            f"the engine put 0.0 MiB of KV cache on {BIG['uuid']} ({BIG['name']}), planned are 20.0 MiB (25.0 MiB of it",
+            f"of KV cache on {SMALL['uuid']}",
+        ],
+    ),
     (cards_swapped, [f"holds 93.0 MiB on {BIG['uuid']}", "the driver has moved memory off the card"]),
     (wrong_model, ["serves /var/lib/llama-tiers/models/cdcdcdcdcdcd/other.gguf instead of"]),
     (

@@ -29,6 +29,8 @@ CHECKS = [
     "engine",
     "weights on RPC0",
     "weights on RPC1",
+    "KV cache on RPC0",
+    "KV cache on RPC1",
     "nothing on other devices",
     "weights in host memory",
     f"memory held on {BIG['uuid']}",
@@ -198,6 +200,8 @@ BROKEN = [
         ],
     ),
     (f"memory as planned on {SMALL['uuid']}", peak(266.0, 400.0), ["holds 400.0 MiB", "planned are 88.3 MiB"]),
+    ("KV cache on RPC0", device(0, kv_mib=18.9), ["put 18.9 MiB of KV cache on", "planned are 20.0 MiB: compare"]),
+    ("KV cache on RPC1", device(1, kv_mib=6.1), ["put 6.1 MiB of KV cache on", SMALL["uuid"], "--cache-type-k"]),
     (
         "text once warm",
         thorough(warm_completion=replace(GOOD.completion, text="!?" * 40)),  # type: ignore[type-var]
