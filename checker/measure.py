@@ -207,7 +207,7 @@ def _unit(spec: TierSpec, problems: list[str]) -> tuple[UnitState | None, UnitEv
 
 
 def _was_stopped(spec: TierSpec) -> bool:
-    """Whether a tier was told to stop, for a rival or by somebody: what it leaves unanswered is no failure of its own."""
+    """Whether a tier was told to stop, for a rival or by somebody: what it left unanswered is no failure of it."""
     try:
         state = systemd.unit_state(spec.unit)
     except systemd.SystemdError:
@@ -286,15 +286,13 @@ def _complete(spec: TierSpec, server: LlamaServer, question: str, max_tokens: in
         prompt_tokens=generation.prompt_tokens,
         generated_tokens=generation.generated_tokens,
         prompt_tokens_per_second=_per_second(generation.prompt_tokens, generation.prompt_ms),
-        generation_tokens_per_second=_per_second(
-            steps(generation.generated_tokens), generation.generation_ms
-        ),
+        generation_tokens_per_second=_per_second(steps(generation.generated_tokens), generation.generation_ms),
         wall_s=round(generation.wall_s, 3),
     )
 
 
 def _thorough(spec: TierSpec, served: Served, question: str, pid: int, failures: list[str]) -> Thorough:
-    """Measure what keeps the tier busy. It has just answered: from here on whatever it does not answer is its failure."""
+    """Measure what keeps the tier busy. It has just answered: whatever it does not answer now is its failure."""
     uuids = list(dict.fromkeys(device.uuid for device in spec.devices))
 
     def held() -> tuple[float | None, float | None]:

@@ -126,6 +126,21 @@ def clock_that_disagrees(host: Host, server: fake_tier.Server) -> None:
     server.works_s, server.told_share = 0.5, 0.1
 
 
+def clock_that_is_half_as_fast_again(host: Host, server: fake_tier.Server) -> None:
+    """On a tier whose requests take a third of a second."""
+    server.works_s, server.told_share = 0.3, 1 / 1.5
+
+
+def clock_that_is_right_once(host: Host, server: fake_tier.Server) -> None:
+    """The median of three is that of the two which are not."""
+    server.works_s, asked = 0.5, iter(range(1000))
+
+    def tell(tokens: int) -> None:
+        server.told_share = 1.0 if next(asked) % 3 == 1 else 0.1
+
+    server.on_prompt = tell
+
+
 def faster_than_memory_allows(host: Host, server: fake_tier.Server) -> None:
     """Its clock is right: it is a smaller model than the one that it tells of."""
     server.works_s = 0.002
@@ -137,7 +152,7 @@ FOOLED = [
     (
         kv_cache_in_host_memory,
         [
-            f"the engine put 0.0 MiB of KV cache on {BIG['uuid']} ({BIG['name']}), planned are 20.0 MiB (25.0 MiB of it",
+            f"put 0.0 MiB of KV cache on {BIG['uuid']} ({BIG['name']}), planned are 20.0 MiB (25.0 MiB of it",
             f"of KV cache on {SMALL['uuid']}",
         ],
     ),
@@ -153,6 +168,8 @@ FOOLED = [
     (dies_at_the_first_long_prompt, ["closed the connection without an answer: the server crashed"]),
     (out_of_memory_at_the_first_long_prompt, [f"holds 662.5 MiB on {BIG['uuid']}", "at its peak"]),
     (clock_that_disagrees, ["with a short context the server counts 0.05 s at best", "cannot be believed"]),
+    (clock_that_is_half_as_fast_again, ["with a short context the server counts 0.20 s at best", "cannot be believed"]),
+    (clock_that_is_right_once, ["with a short context the server counts 0.05 s mostly", "cannot be believed"]),
     (faster_than_memory_allows, ["the memory of its cards cannot give more than 20000.0"]),
 ]
 
