@@ -14,7 +14,7 @@ from typing import Any
 
 from checker import accepted, activation, proven, systemd, tier, verification
 from checker.accepted import Speeds
-from checker.evidence import Report, TierReport
+from checker.evidence import Evidence, Report, TierReport
 from checker.measure import Depth
 from checker.tier import TierSpec
 
@@ -51,7 +51,8 @@ def roll_back(
     """Have all tiers serve as they were accepted if one of them serves and fails; None if none does.
 
     Nor is there anything to go back to where a tier was never accepted, or is as it was then (another driver). What
-    could not be measured tells nothing of the tier, and what is only slow stays if slower ones are accepted. Return the
+    could not be measured for another reason than that the server failed tells nothing of the tier, and what is only
+    slow stays if slower ones are accepted. Return the
     report of what serves now, in which each tier that gave way fails with the reason and with what came of it, and the
     speeds with what was refused. `earlier` are evidence documents of this host, newest first.
     """
@@ -83,7 +84,13 @@ def _serves_and_fails(told: TierReport) -> bool:
     evidence = told.evidence
     degraded = evidence.front is not None and evidence.front.fallback is not None
     serves = evidence.unit.active_state == "active" and not degraded and not evidence.asleep
-    return told.verdict.verdict == "fail" and serves and not evidence.problems
+    return told.verdict.verdict == "fail" and serves and not _is_unknown(evidence)
+
+
+def _is_unknown(evidence: Evidence) -> bool:
+    """Whether something else failed than the server: what it died of may be a card that was lost under it."""
+    lost = evidence.thorough is not None and bool(evidence.thorough.unread)
+    return bool(set(evidence.problems) - set(evidence.failures)) or (bool(evidence.failures) and lost)
 
 
 def _seen(spec: TierSpec) -> object:

@@ -126,11 +126,20 @@ class HostEvidence:
     compute_mib: float | None
 
 
+def steps(generated_tokens: int) -> int:
+    """Return in how many steps tokens were generated.
+
+    The first token comes with the prompt's last batch, and the engine's clock of the answer starts at it: all of
+    them by that time would be faster than the tier is.
+    """
+    return max(generated_tokens - 1, 0)
+
+
 @dataclass(frozen=True)
 class Completion:
     """One real completion: tokens and tokens per second by the server's count, `wall_s` by the caller's clock.
 
-    A speed is 0 when the server counted no token or no time.
+    A speed is 0 when the server counted no time, or no token after the first one.
     """
 
     prompt: str
@@ -191,7 +200,7 @@ class Spread:
 class Speed:
     """Speed with `context_tokens` in the context when generation began; tokens per second by the server's count.
 
-    None is "no sample counted any".
+    None is "no sample counted any". That of generation is without the first token, which comes with the prompt.
     """
 
     context_tokens: int
@@ -309,6 +318,9 @@ class Residual:
 class Evidence:
     """Everything measured of one tier; `problems` are the sentences of what could not be measured.
 
+    `failures` are those of the problems that are the server's own doing: it took a request and died of it, refused it
+    or never answered.
+
     `thorough` and `quality` are None where they were not measured for this run of the unit, `residuals` one for each
     card of the plan. `front` is what listens on the tier's port. `argv` and `environment` are what the unit runs, so
     that a measurement can be repeated. `asleep` says of a tier on demand that it was not loaded when the report was
@@ -340,6 +352,7 @@ class Evidence:
     asleep: bool = False
     rivals: tuple[str, ...] = ()
     booted_at: str | None = None
+    failures: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of the evidence."""

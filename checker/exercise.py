@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from checker import hardware, text
-from checker.evidence import Latency, Sample, Speed, Spread, Stability
+from checker.evidence import Latency, Sample, Speed, Spread, Stability, steps
 from checker.llama_server import Generation, LlamaServer, ServerError
 
 REPEATS = 3
@@ -121,7 +121,7 @@ def speed(context_tokens: int, samples: Sequence[Sample]) -> Speed:
     return Speed(
         context_tokens=context_tokens,
         prompt_tokens_per_second=_spread([(one.prompt_tokens, one.prompt_s) for one in computed]),
-        generation_tokens_per_second=_spread([(one.generated_tokens, one.generation_s) for one in samples]),
+        generation_tokens_per_second=_spread([(steps(one.generated_tokens), one.generation_s) for one in samples]),
         samples=tuple(samples),
     )
 

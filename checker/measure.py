@@ -25,9 +25,10 @@ from checker.evidence import (
     Thorough,
     UnitEvidence,
     quality_from_json,
+    steps,
     thorough_from_json,
 )
-from checker.llama_server import Buffers, LlamaServer, LoggedBuffers, ServerError
+from checker.llama_server import BrokenError, Buffers, LlamaServer, LoggedBuffers, ServerError
 from checker.others import Others
 from checker.systemd import Line, UnitState
 from checker.tier import Front, TierSpec
@@ -82,14 +83,15 @@ def measure(
     loaded = _held(spec, unit.main_pid, [])
     thorough = _carried(same_run)
     anew = depth is Depth.WHOLE or (depth is Depth.AUTO and thorough is None)
-    served, question, completion = _ask(spec, server, MAX_TOKENS if anew else QUICK_TOKENS, problems)
+    failures: list[str] = []
+    served, question, completion = _ask(spec, server, MAX_TOKENS if anew else QUICK_TOKENS, problems, failures)
     # After the completion: a backend may allocate with it. A card that does not answer is what the rest comes of.
     unread: list[str] = []
     held = _held(spec, unit.main_pid, unread)
     if anew:
         thorough = None
         if served is not None and completion is not None and unit.main_pid is not None:
-            thorough = _thorough(spec, served, question, unit.main_pid, problems)
+            thorough = _thorough(spec, served, question, unit.main_pid, failures)
     if isinstance(quality, str):
         problems.append(quality)
         quality = None
@@ -105,7 +107,7 @@ def measure(
         devices=devices,
         host=_host(logged),
         completion=completion,
-        problems=tuple(dict.fromkeys([*unread, *problems])),
+        problems=tuple(dict.fromkeys([*unread, *problems, *failures])),
         front=front(spec),
         load=_as_first_read(started, same_run),
         thorough=thorough,
@@ -118,6 +120,7 @@ def measure(
         measured_at=now(),
         rivals=spec.rivals,
         booted_at=booted_at(spec, earlier),
+        failures=() if _was_stopped(spec) else tuple(dict.fromkeys(failures)),
     )
 
 
@@ -203,6 +206,15 @@ def _unit(spec: TierSpec, problems: list[str]) -> tuple[UnitState | None, UnitEv
     return state, UnitEvidence(state.active_state, state.invocation_id, state.main_pid, load_s)
 
 
+def _was_stopped(spec: TierSpec) -> bool:
+    """Whether a tier was told to stop, for a rival or by somebody: what it left unanswered is no failure of it."""
+    try:
+        state = systemd.unit_state(spec.unit)
+    except systemd.SystemdError:
+        return True
+    return state.active_state in ("inactive", "deactivating") and state.result == "success"
+
+
 def _printed(spec: TierSpec, state: UnitState | None, problems: list[str]) -> list[Line] | None:
     if state is None or not state.invocation_id:
         return None
@@ -249,7 +261,7 @@ def _buffers(document: Mapping[str, Any]) -> Buffers | None:
 
 
 def _ask(
-    spec: TierSpec, server: LlamaServer, max_tokens: int, problems: list[str]
+    spec: TierSpec, server: LlamaServer, max_tokens: int, problems: list[str], failures: list[str]
 ) -> tuple[Served | None, str, Completion | None]:
     """Return what is served, the question as this model takes it, and what was answered."""
     served, question = None, PLAIN_PROMPT
@@ -260,7 +272,8 @@ def _ask(
         question = server.as_prompt(PROMPT, props.chat_template, PLAIN_PROMPT)
         return served, question, _complete(spec, server, question, max_tokens)
     except ServerError as error:
-        problems.append(str(error))
+        # What is not reached, or does not tell what it serves, may be busy or not have our key.
+        (failures if served and isinstance(error, BrokenError) else problems).append(str(error))
         return served, question, None
 
 
@@ -273,12 +286,13 @@ def _complete(spec: TierSpec, server: LlamaServer, question: str, max_tokens: in
         prompt_tokens=generation.prompt_tokens,
         generated_tokens=generation.generated_tokens,
         prompt_tokens_per_second=_per_second(generation.prompt_tokens, generation.prompt_ms),
-        generation_tokens_per_second=_per_second(generation.generated_tokens, generation.generation_ms),
+        generation_tokens_per_second=_per_second(steps(generation.generated_tokens), generation.generation_ms),
         wall_s=round(generation.wall_s, 3),
     )
 
 
-def _thorough(spec: TierSpec, served: Served, question: str, pid: int, problems: list[str]) -> Thorough:
+def _thorough(spec: TierSpec, served: Served, question: str, pid: int, failures: list[str]) -> Thorough:
+    """Measure what keeps the tier busy. It has just answered: whatever it does not answer now is its failure."""
     uuids = list(dict.fromkeys(device.uuid for device in spec.devices))
 
     def held() -> tuple[float | None, float | None]:
@@ -298,9 +312,9 @@ def _thorough(spec: TierSpec, served: Served, question: str, pid: int, problems:
             # The first answer of a split model has differed from the later ones.
             warm = _complete(spec, server(), question, MAX_TOKENS)
         except ServerError as error:
-            problems.append(str(error))
+            failures.append(str(error))
         exercised = exercise.exercise(
-            server, served.ctx_size, spec.placement.parallel, question, SEED, held, problems.append
+            server, served.ctx_size, spec.placement.parallel, question, SEED, held, failures.append
         )
     return Thorough(
         measured_at=measured_at,

@@ -20,6 +20,7 @@ def findings(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
     """Yield every check of which cards are used, and of memory on cards and host."""
     yield from _right_cards(spec, evidence)
     yield from _weights(spec, evidence)
+    yield from _kv(spec, evidence)
     yield _nothing_elsewhere(spec, evidence)
     yield from _host_weights(spec, evidence)
     yield from _held(spec, evidence)
@@ -59,6 +60,27 @@ def _weights(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
             f"{spec.name}: the engine put {mib(measured)} of weights on {found.uuid} ({found.gpu}), planned are "
             f"{planned}: compare --tensor-split and --device of {spec.unit} with the inventory, "
             "then run site.yml again",
+        )
+
+
+def _kv(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
+    """Yield a check of the KV cache on each device: that of layers on the CPU is planned to be in host memory."""
+    on_host = f" ({mib(evidence.host.kv_mib)} of it are in host memory)" if evidence.host.kv_mib else ""
+    for found in expected_devices(spec, evidence):
+        predicted, measured = found.predicted_kv_mib, found.kv_mib
+        # Where the log is not known the weights have failed for that.
+        if predicted is None or measured is None:
+            continue
+        yield Finding(
+            Check(
+                f"KV cache on {found.name}",
+                abs(measured - predicted) <= _slack(predicted),
+                mib(predicted),
+                mib(measured),
+            ),
+            f"{spec.name}: the engine put {mib(measured)} of KV cache on {found.uuid} ({found.gpu}), planned are "
+            f"{mib(predicted)}{on_host}: compare --ctx-size, --cache-type-k, --cache-type-v and --no-kv-offload of "
+            f"{spec.unit} with the inventory, then run site.yml again",
         )
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from checker.accepted import repeated_speed
-from checker.evidence import CardLoad, Check, Completion, Evidence, Sample
+from checker.evidence import CardLoad, Check, Completion, Evidence, Sample, steps
 from checker.findings import Finding
 from checker.tier import TierSpec
 
 _WALL_SHORTEST = 0.95
 _WALL_LONGEST = 1.5
 _WALL_SPARE_S = 1.0
-# The best of several requests waits for nobody: HTTP and the tokenizer are all that it takes besides.
-_BEST_LONGEST = 1.1
-_BEST_SPARE_S = 0.25
+# HTTP is all that a request takes besides what the server counts, some milliseconds. A busy host makes that longer, never
+# shorter: the best of several waits for nobody, most of them for little.
+_REPEATED_LONGEST = 1.1
+_BEST_SPARE_S = 0.05
+_MOST_SPARE_S = 0.25
 # A memory clock that NVML rounds down.
 _BOUND_SLACK = 1.02
 # Below this share of what is expected, something else than a prior is wrong.
@@ -37,7 +39,7 @@ def findings(spec: TierSpec, evidence: Evidence, completion: Completion) -> Iter
     )
     yield from _bound(spec, measured)
     yield _clock(spec, completion)
-    yield from _best_clock(spec, evidence)
+    yield from _repeated_clock(spec, evidence)
 
 
 def generation_speed(evidence: Evidence) -> float | None:
@@ -104,7 +106,7 @@ def _causes(name: str, card: CardLoad) -> Iterator[str]:
 
 def _clock(spec: TierSpec, completion: Completion) -> Finding:
     told_s = _seconds(completion.prompt_tokens, completion.prompt_tokens_per_second) + _seconds(
-        completion.generated_tokens, completion.generation_tokens_per_second
+        steps(completion.generated_tokens), completion.generation_tokens_per_second
     )
     wall_s = completion.wall_s
     low, high = told_s * _WALL_SHORTEST, told_s * _WALL_LONGEST + _WALL_SPARE_S
@@ -124,26 +126,36 @@ def _seconds(tokens: int, per_second: float) -> float:
     return tokens / per_second if per_second > 0 else 0.0
 
 
-def _best_clock(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
-    """Yield a check for each group of repeats: one of them at least has to take what the server says that it took."""
+def _repeated_clock(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
+    """Yield a check for each group of repeats: most of them have to take what the server says that they took.
+
+    One that is believed is not enough: the median, which counts as the speed, is that of most.
+    """
     thorough = evidence.thorough
     groups = (("short", thorough.short), ("full", thorough.full)) if thorough else ()
     for name, speed in groups:
         if speed is None:
             continue
-        best = min(speed.samples, key=lambda sample: abs(sample.wall_s - _told_s(sample)))
-        told_s = _told_s(best)
-        low, high = told_s * _WALL_SHORTEST, told_s * _BEST_LONGEST + _BEST_SPARE_S
+        ranked = sorted(speed.samples, key=_beyond_s)
+        judged = [(ranked[0], _BEST_SPARE_S, "at best"), (ranked[len(ranked) // 2], _MOST_SPARE_S, "mostly")]
+        sample, spare_s, often = next((each for each in judged if _beyond_s(each[0]) > each[1]), judged[0])
+        told_s = _told_s(sample)
+        low, high = told_s * _WALL_SHORTEST, told_s * _REPEATED_LONGEST + spare_s
         yield Finding(
             Check(
                 f"clock with a {name} context",
-                low <= best.wall_s <= high,
+                low <= sample.wall_s <= high,
                 f"{low:.2f} to {high:.2f} s by the server's count",
-                f"{best.wall_s:.2f} s",
+                f"{sample.wall_s:.2f} s",
             ),
-            f"{spec.name}: with a {name} context the server counts {told_s:.2f} s at best for what took "
-            f"{best.wall_s:.2f} s: its speed cannot be believed; verify again while nobody else asks the tier",
+            f"{spec.name}: with a {name} context the server counts {told_s:.2f} s {often} for what took "
+            f"{sample.wall_s:.2f} s: its speed cannot be believed; verify again while nobody else asks the tier",
         )
+
+
+def _beyond_s(sample: Sample) -> float:
+    """Return the seconds by which a request took longer than the server's count and a share of it."""
+    return sample.wall_s - _told_s(sample) * _REPEATED_LONGEST
 
 
 def _told_s(sample: Sample) -> float:

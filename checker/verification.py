@@ -50,7 +50,7 @@ def report(
     # Pinned ones first, as they serve: to load one on demand may stop them.
     for spec in sorted(specs, key=lambda spec: not spec.pinned):
         if _sleeps(spec):
-            known = _as_measured_before(spec, earlier)
+            known = _as_measured_before(spec, earlier, quality.get(spec.name))
             enough = known and depth is not Depth.WHOLE and (known.thorough or depth is Depth.QUICK)
             if known and (known.problems or (enough and judged(spec, known).verdict.verdict == "pass")):
                 found[spec.name] = judged(spec, known)
@@ -108,24 +108,33 @@ def _load(spec: TierSpec) -> None:
         systemd.start(spec.unit)
 
 
-def _as_measured_before(spec: TierSpec, earlier: Sequence[Mapping[str, Any]]) -> Evidence | None:
+def _as_measured_before(
+    spec: TierSpec, earlier: Sequence[Mapping[str, Any]], quality: Quality | str | None
+) -> Evidence | None:
     """Return what was measured last of a tier that runs just this command, as that of one that is not loaded now.
 
-    Its only problem can be a card that does not answer now.
+    `quality` is as in `checker.measure.measure`. Its only problems can be a card that does not answer now, and why the
+    quality could not be measured.
     """
     for document in earlier:
         found = from_json(document)
         if found is None or found.tier != spec.name or found.unit.active_state != "active":
             continue
         if found.asleep and found.problems:
-            # A card did not answer then; what was measured before that stands.
+            # That is of then; what was measured before it stands.
             continue
         same = (found.argv, found.environment, found.model.sha256) == (spec.argv, spec.environment, spec.model.sha256)
         if not same or found.problems:
             return None
-        since = booted_at(spec, earlier)
+        unmeasured = (quality,) if isinstance(quality, str) else ()
         return replace(
-            found, asleep=True, front=front(spec), problems=_absent(spec), rivals=spec.rivals, booted_at=since
+            found,
+            asleep=True,
+            front=front(spec),
+            problems=(*_absent(spec), *unmeasured),
+            quality=quality if isinstance(quality, Quality) else found.quality,
+            rivals=spec.rivals,
+            booted_at=booted_at(spec, earlier),
         )
     return None
 

@@ -20,6 +20,7 @@ import proof
 from checker import argv, cards, hardware, llama_server, measure, placement, plan
 from checker import perplexity as checker_perplexity
 from checker.catalogue import EngineFlags, GpuEntry, RamEntry, TierEntry
+from checker.evidence import steps
 from checker.gguf import read_header
 from checker.header import Header
 from checker.planning import read_yaml
@@ -178,7 +179,7 @@ def rate(running: Running, times: int = 3) -> dict[str, Any]:
         for name, temperature in (("as_asked", measure.TEMPERATURE), ("greedy", 0.0)):
             told = running.client.complete(prompt, measure.MAX_TOKENS, temperature, measure.SEED, 120)
             generated = told.generated_tokens
-            found[name].append(round(generated / told.generation_ms * 1000, 2))
+            found[name].append(round(steps(generated) / told.generation_ms * 1000, 2))
     return {"tokens": generated, **{name: {"median": median(all_), "all": all_} for name, all_ in found.items()}}
 
 

@@ -92,9 +92,10 @@ class Fault:
 
 
 FELL = f"holds nothing on {SMALL}"
-ONE_CARD = Fault(said=(FELL, "of weights on"), edit="s/14,5/1,0/")
+KV = "of KV cache on"
+ONE_CARD = Fault(said=(FELL, "of weights on", KV), edit="s/14,5/1,0/")
 CPU = Fault(
-    said=(f"holds nothing on {BIG}", FELL, "fell to the CPU", "of weights on"),
+    said=(f"holds nothing on {BIG}", FELL, "fell to the CPU", "of weights on", KV),
     edit="s/--device RPC0,RPC1/--device none/",
 )
 OTHER_MODEL = Fault(
@@ -103,14 +104,17 @@ OTHER_MODEL = Fault(
     edit=f"s#{MODEL}#{FOOLING}/other.gguf#",
 )
 SMALLER_CONTEXT = Fault(
-    said=("serves a context of 2048 tokens, 4096 were promised",), edit="s/--ctx-size 4096/--ctx-size 2048/"
+    said=("serves a context of 2048 tokens, 4096 were promised", KV), edit="s/--ctx-size 4096/--ctx-size 2048/"
 )
 READY = [ONE_CARD, CPU, OTHER_MODEL, SMALLER_CONTEXT]
 FOOLED = {
     "one card unused": ONE_CARD,
     "CPU": CPU,
     "swapped": Fault(
-        said=(f"of weights on {BIG}", f"of weights on {SMALL}"), edit="s/--device RPC0,RPC1/--device RPC1,RPC0/"
+        said=(f"of weights on {BIG}", f"of weights on {SMALL}", KV), edit="s/--device RPC0,RPC1/--device RPC1,RPC0/"
+    ),
+    "KV cache in host memory": Fault(
+        said=(f"{KV} {BIG}", f"{KV} {SMALL}"), edit="s/--device RPC0,RPC1/--device RPC0,RPC1 --no-kv-offload/"
     ),
     "other model": OTHER_MODEL,
     "smaller context": SMALLER_CONTEXT,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -316,6 +316,44 @@ def test_what_says_no_language_any_more_gives_way_and_is_not_tried_again(
     assert "tokens/s" not in said
     assert "verification_accept_slower" not in said
     assert site.verify().passed
+
+
+CRASHED = "unix:/run/llama-tier-deep/api.sock/completion closed the connection without an answer: the server crashed"
+
+
+def crashing(site: Site, **also: Any) -> Callable[..., Evidence]:
+    """Play a tier that dies of its first long prompt when it is split as 10,9."""
+
+    def measure(spec: tier.TierSpec, *given: Any) -> Evidence:
+        evidence = site.measure(spec, *given)
+        if evidence.placement.tensor_split != (10, 9) or evidence.thorough is None:
+            return evidence
+        thorough = replace(evidence.thorough, full=None, stability=None, **also)
+        return replace(evidence, thorough=thorough, problems=(CRASHED,), failures=(CRASHED,))
+
+    return measure
+
+
+def test_what_dies_under_load_gives_way_and_is_not_tried_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = site.plan("deep", split=(10, 9))
+    site.activate(new)
+    monkeypatch.setattr(verification, "measure", crashing(site))
+    found = site.verify()
+    assert not found.passed
+    (reason,) = reasons(found, "deep")
+    assert reason.startswith(f"deep: {CRASHED}; rolled back: tiny with split 13,6 on release old serves again")
+    assert site.serves("deep") == ("old", (13, 6))
+    (said,) = acceptance.refusals([new], site.speeds)
+    assert CRASHED in said
+    assert "verification_accept_slower" not in said
+    assert site.verify().passed
+
+
+def test_what_dies_with_a_card_is_left_to_people(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.activate(site.plan("deep", split=(10, 9)))
+    monkeypatch.setattr(verification, "measure", crashing(site, unread=("GPU-1: the GPU is lost",)))
+    assert not site.verify().passed
+    assert site.serves("deep") == ("old", (10, 9))
 
 
 def test_what_serves_by_now_is_not_refused(site: Site) -> None:

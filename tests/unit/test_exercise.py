@@ -98,15 +98,16 @@ def test_a_small_request_that_fails_ends_the_row(server: fake_tier.Server) -> No
 
 def test_speed_is_the_median_and_a_cached_prompt_is_no_speed() -> None:
     samples = [
-        Sample(1000, 2.0, 32, 0.5, 2.6),
-        Sample(1, 0.0001, 32, 0.4, 0.5),
-        Sample(1, 0.02, 32, 0.8, 0.9),
+        Sample(1000, 2.0, 33, 0.5, 2.6),
+        Sample(1, 0.0001, 33, 0.4, 0.5),
+        Sample(1, 0.02, 33, 0.8, 0.9),
     ]
     found = exercise.speed(1000, samples)
     assert found.prompt_tokens_per_second is not None and found.generation_tokens_per_second is not None
     assert (found.prompt_tokens_per_second.median, found.prompt_tokens_per_second.high) == (500.0, 500.0)
-    assert found.generation_tokens_per_second == exercise.Spread(64.0, 40.0, 80.0)
+    assert found.generation_tokens_per_second == exercise.Spread(64.0, 40.0, 80.0), "the first token is the prompt's"
     assert exercise.speed(10, [Sample(0, 0.0, 0, 0.0, 0.1)]).generation_tokens_per_second is None
+    assert exercise.speed(10, [Sample(10, 0.1, 1, 0.001, 0.1)]).generation_tokens_per_second is None
 
 
 @given(st.lists(st.floats(0, 1e3), min_size=1, max_size=40))

@@ -75,7 +75,7 @@ def test_a_good_tier_is_measured_whole(host: Host, server: fake_tier.Server) -> 
     assert (evidence.completion.prompt, evidence.completion.text) == (PLAIN_PROMPT, fake_tier.TEXT)
     assert (evidence.completion.prompt_tokens, evidence.completion.generated_tokens) == (8, 200)
     assert evidence.completion.prompt_tokens_per_second == pytest.approx(1600)
-    assert evidence.completion.generation_tokens_per_second == pytest.approx(4444.444)
+    assert evidence.completion.generation_tokens_per_second == pytest.approx(199 / 0.045, rel=1e-6)
     assert 0.05 <= evidence.completion.wall_s < 1
     assert evidence.problems == ()
     assert [(each.uuid, each.weights_mib, each.rest_mib, each.total_mib) for each in evidence.residuals] == [
@@ -200,6 +200,7 @@ def test_a_server_that_is_down_is_a_problem(host: Host, server: fake_tier.Server
     assert [device.process_mib for device in evidence.devices] == [262.5, 93.0]
     (problem,) = evidence.problems
     assert problem.startswith(f"nothing answers at {server.address}")
+    assert evidence.failures == ()
 
 
 def test_a_server_that_still_loads_is_asked_nothing_more(host: Host, server: fake_tier.Server) -> None:
@@ -216,6 +217,28 @@ def test_what_is_served_stays_known_when_the_completion_fails(host: Host, server
     assert evidence.served is not None
     assert evidence.completion is None
     assert "/completion answers 500" in evidence.problems[0]
+    assert evidence.failures == evidence.problems
+
+
+@pytest.mark.parametrize(
+    ("active_state", "result", "fails"),
+    [("deactivating", "success", False), ("deactivating", "signal", True), ("failed", "core-dump", True)],
+)
+def test_a_tier_that_gives_way_in_the_middle_has_not_failed(
+    host: Host, server: fake_tier.Server, active_state: str, result: str, fails: bool
+) -> None:
+    """What it leaves unanswered could not be measured all the same."""
+    server.dies_at = 512
+
+    def end(tokens: int) -> None:
+        assert isinstance(host.state, systemd.UnitState)
+        host.state = replace(host.state, active_state=active_state, result=result)
+
+    server.on_prompt = end
+    evidence = measure(server.spec, [], Depth.WHOLE, None)
+    (problem,) = evidence.problems
+    assert problem.endswith("the server crashed")
+    assert evidence.failures == ((problem,) if fails else ())
 
 
 def test_a_card_that_only_nvml_tells_of_stands_last(host: Host, server: fake_tier.Server) -> None:
@@ -273,12 +296,14 @@ def test_load_time_is_of_this_start(
     assert quick(server.spec).unit.load_s == load_s
 
 
-def test_no_token_is_no_speed(host: Host, server: fake_tier.Server) -> None:
-    server.tokens = 0
-    server.counted_s = 0.0
+@pytest.mark.parametrize(("tokens", "counted_s", "prompt"), [(0, 0.0, 0.0), (1, 0.05, 1600.0)], ids=["none", "first"])
+def test_no_token_after_the_first_is_no_speed(
+    host: Host, server: fake_tier.Server, tokens: int, counted_s: float, prompt: float
+) -> None:
+    server.tokens, server.counted_s = tokens, counted_s
     completion = quick(server.spec).completion
     assert completion is not None
-    assert (completion.prompt_tokens_per_second, completion.generation_tokens_per_second) == (0.0, 0.0)
+    assert (completion.prompt_tokens_per_second, completion.generation_tokens_per_second) == (prompt, 0.0)
 
 
 def test_a_tier_that_promises_no_speed_is_measured(host: Host, server: fake_tier.Server) -> None:

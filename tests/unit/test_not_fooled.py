@@ -75,6 +75,12 @@ def one_card_unused(host: Host, server: fake_tier.Server) -> None:
     host.journal = lines(fake_tier.messages(said))
 
 
+def kv_cache_in_host_memory(host: Host, server: fake_tier.Server) -> None:
+    """--no-kv-offload: all weights are where they belong, and each token's attention is computed on the CPU."""
+    on_cards = [entry for entry in fake_tier.LOG if entry[2] != "KV"]
+    host.journal = lines(fake_tier.messages([*on_cards, ("llama_kv_cache", "CPU", "KV", 25.0)]))
+
+
 def cards_swapped(host: Host, server: fake_tier.Server) -> None:
     """The log is as planned, by the engine's own names; the bytes lie the other way round."""
     host.held[BIG["uuid"]], host.held[SMALL["uuid"]] = host.held[SMALL["uuid"]], host.held[BIG["uuid"]]
@@ -120,6 +126,21 @@ def clock_that_disagrees(host: Host, server: fake_tier.Server) -> None:
     server.works_s, server.told_share = 0.5, 0.1
 
 
+def clock_that_is_half_as_fast_again(host: Host, server: fake_tier.Server) -> None:
+    """On a tier whose requests take a third of a second."""
+    server.works_s, server.told_share = 0.3, 1 / 1.5
+
+
+def clock_that_is_right_once(host: Host, server: fake_tier.Server) -> None:
+    """The median of three is that of the two which are not."""
+    server.works_s, asked = 0.5, iter(range(1000))
+
+    def tell(tokens: int) -> None:
+        server.told_share = 1.0 if next(asked) % 3 == 1 else 0.1
+
+    server.on_prompt = tell
+
+
 def faster_than_memory_allows(host: Host, server: fake_tier.Server) -> None:
     """Its clock is right: it is a smaller model than the one that it tells of."""
     server.works_s = 0.002
@@ -128,6 +149,13 @@ def faster_than_memory_allows(host: Host, server: fake_tier.Server) -> None:
 FOOLED = [
     (cpu_fallback, [f"holds nothing on {BIG['uuid']}", f"holds nothing on {SMALL['uuid']}", "layers fell to the CPU"]),
     (one_card_unused, [f"holds nothing on {SMALL['uuid']}", "0.0 MiB of weights on " + SMALL["uuid"]]),
+    (
+        kv_cache_in_host_memory,
+        [
+            f"put 0.0 MiB of KV cache on {BIG['uuid']} ({BIG['name']}), planned are 20.0 MiB (25.0 MiB of it",
+            f"of KV cache on {SMALL['uuid']}",
+        ],
+    ),
     (cards_swapped, [f"holds 93.0 MiB on {BIG['uuid']}", "the driver has moved memory off the card"]),
     (wrong_model, ["serves /var/lib/llama-tiers/models/cdcdcdcdcdcd/other.gguf instead of"]),
     (
@@ -140,6 +168,8 @@ FOOLED = [
     (dies_at_the_first_long_prompt, ["closed the connection without an answer: the server crashed"]),
     (out_of_memory_at_the_first_long_prompt, [f"holds 662.5 MiB on {BIG['uuid']}", "at its peak"]),
     (clock_that_disagrees, ["with a short context the server counts 0.05 s at best", "cannot be believed"]),
+    (clock_that_is_half_as_fast_again, ["with a short context the server counts 0.20 s at best", "cannot be believed"]),
+    (clock_that_is_right_once, ["with a short context the server counts 0.05 s mostly", "cannot be believed"]),
     (faster_than_memory_allows, ["the memory of its cards cannot give more than 20000.0"]),
 ]
 
@@ -181,5 +211,6 @@ def test_what_failed_to_be_measured_is_not_forgotten_at_the_next_verification(
     spec = planned(server)
     first = measure(spec, [], Depth.AUTO, None)
     assert judge(spec, first).verdict == "fail"
+    assert first.failures == first.problems, "the server's own, not what could not be read"
     again = measure(spec, [json.loads(json.dumps(first.to_json()))], Depth.AUTO, None)
     assert judge(spec, again).verdict == "fail"

@@ -13,7 +13,7 @@ from example_report import CARDS, DECISION, PLANNED, report, speed
 
 from checker import checklist, hardware, systemd, tier, verification
 from checker.accepted import Reached, Speeds, accept, read, to_json
-from checker.evidence import Evidence, FrontEvidence, Report
+from checker.evidence import Evidence, FrontEvidence, Quality, Report
 from checker.measure import Depth
 from inventories import SMALL
 
@@ -274,6 +274,8 @@ class Switching:
     def measure(self, planned: tier.TierSpec, earlier: object, depth: Depth, quality: object) -> Evidence:
         self.measured.append((planned.name, depth))
         evidence = replace(report().tiers[0].evidence, tier=planned.name, front=FRONT)
+        if isinstance(quality, Quality):
+            evidence = replace(evidence, quality=quality)
         return replace(evidence, unit=replace(evidence.unit, active_state=self.states[planned.name]))
 
 
@@ -309,6 +311,29 @@ def test_a_tier_that_sleeps_is_judged_by_what_was_measured_of_the_same_command(s
     third = verified(LAZY, FAST, earlier=again)
     assert third.tiers[0] == told, "as often as nobody asks for it"
     assert switching.starts == []
+
+
+def test_a_quality_that_was_measured_just_now_counts_for_a_tier_that_sleeps(switching: Switching) -> None:
+    """`--quality` compares splits also while nobody asks for their tier."""
+    first = verified(LAZY)
+    documents = [json.loads(json.dumps(first.tiers[0].evidence.to_json()))]
+    before = first.tiers[0].evidence.quality
+    assert before is not None
+
+    def again(quality: Quality | str) -> Report:
+        switching.states["deep"] = "inactive"
+        return verification.report([LAZY], "tower", documents, Depth.QUICK, {}, {"deep": quality}, None)
+
+    switching.starts.clear()
+    good = again(replace(before, measured_at="2026-11-26T12:00:00Z", mean_kld=3e-6)).tiers[0].evidence
+    assert good.asleep and good.quality is not None
+    assert (good.quality.measured_at, good.quality.mean_kld) == ("2026-11-26T12:00:00Z", 3e-6)
+    unmeasured = again("quality of deep was not measured: a trial has the tiers")
+    assert unmeasured.tiers[0].verdict.reasons == ("deep: quality of deep was not measured: a trial has the tiers",)
+    assert switching.starts == []
+    bad = again(replace(before, mean_kld=0.5))
+    assert not bad.passed
+    assert "answers differently from the unsplit model" in bad.tiers[0].verdict.reasons[0]
 
 
 def test_a_tier_that_sleeps_was_seen_since_the_boot_when_its_port_was(switching: Switching) -> None:
