@@ -56,6 +56,10 @@ def start(spec: tier.TierSpec, report: Report) -> str | None:
     """(Re)start a tier and wait until it is active; return None, or the reason why it is not."""
     try:
         systemd.reset_failed(spec.unit)
+        if proven.next_key(spec).exists():
+            # What it works on is finished first, which it is asked for with the key that it knows.
+            systemd.stop(spec.unit)
+            proven.next_key(spec).replace(spec.key_file)
         systemd.restart(spec.unit)
     except systemd.SystemdError as error:
         # Such as a unit file that systemd refuses.

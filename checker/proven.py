@@ -42,6 +42,11 @@ def spec_file(name: str) -> Path:
     return tier.DIRECTORY / f"{name}.json"
 
 
+def next_key(spec: tier.TierSpec) -> Path:
+    """Return where the next key of a tier waits, if there is one, until the server that knows the old one is gone."""
+    return Path(spec.key_file).with_suffix(".next")
+
+
 def digest(spec: tier.TierSpec) -> str:
     """Return the sha256 over what the running server depends on: its own section of the unit, its key, its spec.
 
@@ -51,8 +56,9 @@ def digest(spec: tier.TierSpec) -> str:
     unit = (UNITS / spec.unit).read_text(encoding="utf-8")
     running = json.dumps(spec.running(), sort_keys=True)
     service = _LIVE.sub("", "".join(_SERVICE_SECTION.findall(unit)))
+    key = next_key(spec) if next_key(spec).exists() else Path(spec.key_file)
     sha256 = hashlib.sha256()
-    for content in (service.encode(), Path(spec.key_file).read_bytes(), running.encode()):
+    for content in (service.encode(), key.read_bytes(), running.encode()):
         sha256.update(hashlib.sha256(content).digest())
     return sha256.hexdigest()
 
@@ -240,7 +246,9 @@ def leftovers(names: Sequence[str]) -> list[str]:
 def remove(name: str) -> None:
     """Remove all files of a tier, its key among them; its spec last, by which the rest is found."""
     with contextlib.suppress(tier.TierSpecError):
-        Path(tier.load(name).key_file).unlink(missing_ok=True)
+        spec = tier.load(name)
+        for key in (next_key(spec), Path(spec.key_file)):
+            key.unlink(missing_ok=True)
     for path in unit_files(name):
         path.unlink()
     shutil.rmtree(DIRECTORY / name, ignore_errors=True)

@@ -26,6 +26,12 @@ def keys(directory: Path, check: bool = False, **changes: Any) -> dict[str, Any]
     return run("tier_keys", check=check, **{**arguments, **changes})
 
 
+def turn_comes(directory: Path) -> None:
+    """Take the keys that wait into their places, as activation does when a tier has stopped."""
+    for path in directory.glob("*.next"):
+        path.replace(path.with_suffix(""))
+
+
 @root_only
 def test_each_tier_gets_a_key_of_its_own_once(tmp_path: Path) -> None:
     first = keys(tmp_path)
@@ -51,9 +57,10 @@ def test_a_given_key_replaces_what_is_there_and_is_not_said(tmp_path: Path) -> N
     result = keys(tmp_path, keys={"deep": GIVEN})
 
     assert result["written"] == ["deep"]
-    assert (tmp_path / "deep").read_text() == GIVEN + "\n"
+    assert (tmp_path / "deep.next").read_text() == GIVEN + "\n"
     assert (tmp_path / "fast").read_text() == other
     assert GIVEN not in str(result)
+    turn_comes(tmp_path)
     assert keys(tmp_path, keys={"deep": GIVEN})["changed"] is False
     # A key that is given no longer stays: clients have it.
     assert keys(tmp_path)["changed"] is False
@@ -97,6 +104,7 @@ def test_a_fallback_takes_the_keys_of_those_that_it_stands_in_for(tmp_path: Path
     assert (tmp_path / "deep").read_text() == deep
     assert keys(tmp_path, fallbacks={"deep": "fast"})["changed"] is False
     assert keys(tmp_path, fallbacks={"deep": "fast"}, keys={"deep": GIVEN})["written"] == ["fast", "deep"]
+    turn_comes(tmp_path)
     assert (tmp_path / "fast").read_text() == fast + GIVEN + "\n"
     assert keys(tmp_path)["written"] == ["fast"]
     assert (tmp_path / "fast").read_text() == fast
@@ -124,10 +132,27 @@ def test_a_key_is_rotated_when_that_is_asked_for_and_its_fallback_follows(tmp_pa
     would = keys(tmp_path, check=True, fallbacks={"deep": "fast"}, rotate=["deep"])
     assert (would["written"], (tmp_path / "deep").read_text().split()) == (["fast", "deep"], deep)
     assert keys(tmp_path, fallbacks={"deep": "fast"}, rotate=["deep"])["written"] == ["fast", "deep"]
+    turn_comes(tmp_path)
     (new,) = (tmp_path / "deep").read_text().split()
     assert [new] != deep
     assert (tmp_path / "fast").read_text().split() == [fast[0], new]
     assert keys(tmp_path, fallbacks={"deep": "fast"})["changed"] is False
+
+
+@root_only
+def test_a_new_key_of_a_tier_waits_for_its_turn(tmp_path: Path) -> None:
+    """Its server is asked with the one that it has whether it is still busy."""
+    keys(tmp_path, fallbacks={"deep": "fast"})
+    fast, deep = ((tmp_path / name).read_text().split() for name in ("fast", "deep"))
+    keys(tmp_path, fallbacks={"deep": "fast"}, rotate=["deep"])
+    (new,) = (tmp_path / "deep.next").read_text().split()
+    assert (tmp_path / "deep").read_text().split() == deep != [new]
+    assert (tmp_path / "deep.next").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "fast").read_text().split() == [fast[0], new], "with its own key it is asked as before"
+    assert not (tmp_path / "fast.next").exists()
+    assert keys(tmp_path, fallbacks={"deep": "fast"})["changed"] is False, "after a cut the next run goes on with it"
+    assert keys(tmp_path, fallbacks={"deep": "fast"}, keys={"deep": deep[0]})["written"] == ["fast", "deep"]
+    assert not (tmp_path / "deep.next").exists(), "it is to have the key that it has"
 
 
 @pytest.mark.parametrize(

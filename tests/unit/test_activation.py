@@ -347,6 +347,33 @@ def cut_off(host: Played, *served: str) -> None:
     host.stop(*units)
 
 
+def test_a_new_key_is_in_its_place_when_the_server_that_has_the_old_one_is_gone(
+    host: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prove(host, "fast", "deep")
+    key, following = host.root / "deep.key", host.root / "deep.next"
+    following.write_text("two")
+    stop, found = systemd.stop, []
+
+    def stopping(*units: str) -> None:
+        found.append((units, key.read_text()))
+        stop(*units)
+
+    monkeypatch.setattr(systemd, "stop", stopping)
+    assert activate("fast", "deep") == Outcome(activated=("deep",), retired=())
+    assert found == [(("llama-tier-deep.service",), "one")]
+    assert host.serving["deep"]["key"] == key.read_text() == "two"
+    assert not following.exists()
+    assert activate("fast", "deep") == Outcome(activated=(), retired=())
+
+
+def test_a_new_key_that_waits_leaves_with_its_tier(host: Played) -> None:
+    prove(host, "fast", "deep")
+    (host.root / "deep.next").write_text("two")
+    activate("fast")
+    assert not (host.root / "deep.next").exists()
+
+
 def test_what_a_trial_has_stopped_serves_before_anything_changes(host: Played) -> None:
     prove(host, "fast", "deep")
     cut_off(host, "fast", "deep")

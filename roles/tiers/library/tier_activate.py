@@ -10,7 +10,8 @@ description:
   - Starts tiers in an order in which the fewest have to stop before their turn. One stops early only where the memory
     of a card that it holds is needed by another tier to start.
   - Restarts a tier only when its server's part of the unit, its spec or its key differ from what was last proven ready,
-    or when it is pinned and not active. One on demand is started to be proven; pinned tiers come back after it.
+    or when it is pinned and not active. A new key takes its place when the server has stopped. One on demand is started
+    to be proven; pinned tiers come back after it.
   - A tier that does not become ready gets back the units and spec that served before, and the module fails. One that
     was never proven and has a fallback is given up instead, with a warning.
   - Tiers of the host that are neither named nor spared are stopped and removed, with their keys.

@@ -10,6 +10,8 @@ description:
   - Writes the given keys, makes a random one for every tier that has none yet, and sets owner and mode.
   - The file of a tier begins with its own key; those of tiers that it is the fallback of follow, for their clients,
     also of tiers that are O(left_out), whose own files stay as they are.
+  - A tier that has another key goes on with it. The new one waits beside it, with the ending C(.next), until the server
+    that knows the old one has stopped (C(tier_activate)).
 options:
   tiers: {description: Names of the tiers, type: list, elements: str, required: true}
   left_out: {description: Tiers of the inventory that are left as they are, type: list, elements: str, default: []}
@@ -48,10 +50,20 @@ def wanted_key(name, path, keys, rotate):
     return (None if name in rotate else current_key(path)) or secrets.token_urlsafe(32)
 
 
+def waiting(path):
+    """Return where the next key of a tier waits for its turn."""
+    return path.with_suffix(".next")
+
+
+def own_key(path):
+    """Return the first key of a file, None when there is none."""
+    found = path.read_text().split() if path.exists() else []
+    return found[0] if found else None
+
+
 def current_key(path):
-    """Return the key that a tier has, None when it has none yet."""
-    current = path.read_text().split() if path.exists() else []
-    return current[0] if current else None
+    """Return the key that a tier has, or gets when its turn comes; None when it has none yet."""
+    return own_key(waiting(path)) or own_key(path)
 
 
 def main() -> None:
@@ -99,19 +111,24 @@ def main() -> None:
         path = directory / name
         stands_in_for = [other for other, fallback in module.params["fallbacks"].items() if fallback == name]
         wanted = "".join(own[each] + "\n" for each in (name, *stands_in_for) if each in own)
-        if not path.exists() or path.read_text() != wanted:
-            written.append(name)
-            if not module.check_mode:
+        # With its own key a server is asked whether it is busy, before it is stopped.
+        waits = own_key(path) not in (None, own[name])
+        place = waiting(path) if waits else path
+        changed = not place.exists() or place.read_text() != wanted or (waiting(path).exists() and not waits)
+        if not module.check_mode:
+            if not waits:
+                waiting(path).unlink(missing_ok=True)
+            if changed:
                 temporary = path.with_suffix(".new")
                 temporary.touch(mode=0o600)
                 temporary.write_text(wanted)
-                temporary.replace(path)
-        if not module.check_mode:
-            owned = module.set_owner_if_different(str(path), "root", False)
-            owned = module.set_group_if_different(str(path), module.params["groups"][name], owned)
-            owned = module.set_mode_if_different(str(path), 0o640, owned)
-            if owned and name not in written:
-                written.append(name)
+                temporary.replace(place)
+            for each in {path, place}:
+                changed = module.set_owner_if_different(str(each), "root", changed)
+                changed = module.set_group_if_different(str(each), module.params["groups"][name], changed)
+                changed = module.set_mode_if_different(str(each), 0o640, changed)
+        if changed:
+            written.append(name)
     module.exit_json(changed=bool(written), written=written)
 
 
