@@ -95,7 +95,8 @@ def measure(
     if isinstance(quality, str):
         problems.append(quality)
         quality = None
-    devices = _devices(spec, logged, loaded, held, others.around(spec, unit.main_pid), lines or [])
+    named = llama_server.pci_bus_ids(line.text for line in lines or []) or _named_earlier(same_run)
+    devices = _devices(spec, logged, loaded, held, others.around(spec, unit.main_pid), named)
     return Evidence(
         tier=spec.name,
         base_url=spec.base_url,
@@ -255,6 +256,15 @@ def _read_earlier(spec: TierSpec, evidence: Mapping[str, Any]) -> LoggedBuffers 
     return LoggedBuffers(devices=tuple(own), host=host, others=others, found=True)
 
 
+def _named_earlier(same_run: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the cards by the engine's names as an earlier evidence of the same run tells, as `pci_bus_ids` does."""
+    told = (
+        {device["name"]: device["used_pci_bus_id"] for device in document["devices"] if device.get("used_pci_bus_id")}
+        for document in same_run
+    )
+    return next((names for names in told if names), {})
+
+
 def _buffers(document: Mapping[str, Any]) -> Buffers | None:
     values = [document[key] for key in ("weights_mib", "kv_mib", "compute_mib")]
     return None if None in values else Buffers(*values)
@@ -368,9 +378,8 @@ def _devices(
     loaded: dict[str, tuple[hardware.Gpu, float]] | None,
     held: dict[str, tuple[hardware.Gpu, float]] | None,
     around: Mapping[str, Others],
-    lines: Sequence[Line],
+    named: Mapping[str, str],
 ) -> tuple[DeviceEvidence, ...]:
-    used = llama_server.pci_bus_ids(line.text for line in lines)
     found = []
     for index, device in enumerate(spec.devices):
         buffers = _UNREAD if logged is None else logged.devices[index]
@@ -394,7 +403,7 @@ def _devices(
                 loaded_mib=first[1] if first else None,
                 others_mib=max(0.0, round(here[0].used_mib - here[1], 2)) if here else None,
                 pci_bus_id=here[0].pci_bus_id if here else None,
-                used_pci_bus_id=used.get(device.name),
+                used_pci_bus_id=named.get(device.name),
                 compute_capability=here[0].compute_capability if here else None,
                 before_mib=beside.before_mib,
                 others=beside.holders,

@@ -29,15 +29,26 @@ def findings(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
 
 
 def _right_cards(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
-    """Yield one check for each device whose card the engine has named, which it does of cards of this host."""
-    for found in expected_devices(spec, evidence):
-        if found.pci_bus_id is None or found.used_pci_bus_id is None:
+    """Yield a check of each device whose card the engine names: it does of those that it reaches itself, not by RPC."""
+    for found, device in zip(expected_devices(spec, evidence), spec.devices, strict=True):
+        if found.pci_bus_id is None or (device.rpc_endpoint and found.used_pci_bus_id is None):
+            # A card that NVML does not tell of has failed for that.
             continue
-        wanted, used = _address(found.pci_bus_id), _address(found.used_pci_bus_id)
+        wanted, used = _address(found.pci_bus_id), found.used_pci_bus_id and _address(found.used_pci_bus_id)
+        planned = f"planned is {found.uuid} ({found.gpu}) at {wanted}"
+        if used is None:
+            reason = (
+                f"the log of {spec.unit} does not tell which card the engine's {found.name} is, {planned}: "
+                f"systemctl restart {spec.unit} has it logged anew"
+            )
+        else:
+            reason = (
+                f"the engine's {found.name} is the card at {used}, {planned}: the cards are swapped; "
+                f"compare CUDA_VISIBLE_DEVICES of {spec.unit} with the inventory"
+            )
         yield Finding(
-            Check(f"card of {found.name}", used == wanted, wanted, used),
-            f"{spec.name}: the engine's {found.name} is the card at {used}, planned is {found.uuid} ({found.gpu}) at "
-            f"{wanted}: the cards are swapped; compare CUDA_VISIBLE_DEVICES of {spec.unit} with the inventory",
+            Check(f"card of {found.name}", used == wanted, wanted, used or "could not be read"),
+            f"{spec.name}: {reason}",
         )
 
 

@@ -12,7 +12,7 @@ from checker.tier import TierSpec
 _WALL_SHORTEST = 0.95
 _WALL_LONGEST = 1.5
 _WALL_SPARE_S = 1.0
-# HTTP is all that a request takes besides what the server counts, some milliseconds. A busy host makes that longer,
+# HTTP is all that a request takes besides what the server counts, some milliseconds. A busy host makes that longer and
 # never shorter: the best of several waits for nobody, most of them for little.
 _REPEATED_LONGEST = 1.1
 _BEST_SPARE_S = 0.05

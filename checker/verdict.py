@@ -231,19 +231,30 @@ def _stability(spec: TierSpec, found: Stability) -> Iterator[Finding]:
         f"see journalctl -u {spec.unit}",
     )
     for place, growth in (("host", found.host_growth_mib), ("cards", found.cards_growth_mib)):
-        if growth is None:
+        if growth is None and found.failures:
+            # The row ended early for them.
             continue
         # A prompt that another one replaces may be kept in the host's memory, up to a size that was asked for.
         allowed = _GROWTH_MIB + (spec.placement.cache_ram_mib / max(found.in_a_row, 1) if place == "host" else 0.0)
+        if growth is None:
+            measured = "could not be read"
+            reason = (
+                f"whether its memory on the {place} grows with each request could not be read: verify it whole again"
+            )
+        else:
+            measured = f"{growth:+.2f} MiB a request"
+            reason = (
+                f"its memory on the {place} grows by {growth:.2f} MiB with each request, at most {allowed:.1f} are "
+                "allowed: it will run out of memory; serve with the release before this one"
+            )
         yield Finding(
             Check(
                 f"memory growth on {place}",
-                growth <= allowed,
+                growth is not None and growth <= allowed,
                 f"at most {allowed:.1f} MiB a request",
-                f"{growth:+.2f} MiB a request",
+                measured,
             ),
-            f"{spec.name}: its memory on the {place} grows by {growth:.2f} MiB with each request, at most "
-            f"{allowed:.1f} are allowed: it will run out of memory; serve with the release before this one",
+            f"{spec.name}: {reason}",
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import fake_tier
 import pytest
 
-from checker import hardware, ports, systemd
+from checker import exercise, hardware, ports, systemd
 from checker.ports import Listener
 from checker.systemd import Line
 from checker.tier import Front
@@ -109,5 +109,6 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(ports, "who", lambda pid: played.names.get(pid, ("", "")))
     monkeypatch.setattr(hardware, "read_gpus", lambda: told(played.gpus))
     monkeypatch.setattr(hardware, "processes", processes)
+    monkeypatch.setattr(exercise, "host_mib", lambda pid: 240.0)
     monkeypatch.setattr(hardware, "read_state", lambda uuid: state(uuid, list(processes(uuid)), **played.readings))
     return played

@@ -171,6 +171,17 @@ def test_a_journal_that_forgot_is_replaced_by_what_an_earlier_verification_read(
     assert (again.devices, again.host, again.problems) == (whole.devices, whole.host, ())
 
 
+def test_the_cards_that_the_journal_named_are_remembered_too(host: Host, server: fake_tier.Server) -> None:
+    assert isinstance(host.journal, list)
+    logged = list(host.journal)
+    host.journal += lines(["llama_prepare_model_devices: using device RPC0 (a card) (0000:01:00.0) - 2950 MiB free"])
+    named = quick(server.spec)
+    assert [device.used_pci_bus_id for device in named.devices] == ["0000:01:00.0", None]
+    host.journal = logged
+    assert quick(server.spec, [named.to_json()]).devices == named.devices
+    assert quick(server.spec).devices[0].used_pci_bus_id is None
+
+
 def test_an_earlier_run_of_the_unit_tells_nothing_of_this_one(host: Host, server: fake_tier.Server) -> None:
     whole = quick(server.spec).to_json()
     whole["unit"]["invocation_id"] = "f" * 32

@@ -214,6 +214,8 @@ BROKEN = [
     ),
     ("memory growth on host", stability(host_growth_mib=1.5), ["on the host grows by 1.50 MiB", "at most 1.0"]),
     ("memory growth on cards", stability(cards_growth_mib=2.0), ["on the cards grows by 2.00 MiB"]),
+    ("memory growth on host", stability(host_growth_mib=None), ["its memory on the host", "could not be read"]),
+    ("memory growth on cards", stability(cards_growth_mib=None), ["its memory on the cards", "could not be read"]),
     (
         "noise of the reference",
         quality(noise_mean_kld=0.002),
@@ -252,6 +254,11 @@ def test_a_tier_that_does_not_tell_what_it_serves_is_not_reachable() -> None:
     assert verdict.reasons == (
         "deep: http://127.0.0.1:9 does not tell what it serves: see journalctl -u llama-tier-deep.service",
     )
+
+
+def test_a_row_that_broke_off_fails_for_that_alone() -> None:
+    broken = stability(failures=("http 500",), host_growth_mib=None, cards_growth_mib=None)
+    assert failed_checks(broken) == ["stability"]
 
 
 def test_no_completion_fails_in_place_of_what_it_would_tell() -> None:
@@ -507,6 +514,17 @@ def test_swapped_cards_are_told_by_their_addresses() -> None:
     assert failed_checks(cuda(used)) == []
     assert failed_checks(cuda(used[::-1])) == ["card of RPC0", "card of RPC1"]
     assert "the card at 0000:02:00.0, planned is " + BIG["uuid"] in judge(SPEC, cuda(used[::-1])).reasons[0]
+
+
+def test_a_card_that_the_log_does_not_name_did_not_pass_unless_it_is_behind_an_rpc_server() -> None:
+    assert "card of RPC0" not in {check.name for check in judge(SPEC, GOOD).checks}
+    own = replace(SPEC, devices=tuple(replace(device, rpc_endpoint=None) for device in SPEC.devices))
+    verdict = judge(own, GOOD)
+    assert [check.name for check in verdict.checks if not check.passed] == ["card of RPC0", "card of RPC1"]
+    assert f"does not tell which card the engine's RPC0 is, planned is {BIG['uuid']}" in verdict.reasons[0]
+    assert f"systemctl restart {SPEC.unit}" in verdict.reasons[0]
+    unread = replace(GOOD, devices=tuple(replace(device, pci_bus_id=None) for device in GOOD.devices))
+    assert failed_checks(unread, own) == [], "what NVML does not tell fails for what the card holds"
 
 
 @pytest.mark.parametrize(

@@ -274,6 +274,8 @@ class Switching:
     def measure(self, planned: tier.TierSpec, earlier: object, depth: Depth, quality: object) -> Evidence:
         self.measured.append((planned.name, depth))
         evidence = replace(report().tiers[0].evidence, tier=planned.name, front=FRONT)
+        named = tuple(replace(each, used_pci_bus_id=each.pci_bus_id) for each in evidence.devices)
+        evidence = replace(evidence, devices=named)
         if isinstance(quality, Quality):
             evidence = replace(evidence, quality=quality)
         return replace(evidence, unit=replace(evidence.unit, active_state=self.states[planned.name]))
