@@ -40,7 +40,7 @@ def tried(given: Mapping[str, Any], name: str, model: str, placement: Any) -> Ti
     """Return what a trial runs of a candidate."""
     (found,) = [
         each
-        for each in trial_plan.candidates(**given, only=name, finished={})
+        for each in trial_plan.candidates(**given, only=name, known=(), limit_s=1800, depth="whole")
         if (each.model, each.placement) == (model, placement)
     ]
     assert found.spec
