@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def read_trials(directory: Path) -> list[trial.Trial]:
     found = []
     for path in sorted(directory.glob("*.json")):
         try:
-            found.append(trial.from_json(json.loads(path.read_text(encoding="utf-8"))))
+            content = path.read_bytes()
+            found.append(trial.from_json(json.loads(content), sha256(content).hexdigest()))
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise PlanningError(f"{path} is no record of a trial: {reason}; remove it, and try again") from error

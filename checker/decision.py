@@ -54,7 +54,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a policy looks at of a measurement; `evidence` is the digest of the trial, `measured_at` UTC.
+    """What a policy looks at of a measurement; `evidence` is the sha256 of the trial's file, `measured_at` UTC.
 
     `cpu_layers` are the layers outside the cards, `gpus` and `uuids` the cards in device order, `placed` is how the
     model lay on them.
@@ -581,7 +581,7 @@ def _judged_json(judged: Judged, step: Step, choice: TierChoice) -> dict[str, An
 
 
 class DecidedEntry(Written):
-    """The candidate that was chosen for one tier, why, and what was measured of it (UTC, `evidence` its digest).
+    """The candidate that was chosen for one tier, why, and what was measured of it (UTC, `evidence` its file's sha256).
 
     `placed` is how it lay on the cards, by name (`gpus`) and UUID in device order.
     """

@@ -37,7 +37,8 @@ class Trial:
 
     `fingerprint` is of all that a measurement depends on (`fingerprint`), or of what was asked where that had no room.
     `spec` is what the tier would have been, None for what was never started; `evidence` is there when it was measured,
-    `reason` when it was not. `limits` are those of `limits`; records of before have none.
+    `reason` when it was not. `limits` are those of `limits`; records of before have none. `digest` is the sha256 of the
+    file that it was read from, by which a decision names it; empty for one that was not.
     """
 
     host: str
@@ -51,6 +52,7 @@ class Trial:
     spec: TierSpec | None
     evidence: Evidence | None
     limits: Mapping[str, Any] | None = None
+    digest: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of the record."""
@@ -69,14 +71,9 @@ class Trial:
             "limits": self.limits,
         }
 
-    @property
-    def digest(self) -> str:
-        """The sha256 of the document: what a decision names it by."""
-        return _digest(self.to_json())
 
-
-def from_json(document: Any) -> Trial:
-    """Read the document of a record; TrialError says what is wrong with it."""
+def from_json(document: Any, digest: str = "") -> Trial:
+    """Read the document of a record, whose file has the sha256 `digest`; TrialError says what is wrong with it."""
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
         raise TrialError(f"it has schema {schema!r}, this checker reads {SCHEMA!r}")
@@ -86,6 +83,7 @@ def from_json(document: Any) -> Trial:
             **{key: value for key, value in document.items() if key not in ("schema", "spec", "evidence")},
             spec=None if spec is None else tier.from_json(spec),
             evidence=evidence_from_json(evidence),
+            digest=digest,
         )
     except (KeyError, TypeError, ValueError, tier.TierSpecError) as error:
         raise TrialError(f"it does not fit schema {SCHEMA!r}: {error}") from error
