@@ -52,7 +52,7 @@ def has_room(
     places = plan.Places(releases={"0c1e57098": "/releases/one"}, models="/models", keys="/keys")
     found = trial_plan.candidates(
         variables["gpus"], variables["tiers"], models, ENGINES, "0c1e57098", "cuda", places, known,
-        variables.get("ram", {}), None, {},
+        variables.get("ram", {}), None, (), 1800, "whole",
     )  # fmt: skip
     return {
         (each.tier, each.model.removeprefix(synthesize.PREFIX), str(each.placement)): each.spec is not None
