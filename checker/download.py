@@ -1,7 +1,7 @@
 """Fetch one file over HTTP: resumed by byte range, hashed while it streams, published only when it is the right one.
 
 While it is fetched a file is `<dest>.part`; a file that proves wrong is kept as `<dest>.rejected` for a look. What was
-verified is remembered beside the file (`<dest>.verified`), so that tens of gigabytes are hashed once in their life.
+verified is remembered beside the file (`checker.fetched`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import itertools
-import json
 import os
 import shutil
 import time
@@ -19,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import requests
+
+from checker import fetched
 
 MIB = 1024 * 1024
 _CHUNK = 1 * MIB
@@ -67,24 +68,9 @@ class Fetched:
     seconds: float
 
 
-def _record(dest: Path) -> Path:
-    return dest.with_name(dest.name + ".verified")
-
-
 def already_there(dest: Path, sha256: str) -> bool:
     """Whether the file was verified with this sha256 before and was not touched since; reads only its metadata."""
-    try:
-        record = json.loads(_record(dest).read_text(encoding="utf-8"))
-        status = dest.stat()
-    except (OSError, ValueError):
-        return False
-    return bool(record == {"sha256": sha256, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns})
-
-
-def _remember(dest: Path, sha256: str) -> None:
-    status = dest.stat()
-    record = {"sha256": sha256, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-    _record(dest).write_text(json.dumps(record) + "\n", encoding="utf-8")
+    return fetched.sha256_of(dest) == sha256
 
 
 def _free_bytes(directory: Path) -> int:
@@ -266,4 +252,4 @@ def _publish(wanted: Wanted, sha256: str, size: int) -> None:
         os.close(descriptor)
     wanted.part.replace(wanted.dest)
     wanted.rejected.unlink(missing_ok=True)
-    _remember(wanted.dest, wanted.sha256)
+    fetched.remember(wanted.dest, wanted.sha256)

@@ -319,7 +319,8 @@ class Evidence:
     """Everything measured of one tier; `problems` are the sentences of what could not be measured.
 
     `failures` are those of the problems that are the server's own doing: it took a request and died of it, refused it
-    or never answered.
+    or never answered. `strange_files` are those of the model's files that are not, by size and time, what was verified
+    when they were fetched.
 
     `thorough` and `quality` are None where they were not measured for this run of the unit, `residuals` one for each
     card of the plan. `front` is what listens on the tier's port. `argv` and `environment` are what the unit runs, so
@@ -353,6 +354,7 @@ class Evidence:
     rivals: tuple[str, ...] = ()
     booted_at: str | None = None
     failures: tuple[str, ...] = ()
+    strange_files: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of the evidence."""

@@ -60,12 +60,15 @@ def _read_mib(pid: int | None, proc: Path) -> float | None:
 
 
 def _model_mib(file: Path) -> float | None:
-    """Return the size of a model: of all its parts when it is the first of several (NAME-00001-of-00003.gguf)."""
+    """Return the size of a model's files."""
     try:
-        if "-00001-of-" in file.name:
-            parts = list(file.parent.glob(file.name.replace("-00001-of-", "-*-of-")))
-        else:
-            parts = [file]
-        return round(sum(part.stat().st_size for part in parts) / MIB, 1)
+        return round(sum(part.stat().st_size for part in parts(file)) / MIB, 1)
     except OSError:
         return None
+
+
+def parts(file: Path) -> list[Path]:
+    """Return the files of a model: all its parts when it is the first of several (NAME-00001-of-00003.gguf)."""
+    if "-00001-of-" in file.name:
+        return sorted(file.parent.glob(file.name.replace("-00001-of-", "-*-of-")))
+    return [file]

@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from checker import exercise, hardware, llama_server, load, others, ports, residuals, systemd
+from checker import exercise, fetched, hardware, llama_server, load, others, ports, residuals, systemd
 from checker.evidence import (
     Completion,
     DeviceEvidence,
@@ -122,7 +122,17 @@ def measure(
         rivals=spec.rivals,
         booted_at=booted_at(spec, earlier),
         failures=() if _was_stopped(spec) else tuple(dict.fromkeys(failures)),
+        strange_files=strange_files(spec),
     )
+
+
+def strange_files(spec: TierSpec) -> tuple[str, ...]:
+    """Name the files of a tier's model that are not, by size and time, what was verified when they were fetched."""
+    files = load.parts(Path(spec.model.file))
+    told = {file: fetched.sha256_of(file) for file in files}
+    # Of a model in parts each has a sha256 of its own, which the spec does not hold.
+    wanted = spec.model.sha256 if len(files) == 1 else ""
+    return tuple(str(file) for file in files if told[file] is None or (wanted and told[file] != wanted))
 
 
 def _as_first_read(started: Load | None, same_run: Sequence[Mapping[str, Any]]) -> Load | None:

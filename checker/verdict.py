@@ -54,6 +54,7 @@ def _findings(spec: TierSpec, evidence: Evidence, gate: Gate | None) -> Iterator
     yield from _front(spec, evidence)
     if evidence.served is not None:
         yield from _right_model(spec, evidence.served)
+        yield _as_fetched(spec, evidence)
     yield from memory_verdict.findings(spec, evidence)
     yield _load_time(spec, evidence)
     if evidence.completion is None:
@@ -145,6 +146,15 @@ def _right_model(spec: TierSpec, served: Served) -> Iterator[Finding]:
     yield Finding(
         Check("engine", bool(commit) and spec.engine.commit.startswith(commit), spec.engine.commit, served.build),
         f"{spec.name}: runs engine build {served.build!r} instead of commit {spec.engine.commit}: {restart}",
+    )
+
+
+def _as_fetched(spec: TierSpec, evidence: Evidence) -> Finding:
+    files = ", ".join(evidence.strange_files)
+    return Finding(
+        Check("model as fetched", not files, "as verified when fetched", files or "as verified when fetched"),
+        f"{spec.name}: {files} is not, by size and time, what was fetched with sha256 {spec.model.sha256}: another "
+        f"model may answer; run site.yml, which fetches it again, then systemctl restart {spec.unit}",
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from checker import checklist, hardware, speed_verdict, systemd
 from checker.accepted import Gate, Host, Reached, fingerprint, host_of, key, only_slow
 from checker.evidence import Evidence, Quality, Report, TierReport, from_json
-from checker.measure import Depth, booted_at, front, measure, now
+from checker.measure import Depth, booted_at, front, measure, now, strange_files
 from checker.tier import TierSpec, unit_of
 from checker.verdict import judge
 
@@ -135,6 +135,7 @@ def _as_measured_before(
             quality=quality if isinstance(quality, Quality) else found.quality,
             rivals=spec.rivals,
             booted_at=booted_at(spec, earlier),
+            strange_files=strange_files(spec),
         )
     return None
 

@@ -8,7 +8,7 @@ from typing import Any
 import fake_tier
 import pytest
 
-from checker import exercise, hardware, ports, systemd
+from checker import exercise, fetched, hardware, ports, systemd
 from checker.ports import Listener
 from checker.systemd import Line
 from checker.tier import Front
@@ -52,7 +52,8 @@ def lines(messages: list[str], pid: int = PID) -> list[Line]:
 class Host:
     """What systemd and NVML tell; an error in place of an answer is raised.
 
-    `front` has units that are not inactive, `booted` those that are up since the boot.
+    `front` has units that are not inactive, `booted` those that are up since the boot; `verified` is the sha256 with
+    which the model's file was verified.
     """
 
     state: systemd.UnitState | systemd.SystemdError = field(
@@ -72,6 +73,7 @@ class Host:
         }
     )
     names: dict[int, tuple[str, str]] = field(default_factory=lambda: {12: ("ollama", "ollama.service")})
+    verified: str | None = "ab" * 32
     readings: dict[str, object] = field(default_factory=dict)
     booted: set[str] | systemd.SystemdError = field(default_factory=set)
 
@@ -110,5 +112,6 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(hardware, "read_gpus", lambda: told(played.gpus))
     monkeypatch.setattr(hardware, "processes", processes)
     monkeypatch.setattr(exercise, "host_mib", lambda pid: 240.0)
+    monkeypatch.setattr(fetched, "sha256_of", lambda file: played.verified)
     monkeypatch.setattr(hardware, "read_state", lambda uuid: state(uuid, list(processes(uuid)), **played.readings))
     return played

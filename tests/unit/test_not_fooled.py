@@ -90,6 +90,11 @@ def wrong_model(host: Host, server: fake_tier.Server) -> None:
     server.props["model_path"] = "/var/lib/llama-tiers/models/cdcdcdcdcdcd/other.gguf"
 
 
+def another_model_in_place_of_the_file(host: Host, server: fake_tier.Server) -> None:
+    """One of the same shape, copied over it: path, name and sizes are as planned."""
+    host.verified = None
+
+
 def stranger_behind_the_port(host: Host, server: fake_tier.Server) -> None:
     """Another server that tells the very same of itself, while the unit's own process lives."""
     host.listeners = (Listener(815, "llama-server", "session-1.scope"),)
@@ -158,6 +163,7 @@ FOOLED = [
     ),
     (cards_swapped, [f"holds 93.0 MiB on {BIG['uuid']}", "the driver has moved memory off the card"]),
     (wrong_model, ["serves /var/lib/llama-tiers/models/cdcdcdcdcdcd/other.gguf instead of"]),
+    (another_model_in_place_of_the_file, ["tiny.gguf is not, by size and time, what was fetched with sha256 abab"]),
     (
         stranger_behind_the_port,
         ["llama-server (pid 815, session-1.scope) listens on port 9: what answers there is not the tier"],

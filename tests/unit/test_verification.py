@@ -252,6 +252,7 @@ class Switching:
         self.starts: list[str] = []
         self.measured: list[tuple[str, Depth]] = []
         self.loads = True
+        self.strange_files: tuple[str, ...] = ()
         self.booted: set[str] = set()
 
     @staticmethod
@@ -286,6 +287,7 @@ def switching(monkeypatch: pytest.MonkeyPatch) -> Switching:
     played = Switching()
     monkeypatch.setattr(verification, "measure", played.measure)
     monkeypatch.setattr(verification, "front", lambda spec: FRONT)
+    monkeypatch.setattr(verification, "strange_files", lambda spec: played.strange_files)
     monkeypatch.setattr(systemd, "came_with_boot", lambda unit: unit in played.booted)
     for name in ("unit_state", "is_active", "start"):
         monkeypatch.setattr(systemd, name, getattr(played, name))
@@ -356,6 +358,15 @@ def test_a_report_holds_the_decision_and_the_checklist_of_its_tiers() -> None:
     assert found.checklist == checklist.boxes(found.tiers, DECISION)
     assert reported(DEEP).decision is None
     assert verification.report([DEEP], "tower", [], Depth.WHOLE, {}, {}, {}).decision is None
+
+
+def test_a_model_that_was_replaced_while_its_tier_slept_is_seen(switching: Switching) -> None:
+    first = verified(LAZY)
+    switching.states["deep"] = "inactive"
+    switching.starts.clear()
+    switching.strange_files = (LAZY.model.file,)
+    verified(LAZY, earlier=first)
+    assert switching.starts == ["deep"], "what was measured of another file does not pass"
 
 
 def test_what_is_before_a_tier_that_sleeps_is_looked_at_now(
