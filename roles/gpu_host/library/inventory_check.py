@@ -39,7 +39,7 @@ EXAMPLES = r"""
     models_directory: /var/lib/llama-tiers/models
     build_directory: /var/cache/llama-tiers/build
     releases_directory: /opt/llama-tiers/releases
-    build_free_mib: 5120
+    build_free_mib: 5376
   delegate_to: localhost
 """
 
