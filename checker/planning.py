@@ -377,7 +377,9 @@ def _tiers(written: Any, wishes: Wishes, models: dict[str, Any], gpus: Any) -> A
         names = [tier.get("name") for tier in written if isinstance(tier, Mapping)]
         if wishes.tier not in names:
             raise PlanningError(f"no tier {wishes.tier!r}; tiers here: {', '.join(map(str, names)) or 'none'}")
-        written = [tier for tier in written if tier.get("name") == wishes.tier]
+        # Alone it has nobody to stand in for it.
+        alone = (tier for tier in written if isinstance(tier, Mapping) and tier.get("name") == wishes.tier)
+        written = [{key: value for key, value in tier.items() if key != "fallback"} for tier in alone]
     return [_with_wishes(tier, wishes, models, gpus) for tier in written]
 
 

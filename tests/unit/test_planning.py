@@ -141,6 +141,15 @@ def test_production_serves_the_first_candidate_that_fits(capsys: pytest.CaptureF
     assert [device["uuid"] for device in deep["devices"]] == [None, None]
 
 
+def test_a_tier_with_a_fallback_is_planned_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    inventory = ["-i", str(ROOT / "inventories/production")]
+    code, out, err = run(
+        capsys, *inventory, "--limit", "tower", "--tier", "deep", "--context", "4096", "--format", "json"
+    )
+    assert (code, err) == (0, "")
+    assert tier(json.loads(out), "deep")["context"]["max"] == 4096
+
+
 def test_the_table_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = run(capsys, "-i", str(ROOT / "inventories/reference"))
