@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import fake_tier
+import power
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -974,28 +975,6 @@ def test_a_cut_leaves_what_was_accepted_or_what_is_to_be(
     assert host.model("deep") == "two"
 
 
-@contextlib.contextmanager
-def cut_after(changes: int) -> Iterator[None]:
-    """Have the power go after so many changes of folders and files, each of which is whole or not at all."""
-    left = iter(range(changes))
-
-    def cut(change: Callable[..., Any]) -> Callable[..., Any]:
-        def changed(*given: Any, **named: Any) -> Any:
-            if next(left, None) is None:
-                raise KeyboardInterrupt
-            return change(*given, **named)
-
-        return changed
-
-    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
-        for owner, name in (
-            *((Path, name) for name in ("rename", "replace", "unlink", "rmdir", "mkdir", "write_text")),
-            *((shutil, name) for name in ("rmtree", "copy2")),
-        ):
-            patch.setattr(owner, name, cut(getattr(owner, name)))
-        yield
-
-
 @pytest.mark.parametrize("changes", range(24))
 def test_a_cut_leaves_what_was_proven_or_what_is_to_be(
     host: Played, monkeypatch: pytest.MonkeyPatch, changes: int
@@ -1008,7 +987,7 @@ def test_a_cut_leaves_what_was_proven_or_what_is_to_be(
     remember = proven.remember
 
     def cut(spec: tier.TierSpec) -> None:
-        with cut_after(changes):
+        with power.cut_after(changes):
             remember(spec)
         raise KeyboardInterrupt
 
@@ -1027,7 +1006,7 @@ def test_a_cut_on_the_way_back_leaves_no_tier_without_its_unit(host: Played, cha
     prove(host, "deep")
     before = host.files("deep")
     host.write("deep", model="two", unit="two", fallback="fast")
-    with cut_after(changes):
+    with power.cut_after(changes):
         proven.put_back("deep")
     assert host.files("deep").keys() >= before.keys()
     proven.put_back("deep")

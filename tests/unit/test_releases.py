@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import power
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -63,25 +61,6 @@ def test_a_release_that_is_gone_is_passed_over(root: Path) -> None:
     assert releases.linked() == ("a",)
 
 
-def cut_off(monkeypatch: pytest.MonkeyPatch, move: Callable[[], object], steps: int) -> None:
-    """Begin a move of the links that ends after so many steps, as a power cut does."""
-    left = iter(range(steps))
-
-    def step(do: Callable[..., Any]) -> Callable[..., Any]:
-        def one(*given: Any, **named: Any) -> Any:
-            if next(left, None) is None:
-                raise KeyboardInterrupt
-            return do(*given, **named)
-
-        return one
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "replace", step(Path.replace))
-        patched.setattr(Path, "unlink", step(Path.unlink))
-        with contextlib.suppress(KeyboardInterrupt):
-            move()
-
-
 def on_disk(root: Path) -> list[str | None]:
     places = (root / link for link in ("earlier", "previous", "current"))
     return [place.readlink().name if place.is_symlink() else None for place in places]
@@ -94,7 +73,8 @@ def test_a_move_that_was_cut_off_is_ended_by_the_next(
 ) -> None:
     for name in before:
         releases.make_current(name)
-    cut_off(monkeypatch, lambda: releases.make_current("d"), steps)
+    with power.cut_after(steps):
+        releases.make_current("d")
     releases.make_current("d")
     assert on_disk(root) == [None, None, *before, "d"][-3:]
 
@@ -106,7 +86,8 @@ def test_a_way_back_that_was_cut_off_is_ended_by_the_next_run(
 ) -> None:
     for name in (*before, "d"):
         releases.make_current(name)
-    cut_off(monkeypatch, lambda: releases.go_back_to({before[-1]}), steps)
+    with power.cut_after(steps):
+        releases.go_back_to({before[-1]})
     releases.go_back_to({before[-1]})
     releases.make_current(before[-1])
     assert on_disk(root) == [None, None, *before][-3:]
