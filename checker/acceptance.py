@@ -52,9 +52,9 @@ def roll_back(
 
     Nor is there anything to go back to where a tier was never accepted, or is as it was then (another driver). What
     could not be measured for another reason than that the server failed tells nothing of the tier, and what is only
-    slow stays if slower ones are accepted. Return the
-    report of what serves now, in which each tier that gave way fails with the reason and with what came of it, and the
-    speeds with what was refused. `earlier` are evidence documents of this host, newest first.
+    slow stays if slower ones are accepted. Return the report of what serves now, in which each tier that gave way fails
+    with the reason and with what came of it, and the speeds with what was refused. `earlier` are evidence documents of
+    this host, newest first.
     """
     failed = [
         each
