@@ -248,3 +248,13 @@ def test_a_wrong_verification_is_refused(spoil: Callable[[Document], None]) -> N
 def test_a_wrong_tier_spec_is_refused(wrong: Document) -> None:
     document = plan.for_site(**inventory(), places=PLACES)[0][0].to_json()
     assert not validator("tier").is_valid(document | wrong)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "docs/evidence/gpu").glob("*/verify.json")), ids=lambda path: path.parent.name
+)
+def test_a_verification_on_real_cards_fits_and_tells_the_quality_of_every_split(path: Path) -> None:
+    found = json.loads(path.read_text(encoding="utf-8"))["report"]
+    validator("verification").validate(found)
+    for measured in (tier["evidence"] for host in found["hosts"] for tier in host["tiers"]):
+        assert (measured["quality"] is not None) == (len(measured["placement"]["tensor_split"]) > 1)

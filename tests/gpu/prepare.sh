@@ -87,4 +87,4 @@ small_git "$out/base/tools/git_small.deb"
 wheels
 source_repository
 [ "${1:-}" != --gemma ] || gemma
-du -sh "$out"/base/* "$out"/base "$out"/source "$out"/gemma-* 2>/dev/null
+du -sh "$out"/base/* "$out"/*

@@ -46,7 +46,7 @@ def main() -> int:
     what, file, seconds, code = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     text = file.read_text(encoding="utf-8")
     if what == "verify":
-        document = proof.head("verify", "checker verify -i inventories/gpu --format json") | {
+        document = proof.head("verify", "checker verify -i inventories/gpu --quality --format json") | {
             "exit_code": code,
             "report": json.loads(text) if text.strip() else None,
         }

@@ -9,7 +9,7 @@
 #   real      site.yml with a small real model, whose parts have been carried by then
 #   row       site.yml with row split, on the engine that has it for CUDA; two cards, and that engine's source carried
 #   row_real  the same with the small real model, and how far its answers are from those of the whole model
-#   verify    checker verify
+#   verify    checker verify, with the quality of each split
 #   build     the engine compiled for these cards and for llama.cpp's default architectures; goes on where it was cut off
 #   measure PART...  tests/gpu/measure.py: memory speed load fit kld search two switch
 #   guard PART...    tests/gpu/guard.py: sandbox faults
@@ -209,7 +209,7 @@ build() { carried_source; carried_release; proof build.py; }
 
 verify() {
     local code=0
-    inside .venv/bin/checker verify -i inventories/gpu --format json >"$state/logs/verify.json" || code=$?
+    inside .venv/bin/checker verify -i inventories/gpu --quality --format json >"$state/logs/verify.json" || code=$?
     proof record.py verify "$state/logs/verify.json" 0 "$code"
 }
 
