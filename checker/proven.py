@@ -149,6 +149,7 @@ def put_back_port(name: str) -> None:
 
 def accept(name: str) -> None:
     """Keep the units and the spec with which a tier was proven last as those that were accepted."""
+    finish()
     directory, beside, kept = DIRECTORY / name, DIRECTORY / name / "accepted.new", DIRECTORY / name / "accepted"
     shutil.rmtree(beside, ignore_errors=True)
     shutil.copytree(directory / "units", beside / "units")

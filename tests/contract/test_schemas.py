@@ -256,5 +256,5 @@ def test_a_wrong_tier_spec_is_refused(wrong: Document) -> None:
 def test_a_verification_on_real_cards_fits_and_tells_the_quality_of_every_split(path: Path) -> None:
     found = json.loads(path.read_text(encoding="utf-8"))["report"]
     validator("verification").validate(found)
-    for measured in (tier["evidence"] for host in found["hosts"] for tier in host["tiers"]):
+    for measured in (each["evidence"] for host in found["hosts"] for each in host["tiers"]):
         assert (measured["quality"] is not None) == (len(measured["placement"]["tensor_split"]) > 1)

@@ -11,7 +11,9 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -104,10 +106,12 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     names = [BROKEN_FILE, TWIN_FILE]
     told = subprocess.run(["sha256sum", *names], cwd=CACHE, capture_output=True, text=True, check=True).stdout
     broken, twin = (line.split()[0] for line in told.splitlines())
+    known = {"math_500": 50, "model": "what stands for it", "source": "https://example.org/"}
     huge = {**real["header"], "layer_bytes": 2**30, "output_bytes": 2**32}
     models["models"] |= {
+        REAL: {**real, "published": known},
         "broken": {**real, "file": BROKEN_FILE, "sha256": broken},
-        "twin": {**real, "file": TWIN_FILE, "sha256": twin},
+        "twin": {**real, "file": TWIN_FILE, "sha256": twin, "published": known | {"math_500": 40}},
         "absent": {**real, "file": "nobody-has-this.gguf", "sha256": "ab" * 32},
         "huge": {**real, "file": "nobody-asks-for-this.gguf", "sha256": "cd" * 32, "header": huge},
     }
@@ -271,9 +275,10 @@ def test_the_decision_is_served_changed_and_reverted(checkout: Checkout) -> None
     assert [device["uuid"] for device in spec_of_deep()["devices"]] == first["tiers"]["deep"]["uuids"]
     assert status_of(8081, "deep") == "200"
 
-    checkout.accept(slow / 2)
-    assert checkout.decide("multi-gpu")["tiers"]["deep"]["placement"] == SPLIT
-    checkout.site()
+    second = checkout.decide("max-quality")
+    decided = second["tiers"]["deep"]
+    assert (second["policy"], decided["model"], decided["placement"]) == ("max-quality", REAL, SPLIT)
+    assert "decided by policy max-quality" in checkout.site()
     assert (spec_of_deep()["model"]["name"], [device["layers"] for device in spec_of_deep()["devices"]]) == (
         REAL,
         [14, 5],
@@ -339,7 +344,7 @@ def test_what_neither_card_holds_alone_is_tried_on_both(checkout: Checkout) -> N
 
 
 @contextmanager
-def held_at_the_last_candidate(checkout: Checkout) -> Iterator[subprocess.Popen[str]]:
+def held_at_the_last_candidate(checkout: Checkout, *command: str) -> Iterator[subprocess.Popen[str]]:
     """Have a trial of deep stand still at its last candidate, whose readiness does not end."""
     hold, drop_ins = "/etc/llama-tiers-hold", "/etc/systemd/system/llama-tier-trial.service.d"
     script = "if grep -q '\"twin\"' /etc/llama-tiers/tiers/trial.json; then sleep 86399; fi"
@@ -348,9 +353,8 @@ def held_at_the_last_candidate(checkout: Checkout) -> Iterator[subprocess.Popen[
         f"echo {shlex.quote(script)} >{hold} && systemctl daemon-reload && rm -rf /var/lib/llama-tiers/trials"
     )
     # Ansible alone, so that nobody is left to follow the trial when it ends.
-    process = checkout.start(
-        "ansible-playbook", "-i", str(checkout.inventory), "playbooks/trial.yml", "-e", "trial_tier=deep",
-    )  # fmt: skip
+    alone = ("ansible-playbook", "-i", str(checkout.inventory), "playbooks/trial.yml", "-e", "trial_tier=deep")
+    process = checkout.start(*(command or alone))
     try:
         while ssh("pgrep -f '[s]leep 86399'").returncode:
             assert process.poll() is None, (checkout.root / "out").read_text()
@@ -388,14 +392,28 @@ def test_a_controller_that_dies_leaves_what_served_before(checkout: Checkout) ->
     said = ssh_ok(f"journalctl -u {UNIT} -o cat --no-pager | tail -20")
     assert "nobody has followed this trial for 30 s" in said
 
+    the_next_run_goes_on(checkout)
+
+
+def the_next_run_goes_on(checkout: Checkout) -> None:
+    """Try what was cut off, and nothing that had finished."""
     finished = finished_before_the_last()
     done = checkout.checker("trial", "--tier", "deep")
     assert done.returncode == 0, done.stdout + done.stderr
     found = kept_of_deep()
-    last = found.pop(("twin", json.dumps(ALONE)))
-    assert last["outcome"] == "measured"
-    # Those that had finished did not run again.
+    assert found.pop(("twin", json.dumps(ALONE)))["outcome"] == "measured"
     assert found == finished
+
+
+def test_ctrl_c_ends_a_trial_and_what_served_serves(checkout: Checkout) -> None:
+    command = (sys.executable, "-m", "checker.cli", "trial", "-i", str(checkout.inventory), "--tier", "deep")
+    with held_at_the_last_candidate(checkout, *command) as process:
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+        assert wait_until_serving(60) > 1
+        assert not left_behind()
+    assert "within 30 s each host ends its trial" in (checkout.root / "out").read_text()
+    finished_before_the_last()
 
 
 def test_a_candidate_that_hangs_is_given_up(checkout: Checkout) -> None:
@@ -435,6 +453,11 @@ def test_a_full_disk_is_the_candidates_failure(checkout: Checkout) -> None:
     assert broken["outcome"] == "failed" and "could not be fetched" in broken["reason"]
     assert "free" in broken["reason"]
 
+    done = checkout.checker("trial", "--tier", "deep")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (broken,) = [record for key, record in records().items() if key[1] == "broken"]
+    assert broken["reason"].startswith("it did not start: "), "with room it is fetched, and tried"
+
 
 def reboot() -> None:
     """Restart the host, with little time for its end: what lies in /run is gone, and what is enabled starts."""
@@ -452,7 +475,7 @@ def test_a_boot_in_the_middle_leaves_what_served_before(checkout: Checkout) -> N
                 break
             time.sleep(1)
         assert not left_behind()
-    finished_before_the_last()
+    the_next_run_goes_on(checkout)
 
 
 def test_what_nothing_refers_to_is_removed_when_asked(checkout: Checkout) -> None:

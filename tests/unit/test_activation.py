@@ -1001,6 +1001,20 @@ def test_a_cut_leaves_what_was_proven_or_what_is_to_be(
     assert activate("deep") == Outcome(activated=(), retired=())
 
 
+@pytest.mark.parametrize("changes", range(24))
+def test_what_is_accepted_is_one_proof_after_a_cut_too(host: Played, changes: int) -> None:
+    prove(host, "deep")
+    one = host.files("deep")
+    host.write("deep", model="two", unit="two", fallback="fast")
+    two = host.files("deep")
+    with power.cut_after(changes):
+        proven.remember(tier.load("deep"))
+    proven.accept("deep")
+    host.write("deep", model="three", unit="three")
+    proven.put_back_accepted("deep")
+    assert host.files("deep") in (one, two)
+
+
 @pytest.mark.parametrize("changes", range(12))
 def test_a_cut_on_the_way_back_leaves_no_tier_without_its_unit(host: Played, changes: int) -> None:
     prove(host, "deep")
