@@ -227,9 +227,14 @@ def _activate(
         _bring_back([spec for spec in specs if spec.pinned and spec.name not in given_up], report)
     except ActivationError as error:
         before = [tier.load(name) for name in (*names, *leftovers) if proven.exists(name)]
-        closed = _open(before)
-        _at_boot(before)
-        raise ActivationError("; ".join([str(error), *closed.values()])) from error
+        said = [str(error)]
+        try:
+            said += _open(before).values()
+            _at_boot(before)
+        except systemd.SystemdError as unable:
+            # Such as one that waits in vain for what loads again: no reason to say nothing of what went wrong before.
+            said.append(str(unable))
+        raise ActivationError("; ".join(said)) from error
     up = [spec for spec in specs if spec.name not in given_up]
     closed = _open(up)
     wrong = list(closed.values())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, ip_address, ip_network
 from typing import Annotated, Any, Literal
 
@@ -550,7 +550,8 @@ def _check_layers(where: str, candidate: Candidate, layers: int) -> Iterable[str
         )
 
 
-def _check_fallbacks(tiers: Sequence[TierEntry]) -> Iterable[str]:
+def _check_fallbacks(tiers: Sequence[TierEntry], reported: Collection[Any]) -> Iterable[str]:
+    """Yield what is wrong with fallbacks; of those whose own entries were `reported` as wrong nothing more follows."""
     by_name = {tier.name: tier for tier in tiers}
     for tier in tiers:
         if tier.fallback is None:
@@ -558,6 +559,8 @@ def _check_fallbacks(tiers: Sequence[TierEntry]) -> Iterable[str]:
         others = ", ".join(name for name in by_name if name != tier.name) or "none"
         if tier.fallback == tier.name:
             yield f"tier {tier.name}: fallback names the tier itself; the host's other tiers are: {others}"
+        elif tier.fallback in reported:
+            continue
         elif tier.fallback not in by_name:
             yield f"tier {tier.name}: fallback {tier.fallback!r} is no tier of the host; the others are: {others}"
         elif by_name[tier.fallback].fallback is not None:
@@ -657,7 +660,9 @@ def check_inventory(
         names = " and ".join(tier.name for tier in parsed_tiers if tier.port == port)
         problems.append(f"tiers {names}: port {port} is used twice; give each tier a port of its own")
 
-    problems += _check_fallbacks(parsed_tiers)
+    named = [tier.get("name") for tier in tiers if isinstance(tier, Mapping)]
+    parsed_names = [tier.name for tier in parsed_tiers]
+    problems += _check_fallbacks(parsed_tiers, [name for name in named if name not in parsed_names])
 
     # Without cards everything that names one is wrong, which says nothing more.
     for tier in parsed_tiers if gpus else []:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from checker import calibration, cards, decision, plan, plan_document, residuals
+from checker import calibration, cards, decision, plan, plan_document, residuals, spelling
 from checker.catalogue import (
     CAPABILITY_PATTERN,
     LEAST_CONTEXT,
@@ -151,16 +151,23 @@ def read_inventory(root: Path, inventory: Path, limit: str | None) -> list[Subje
         document = None
     if document is None:
         raise PlanningError(f"ansible-inventory cannot read {inventory}: {ran.stderr.strip() or ran.stdout.strip()}")
-    variables = document.get("_meta", {}).get("hostvars", {})
+    words = document.get("_meta", {}).get("hostvars", {})
     names = sorted(_members(document, "gpu_hosts"))
     if not names:
         which = f", or --limit {limit} leaves it out" if limit else ""
         raise PlanningError(f"{inventory} has no host in the group gpu_hosts{which}")
-    found = []
-    for name in names:
-        words = variables.get(name, {})
-        found.append(_measured(root, Subject(name, words, {})))
-    return found
+    of_roles = _variables_of_roles(root)
+    return [_read(root, name, words.get(name, {}), of_roles) for name in names]
+
+
+def _variables_of_roles(root: Path) -> set[str]:
+    specs = (read_yaml(path)["argument_specs"] for path in root.glob("roles/*/meta/argument_specs.yml"))
+    return {name for spec in specs for entry in spec.values() for name in entry.get("options", {})}
+
+
+def _read(root: Path, name: str, words: Mapping[str, Any], of_roles: set[str]) -> Subject:
+    subject = _measured(root, Subject(name, words, {}))
+    return replace(subject, remarks=(*spelling.misspelt(words, of_roles), *subject.remarks))
 
 
 def _measured(root: Path, subject: Subject) -> Subject:
@@ -247,16 +254,26 @@ def make(subject: Subject, wishes: Wishes, models: Mapping[str, Any], engines: M
 def _made(subject: Subject, wishes: Wishes, models: Mapping[str, Any], engines: Mapping[str, Any]) -> dict[str, Any]:
     variables = subject.variables
     refuse_templates(variables, *(["tiers"] if wishes.model is None else []))
-    models = dict(models)
+    known, models = models, dict(models)
     gpus = with_placeholders(variables.get("gpus") or [])
     tiers = _tiers(variables.get("tiers") or [], wishes, models, gpus)
     parsed_gpus, parsed_tiers, parsed_models, host = _checked(subject, gpus, tiers, models, engines)
     decided = None if wishes.model else decision.parse(variables.get(decision.VARIABLE))
     if decided:
         parsed_tiers = _decided(variables["tiers"], parsed_tiers, decided, parsed_gpus, parsed_models)
-    remarks = (*subject.remarks, *_taken_as(wishes, tiers), *plan.exposed(parsed_tiers))
     planned = plan.make(parsed_gpus, parsed_tiers, parsed_models, host)
+    chosen = [each.chosen.model for each in planned.tiers]
+    unlocked = _cannot_be_fetched({name: parsed_models[name] for name in chosen if name in known})
+    remarks = (*subject.remarks, *_taken_as(wishes, tiers), *plan.exposed(parsed_tiers), *unlocked)
     return plan_document.to_json(planned, subject.name, remarks, decided)
+
+
+def _cannot_be_fetched(models: Mapping[str, ModelEntry]) -> tuple[str, ...]:
+    """Say which of the models site.yml would refuse to fetch, if any."""
+    names = " ".join(name for name, model in models.items() if not model.sha256 and not model.parts)
+    return (
+        (f"the catalogue has no sha256, without which nothing is fetched: run `checker lock {names}`",) if names else ()
+    )
 
 
 def engine_of(variables: Mapping[str, Any], engines: Mapping[str, Any]) -> tuple[str, str]:

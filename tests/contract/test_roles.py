@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from checker import deciding, spelling
 from checker.cuda import version
 from checker.toolkit import REPOSITORY_TOOLKIT
 
@@ -57,3 +59,12 @@ def test_trials_are_kept_where_the_decision_looks_for_them() -> None:
     assert not [name for name in options if "directory" in name]
     directory = load(ROOT / "roles/trial/vars/main.yml")["_trial_documents_directory"]
     assert directory.startswith("{{ verification_documents_directory | default(")
+
+
+def test_every_word_of_an_inventory_that_no_role_specifies_is_known_to_the_check_for_slips() -> None:
+    files = [path for folder in ("playbooks", "roles") for path in (ROOT / folder).rglob("*.yml")]
+    read = {word for path in files for word in re.findall(r"\bllama_tiers_\w+", path.read_text(encoding="utf-8"))}
+    # What the play itself hands on, and where the decision is read by the checker alone.
+    assert {word for word in spelling.OWN if word.startswith("llama_tiers_")} == (read - {"llama_tiers_trials"}) | {
+        deciding.ACCEPTABLE
+    }

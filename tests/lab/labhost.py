@@ -23,8 +23,12 @@ SUITE = os.environ.get("LAB_SUITE", "bookworm")
 Run = subprocess.CompletedProcess[str]
 
 
-def run(*command: str | Path, timeout: float = 1800) -> Run:
-    """Run a command in the repository, with the tools of .venv and the repository's Ansible configuration."""
+def run(*command: str | Path, timeout: float = 3600) -> Run:
+    """Run a command in the repository, with the tools of .venv and the repository's Ansible configuration.
+
+    A first run compiles the engine: with nothing in the compiler's cache, beside two others on two cores, that alone
+    was seen to take more than half an hour.
+    """
     environment = os.environ | {
         "PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}",
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),

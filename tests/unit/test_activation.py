@@ -1027,6 +1027,21 @@ def test_a_cut_on_the_way_back_leaves_no_tier_without_its_unit(host: Played, cha
     assert host.files("deep") == before
 
 
+def test_what_systemd_cannot_do_after_a_failure_hides_no_reason_of_it(
+    host: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prove(host, "deep")
+    host.write("deep", model=BROKEN, unit="two")
+
+    def in_vain(unit: str) -> None:
+        raise systemd.SystemdError(f"systemctl start {unit}: no answer within 240 s")
+
+    monkeypatch.setattr(systemd, "start_alone", in_vain)
+    told = refused("deep")
+    assert "tier deep did not become ready" in told
+    assert told.endswith("systemctl start llama-tiers.target: no answer within 240 s")
+
+
 def test_after_a_failure_current_and_previous_are_what_they_were(host: Played) -> None:
     served_with(host, "first", "old")
     have_releases(host, "new")

@@ -232,6 +232,14 @@ def test_the_hosts_own_rpc_server_may_be_called_localhost() -> None:
     assert problems == []
 
 
+def test_a_fallback_whose_own_entry_is_wrong_is_not_reported_as_missing_too() -> None:
+    given = inventory()
+    given["tiers"][0]["port"] = 80810
+    set_at(given, (*DEEP, "fallback"), given["tiers"][0]["name"])
+    (problem,) = check_inventory(**given)
+    assert "port 80810" in problem
+
+
 def test_all_problems_are_reported_at_once() -> None:
     given = inventory(engine="b1")
     given["tiers"][0]["port"] = 0

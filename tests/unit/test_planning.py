@@ -669,6 +669,25 @@ def test_evidence_that_cannot_be_read_is_told(
     assert f"note: {remark[:40]}" in run(capsys, *arguments)[1]
 
 
+def test_what_nothing_reads_and_what_cannot_be_fetched_is_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = evidenced(tmp_path, None)
+    inventory = tmp_path / "hosts.yml"
+    document = yaml.safe_load(inventory.read_text())
+    words = document["gpu_hosts"]["hosts"]["one"]
+    words |= {"llama_cpp_backed": "cuda", "tiers_idle_s": 60, "ansible_host": "tower.example"}
+    words["tiers"][0]["candidates"] = [{"model": "llama-3.1-8b-instruct-abliterated-q6_k"}]
+    inventory.write_text(yaml.safe_dump(document))
+    code, out, _ = run(capsys, *arguments, "--format", "json")
+    assert code == 0
+    assert json.loads(out)["remarks"] == [
+        "nothing reads llama_cpp_backed in the inventory: did you mean llama_cpp_backend?",
+        "the catalogue has no sha256, without which nothing is fetched: "
+        "run `checker lock llama-3.1-8b-instruct-abliterated-q6_k`",
+    ]
+
+
 def test_a_model_of_a_signed_url_is_called_by_its_path(monkeypatch: pytest.MonkeyPatch, hardware: str) -> None:
     models: dict[str, Any] = {}
     monkeypatch.setattr(planning, "read_header", lambda source: shaped(Q4))
