@@ -271,9 +271,9 @@ def _made(subject: Subject, wishes: Wishes, models: Mapping[str, Any], engines: 
 def _cannot_be_fetched(models: Mapping[str, ModelEntry]) -> tuple[str, ...]:
     """Say which of the models site.yml would refuse to fetch, if any."""
     names = " ".join(name for name, model in models.items() if not model.sha256 and not model.parts)
-    return (
-        (f"the catalogue has no sha256, without which nothing is fetched: run `checker lock {names}`",) if names else ()
-    )
+    if not names:
+        return ()
+    return (f"the catalogue has no sha256, without which nothing is fetched: run `checker lock {names}`",)
 
 
 def engine_of(variables: Mapping[str, Any], engines: Mapping[str, Any]) -> tuple[str, str]:
