@@ -14,8 +14,12 @@ skip() { # name reason
     echo "=== $1: skipped, $2" >&2
 }
 
-parts() { # long ones first, so that none is left alone at the end
-    local own version python name roles
+molecule() { # scenario: of every role that has it
+    echo "molecule $1: tools/test-roles.sh $1 $(printf '%s\n' roles/*/molecule/"$1"/molecule.yml | cut -d/ -f2 | paste -sd ' ')"
+}
+
+parts() { # the two that compile the engine first, then what needs none, then all that find it in the compiler's cache
+    local own version python name
     if [ "$(id -u)" = 0 ]; then
         # Of what a host has to withstand, how tiers move and are tried, nothing depends on the suite. The engine table is
         # held against the sources, which are at hand then.
@@ -25,7 +29,6 @@ parts() { # long ones first, so that none is left alone at the end
     else
         skip "site.yml and every role on the lab" "test hosts with real systemd need root"
     fi
-    # What needs no host, until those two have compiled what all others find in the compiler's cache.
     own=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     echo "unit, module and contract tests on Python $own: pytest"
     for version in 3.11 3.12 3.13; do
@@ -38,11 +41,12 @@ parts() { # long ones first, so that none is left alone at the end
     done
     echo "lint: tools/lint.sh"
     [ "$(id -u)" = 0 ] || return
+    # Scenarios without an engine of that size.
+    for name in driver faults; do molecule "$name"; done
     echo "faults and moves on bookworm: tools/test-site.sh bookworm tests/lab/test_site_faults.py tests/lab/test_site_moves.py"
     echo "trials and releases on bookworm: tools/test-site.sh bookworm tests/lab/test_trial.py tests/lab/test_releases.py"
-    for name in $(printf '%s\n' roles/*/molecule/*/molecule.yml | cut -d/ -f4 | sort -u); do
-        roles=$(printf '%s\n' roles/*/molecule/"$name"/molecule.yml | cut -d/ -f2 | paste -sd ' ')
-        echo "molecule $name: tools/test-roles.sh $name $roles"
+    for name in $(printf '%s\n' roles/*/molecule/*/molecule.yml | cut -d/ -f4 | sort -u | grep -vx -e driver -e faults); do
+        molecule "$name"
     done
 }
 

@@ -385,6 +385,29 @@ def test_the_port_is_its_own_again_when_the_time_of_the_fallback_is_over() -> No
         deep_again()
 
 
+def test_the_port_is_its_own_again_though_a_client_waits_for_the_fallback_to_load() -> None:
+    change_deep("ExecStartPost=/bin/false")
+    wait_for("fast")
+    try:
+        assert ask("deep")["code"] == "000"
+        wait_for_fallback("deep")
+        change("small", "ExecStartPre=/usr/bin/sleep 20.3")
+        ssh_ok(f"systemctl stop llama-tier-small; rm -rf {drop_ins('deep')}; systemctl daemon-reload")
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(ask, "deep")
+            ssh_ok("timeout 60 sh -c 'until pgrep -f \"[s]leep 20.3\" >/dev/null; do sleep 0.1; done'")
+            assert "llama-tier-deep-fallback.service" in ssh_ok("systemctl list-jobs --plain")
+            ssh_ok("kill $(systemctl show -P MainPID llama-tier-deep-cooldown)")
+            ssh_ok("timeout 10 sh -c 'until systemctl is-active -q llama-tier-deep.socket; do sleep 0.2; done'")
+            assert waiting.result()["code"] == "000"
+        assert ask("deep")["code"] == "200"
+        assert "deep" in rivals_up()
+    finally:
+        ssh_ok(f"rm -rf {drop_ins('small')}")
+        deep_again()
+        ssh_ok("systemctl start llama-tier-small")
+
+
 KILLED = "Main process exited, code=killed, status=9/KILL"
 
 
