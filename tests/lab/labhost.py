@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 LAB = Path(os.environ.get("LAB_DIRECTORY", ROOT / ".lab"))
 # The cards of tests/lab/gpu/cards.
@@ -21,8 +19,6 @@ BIG = "GPU-3060a11a-0000-4000-8000-000000000001"
 SMALL = "GPU-10603b00-0000-4000-8000-000000000002"
 DROP_INS = "/run/systemd/system/llama-tier-deep.service.d"
 SUITE = os.environ.get("LAB_SUITE", "bookworm")
-# Two cores play all hosts: what does not depend on systemd or the distribution is tried on one of them.
-once = pytest.mark.skipif(SUITE != "trixie", reason="on Debian 13 alone: nothing of it depends on the suite")
 
 Run = subprocess.CompletedProcess[str]
 

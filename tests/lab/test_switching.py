@@ -25,7 +25,6 @@ from labhost import (
     SUITE,
     inventory_gpus,
     inventory_tiers,
-    once,
     playbook,
     recap,
     run,
@@ -194,7 +193,6 @@ def test_a_request_to_a_cold_tier_is_answered_with_little_beside_its_load() -> N
     print(f"first request to a cold tier on {SUITE}: {min(overheads):.2f} s beside load and answer; all: {overheads}")
 
 
-@once
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_openai_client_is_answered_by_a_cold_tier(*, stream: bool) -> None:
     wait_for("fast")
@@ -428,7 +426,6 @@ def test_a_server_that_dies_gives_its_place_back() -> None:
         deep_again()
 
 
-@once
 def test_a_server_that_hangs_is_seen_by_verification_and_gives_way_to_its_rival() -> None:
     wait_for("fast")
     ssh_ok("kill -STOP $(systemctl show -P MainPID llama-tier-fast)")
@@ -491,7 +488,6 @@ IMPATIENT = (
 )
 
 
-@once
 @pytest.mark.parametrize("comes_back", [True, False])
 def test_a_card_that_is_absent_at_the_start_is_waited_for(*, comes_back: bool) -> None:
     ssh_ok(f"mkdir -p /etc/lab-gpus/faults && touch /etc/lab-gpus/faults/missing.{SMALL}")
@@ -518,7 +514,6 @@ def test_a_card_that_is_absent_at_the_start_is_waited_for(*, comes_back: bool) -
         deep_again()
 
 
-@once
 def test_a_card_that_is_full_fails_the_load_once_and_the_fallback_answers() -> None:
     wait_for("fast")
     ssh_ok("systemctl start llama-tier-small")
@@ -537,7 +532,6 @@ def test_a_card_that_is_full_fails_the_load_once_and_the_fallback_answers() -> N
         deep_again()
 
 
-@once
 def test_a_card_that_is_full_at_the_first_long_prompt_ends_the_tier_and_the_fallback_answers() -> None:
     wait_for("fast")
     ssh_ok("systemctl start llama-tier-small")
@@ -561,7 +555,6 @@ def test_a_card_that_is_full_at_the_first_long_prompt_ends_the_tier_and_the_fall
         deep_again()
 
 
-@once
 def test_a_card_that_is_lost_fails_what_is_on_it_by_name() -> None:
     assert ask("deep")["code"] == "200"
     wait_for("fast", seconds=IDLE_S + 30)
