@@ -717,6 +717,7 @@ def _spec(
     backend: str,
     places: Places,
     rivals: tuple[str, ...],
+    decided: str | None,
 ) -> tier.TierSpec:
     choice = chosen.choice
     named = devices(choice)
@@ -757,6 +758,7 @@ def _spec(
         fallback=entry.fallback,
         memory_max_mib=_memory_max_mib(choice),
         allow=tuple(entry.api.allow),
+        decided=decided,
     )
 
 
@@ -831,10 +833,15 @@ def for_site(
             raise InventoryError(["no tier of the inventory is proven on this host, so none is served; run site.yml"])
     else:
         parsed_tiers = decision.narrowed(parsed_tiers, by, parsed_gpus, parsed_models)
+    # By which evidence each tier that is decided is so; going back does not make it one that nobody decided.
+    evidence = {name: spec.decided for name, spec in proven.items() if as_served}
+    evidence |= {name: choice.evidence for name, choice in (by.tiers if by else {}).items()}
     host = join_host(parsed_gpus, ram_entry, profile or {})
     planned = make(parsed_gpus, parsed_tiers, parsed_models, host)
     if not replan:
-        planned = keep(planned, proven, parsed_gpus, parsed_tiers, parsed_models, host)
+        # What a decision alone put there goes with it.
+        own = {name: spec for name, spec in proven.items() if spec.decided is None or evidence.get(name)}
+        planned = keep(planned, own, parsed_gpus, parsed_tiers, parsed_models, host)
     found = problems(planned, by.tiers if by else ())
     if found:
         raise InventoryError(found)
@@ -856,6 +863,7 @@ def for_site(
             backend,
             places,
             planned.rivals(entry.name),
+            evidence.get(entry.name),
         )
         for entry, each in zip(parsed_tiers, planned.tiers, strict=True)
     )

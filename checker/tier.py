@@ -184,7 +184,8 @@ class TierSpec:
     `residency` is PINNED or ON_DEMAND; `rivals` are the tiers that cannot be resident beside this one, so that each
     stops when another starts. `fallback` is the tier that answers in this one's place after it failed.
     `memory_max_mib` is the most that it may hold of the host's memory, the cached file of its model included. `allow`
-    are the networks that may reach its port, besides the host itself; none when `bind` is of the loopback.
+    are the networks that may reach its port, besides the host itself; none when `bind` is of the loopback. `decided` is
+    the evidence (sha256) by which its candidate was decided, None when the inventory's order chose it.
     """
 
     name: str
@@ -205,6 +206,7 @@ class TierSpec:
     fallback: str | None = None
     memory_max_mib: int | None = None
     allow: tuple[str, ...] = ()
+    decided: str | None = None
 
     @property
     def socket(self) -> str:

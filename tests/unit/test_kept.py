@@ -88,6 +88,42 @@ def test_what_no_longer_fits_is_chosen_anew(crowded: tier.TierSpec) -> None:
     assert "kept" not in anew.summary[0]
 
 
+def test_what_only_a_decision_put_there_is_not_kept_without_it(crowded: tier.TierSpec) -> None:
+    split = {"tensor_split": list(counts(crowded))}
+    tried = DEEP | {"candidates": [*DEEP["candidates"], {"model": Q4, "placement": split}]}
+    (before,) = site(host(), tried).specs
+    decided = {
+        "schema": "llama-tiers/decision/2",
+        "host": "tower",
+        "policy": "multi-gpu",
+        "acceptable_tokens_per_second": 10,
+        "tiers": {
+            "deep": {
+                "model": Q4,
+                "placement": split,
+                "because": "the only candidate that reaches what is asked for",
+                "tokens_per_second": 12.2,
+                "load_s": 20.0,
+                "gpus": [device.gpu for device in crowded.devices],
+                "uuids": on(crowded),
+                "placed": dataclasses.asdict(crowded.placement),
+                "measured_at": "2026-11-24T15:00:00Z",
+                "evidence": "ab" * 32,
+            }
+        },
+    }
+    (served,) = site(host(before), tried, decided=decided).specs
+    assert counts(served) == counts(crowded) != counts(before)
+    assert site(host(served), tried, decided=decided).specs == (served,)
+    (gone_back,) = site(host(served), tried, decided=decided, as_served=True).specs
+    for proven in (served, gone_back):
+        undone = site(host(proven), tried)
+        assert undone.specs == (before,), "what the inventory's order had served before serves again"
+        assert undone.kept == ()
+    # And what the inventory's order chose is kept as ever.
+    assert site(host(before, big_used=100), tried).specs == (before,)
+
+
 def test_the_operator_may_ask_for_a_new_choice(crowded: tier.TierSpec) -> None:
     anew = site(host(crowded), replan=True)
     assert anew.specs == site(host()).specs
