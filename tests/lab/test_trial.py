@@ -75,6 +75,26 @@ class Checkout:
         assert done.returncode == 0, done.stdout[-5000:]
         return done.stdout
 
+    def verify(self) -> None:
+        done = self.checker("verify", "--quick")
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def git(self, *arguments: str) -> None:
+        done = self.run("git", "-c", "user.name=test", "-c", "user.email=test@example.org", *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def commit(self, message: str) -> None:
+        self.git("add", "--all", "inventories")
+        self.git("commit", "--quiet", f"--message={message}")
+
+    def beside(self, name: str) -> Checkout:
+        """Return this checkout with another inventory of its host: a copy of its own, without a decision."""
+        other = Checkout(self.root)
+        other.inventory = self.inventory.with_name(name)
+        shutil.copytree(self.inventory, other.inventory)
+        other.decision.unlink(missing_ok=True)
+        return other
+
     @property
     def decision(self) -> Path:
         return self.inventory / "host_vars/gpuhost/decision.yml"
@@ -128,6 +148,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
         {"model": "twin", "placement": ALONE},
     ]
     variables.write_text(yaml.safe_dump(words))
+    made.git("init", "--quiet")
+    made.commit("the inventory")
     ssh_ok("rm -rf /var/lib/llama-tiers/trials")
     shutil.rmtree(LAB / "report/evidence/trials", ignore_errors=True)
     yield made
@@ -210,6 +232,11 @@ def spec_of_deep() -> dict[str, Any]:
     return spec
 
 
+def lies(spec: dict[str, Any]) -> tuple[str, list[int]]:
+    """Return a spec's model, and the layers on each of its cards."""
+    return spec["model"]["name"], [device["layers"] for device in spec["devices"]]
+
+
 def test_every_candidate_is_tried_or_says_why_not_and_what_served_serves(checkout: Checkout) -> None:
     before = ssh_ok("cat /etc/llama-tiers/tiers/*.json")
     with slow_card():
@@ -251,8 +278,11 @@ def test_the_decision_is_served_changed_and_reverted(checkout: Checkout) -> None
     quick = min(speeds.values())
     print(f"tokens/s with one card slowed down: {slow}, without that card at least {quick}")
     assert 0 < 2 * slow < quick
+    by_the_inventory = lies(spec_of_deep())
+    assert by_the_inventory == (REAL, [14, 5])
     acceptable = (slow * quick) ** 0.5
     checkout.accept(acceptable)
+    checkout.commit("what is acceptable")
     told = checkout.checker("decide", "--dry-run", "--evidence", str(LAB / "report/evidence"))
     assert told.returncode == 0, told.stdout + told.stderr
     too_slow = f"{REAL} (14,5) would be chosen but for: tokens/s {round(slow, 2):.1f}, wanted at least {acceptable:g}"
@@ -261,6 +291,7 @@ def test_the_decision_is_served_changed_and_reverted(checkout: Checkout) -> None
     first = checkout.decide("multi-gpu")
     decided = first["tiers"]["deep"]
     assert (first["policy"], decided["model"], decided["placement"]) == ("single-gpu", "twin", ALONE)
+    checkout.commit("the first decision")
     written = checkout.decision.read_text()
     file = ssh_ok(f"ls /var/lib/llama-tiers/models/*/{TWIN_FILE}").strip()
     ssh_ok(f"rm -r $(dirname {file})")
@@ -271,28 +302,33 @@ def test_the_decision_is_served_changed_and_reverted(checkout: Checkout) -> None
     status = (LAB / "report/STATUS.md").read_text()
     assert "Policy single-gpu; acceptable are" in status
     assert "- [x] The decision is served: policy single-gpu" in status
-    assert [device["layers"] for device in spec_of_deep()["devices"]] == [19]
+    assert lies(spec_of_deep()) == ("twin", [19])
     assert [device["uuid"] for device in spec_of_deep()["devices"]] == first["tiers"]["deep"]["uuids"]
     assert status_of(8081, "deep") == "200"
+    checkout.verify()
 
     second = checkout.decide("max-quality")
     decided = second["tiers"]["deep"]
     assert (second["policy"], decided["model"], decided["placement"]) == ("max-quality", REAL, SPLIT)
+    checkout.commit("the second decision")
     assert "decided by policy max-quality" in checkout.site()
-    assert (spec_of_deep()["model"]["name"], [device["layers"] for device in spec_of_deep()["devices"]]) == (
-        REAL,
-        [14, 5],
-    )
-    assert checkout.checker("verify", "--quick").returncode == 0
+    assert lies(spec_of_deep()) == (REAL, [14, 5])
+    checkout.verify()
 
-    checkout.decision.write_text(written)
+    checkout.git("revert", "--no-edit", "HEAD")
+    assert checkout.decision.read_text() == written
     with mirror_down():
         checkout.site()
-    assert (spec_of_deep()["model"]["name"], [device["layers"] for device in spec_of_deep()["devices"]]) == (
-        "twin",
-        [19],
-    )
-    assert serving()
+        assert lies(spec_of_deep()) == ("twin", [19])
+        assert serving()
+
+        checkout.git("revert", "--no-edit", "HEAD~2")
+        assert not checkout.decision.exists()
+        checkout.site()
+        assert lies(spec_of_deep()) == by_the_inventory
+    checkout.verify()
+    checkout.git("revert", "--no-edit", "HEAD")
+    assert checkout.decision.read_text() == written
 
 
 def test_a_decision_of_what_is_gone_does_not_bar_the_way_back(checkout: Checkout) -> None:
@@ -321,26 +357,36 @@ def test_a_decision_of_what_is_gone_does_not_bar_the_way_back(checkout: Checkout
     assert serving() and status_of(8081, "deep") == "200"
 
     checkout.site()
-    assert spec_of_deep() == before
+    assert lies(spec_of_deep()) == ("twin", [19])
 
 
-def test_what_neither_card_holds_alone_is_tried_on_both(checkout: Checkout) -> None:
-    tiers = yaml.safe_load((checkout.inventory / "group_vars/gpu_hosts/main.yml").read_text())["tiers"]
+def test_what_neither_card_holds_alone_is_tried_decided_and_served_on_both(checkout: Checkout) -> None:
+    wide = checkout.beside("wide")
+    variables = wide.inventory / "group_vars/gpu_hosts/main.yml"
+    words = yaml.safe_load(variables.read_text())
     # Sixteen requests at once: more for their contexts than for the model itself.
-    wide = {"name": "wide", "port": 8082, "context": 163840, "parallel": 16}
-    wide["candidates"] = [{"model": REAL, "placement": ALONE}, {"model": REAL}]
+    deep = words["tiers"][1] | {"context": 163840, "parallel": 16}
+    deep["candidates"] = [{"model": REAL, "placement": ALONE}, {"model": REAL}]
+    variables.write_text(yaml.safe_dump(words | {"tiers": [deep]}))
+    wide.accept(1)
     with small_cards(800, 700):
-        done = checkout.run(
-            "ansible-playbook", "-i", str(checkout.inventory), "playbooks/trial.yml",
-            "-e", json.dumps({"tiers": [*tiers, tiers[1] | wide]}), "-e", "trial_tier=wide",
-        )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert serving() and not left_behind()
-    alone, both = records()["wide", REAL, json.dumps(ALONE)], records()["wide", REAL, '"auto"']
-    assert alone["outcome"] == "infeasible" and "RTX 3060 Ti needs" in alone["reason"]
-    assert both["outcome"] == "measured", both["reason"]
-    held = {device["uuid"]: device["process_mib"] for device in both["evidence"]["devices"]}
-    assert held[BIG] < 800 and held[SMALL] < 700 and held[BIG] + held[SMALL] > 800, held
+        done = wide.checker("trial")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert serving() and not left_behind()
+        alone, both = records()["deep", REAL, json.dumps(ALONE)], records()["deep", REAL, '"auto"']
+        assert alone["outcome"] == "infeasible" and "RTX 3060 Ti needs" in alone["reason"]
+        assert both["outcome"] == "measured", both["reason"]
+        held = {device["uuid"]: device["process_mib"] for device in both["evidence"]["devices"]}
+        assert held[BIG] < 800 and held[SMALL] < 700 and held[BIG] + held[SMALL] > 800, held
+        decided = wide.decide("multi-gpu")
+        assert (decided["policy"], decided["tiers"]["deep"]["placement"]) == ("multi-gpu", "auto")
+        wide.site()
+        assert [device["uuid"] for device in spec_of_deep()["devices"]] == [BIG, SMALL]
+        assert spec_of_deep()["placement"]["parallel"] == 16
+        wide.verify()
+    checkout.site()
+    assert lies(spec_of_deep()) == ("twin", [19])
+    assert serving()
 
 
 @contextmanager
@@ -425,12 +471,19 @@ def test_a_candidate_that_hangs_is_given_up(checkout: Checkout) -> None:
     while ssh("systemctl is-active llama-tier-trial").stdout.strip() != "active":
         assert process.poll() is None, (checkout.root / "out").read_text()
     ssh_ok("systemctl kill --signal=STOP llama-tier-trial")
+    # As long as it is given, and a minute.
+    wait_until_serving(20 + 60)
     process.wait(timeout=600)
     assert process.returncode == 0, (checkout.root / "out").read_text()
     assert serving() and not left_behind()
     (record,) = [record for key, record in records().items() if key[0] == "fast"]
     assert record["outcome"] == "failed"
     assert "was not done after 20 s" in record["reason"]
+
+    done = checkout.checker("trial", "--tier", "fast")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (record,) = [record for key, record in records().items() if key[0] == "fast"]
+    assert record["outcome"] == "measured"
 
 
 def test_a_full_disk_is_the_candidates_failure(checkout: Checkout) -> None:
@@ -442,17 +495,29 @@ def test_a_full_disk_is_the_candidates_failure(checkout: Checkout) -> None:
     checkout.decision.write_text(yaml.safe_dump(words))
     ssh_ok("rm -rf /var/lib/llama-tiers/trials && mkdir -p /var/lib/llama-tiers/trials")
     folder = ssh_ok(f"dirname $(ls /var/lib/llama-tiers/models/*/{BROKEN_FILE})").strip()
-    ssh_ok(f"rm -r {folder} && mkdir {folder} && mount -t tmpfs -o size=8m none {folder}")
+    small = f"{Path(folder).parent}/{'ab' * 6}"
+    ssh_ok(
+        f"rm -r {folder} && mkdir -p {folder} {small} && "
+        f"mount -t tmpfs -o size=300m none {folder} && mount -t tmpfs -o size=8m none {small}"
+    )
     try:
-        done = checkout.checker("trial", "--tier", "deep")
+        # With a mirror that gives 8 MiB a second, so that somebody else takes the room in the middle of it.
+        process = checkout.start(
+            "ansible-playbook", "-i", str(checkout.inventory), "playbooks/trial.yml",
+            "-e", "trial_tier=deep", "-e", "llama_tiers_mirror=http://mirror/slow",
+        )  # fmt: skip
+        while ssh(f"ls {folder}/*.part").returncode:
+            assert process.poll() is None, (checkout.root / "out").read_text()
+        ssh(f"head -c 300m /dev/zero >{folder}/somebody-elses")
+        process.wait(timeout=600)
     finally:
-        ssh_ok(f"umount {folder}")
+        ssh_ok(f"umount {folder} {small}")
         checkout.decision.write_text(before)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert process.returncode == 0, (checkout.root / "out").read_text()
     assert serving()
-    (broken,) = [record for key, record in records().items() if key[1] == "broken"]
-    assert broken["outcome"] == "failed" and "could not be fetched" in broken["reason"]
-    assert "free" in broken["reason"]
+    reasons = {model: record["reason"] for (_, model, _), record in records().items() if model in ("broken", "absent")}
+    assert all("could not be fetched" in reason for reason in reasons.values()), reasons
+    assert "No space left on device" in reasons["broken"] and "free" in reasons["absent"], reasons
 
     done = checkout.checker("trial", "--tier", "deep")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -466,11 +531,21 @@ def reboot() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def seconds_from_boot_to(unit: str) -> float:
+    """Return how long after the host's systemd was up a unit was active."""
+    told = ssh_ok(
+        f"systemctl show -P UserspaceTimestampMonotonic; systemctl show -P ActiveEnterTimestampMonotonic {unit}"
+    )
+    up, active = (int(each) / 1e6 for each in told.split())
+    return active - up
+
+
 def test_a_boot_in_the_middle_leaves_what_served_before(checkout: Checkout) -> None:
     with held_at_the_last_candidate(checkout) as process:
         reboot()
         os.killpg(process.pid, 9)
         wait_until_serving(60)
+        assert seconds_from_boot_to("llama-tier-deep") < 60
         for _ in range(60):
             if not left_behind():
                 break
