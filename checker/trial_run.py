@@ -52,15 +52,15 @@ def run(report: Report) -> None:
                 where = f"candidate {number} of {len(candidates)}, {candidate['tier']}: {candidate['label']}"
                 saying = _saying(report, where, left)
                 try:
-                    record = _tried(record, job, candidate, saying)
+                    record, ran = _tried(record, job, candidate, saying)
                     # Before what may not end: a driver that hangs keeps the candidate from stopping.
-                    keep(record)
+                    keep(record, candidate["asked"], ran)
                 finally:
                     saying("taking it away")
                     restoring.take_away()
                 done += 1
             else:
-                keep(record)
+                keep(record, candidate["asked"], ran=False)
 
 
 def _saying(report: Report, where: str, left: str) -> Report:
@@ -85,7 +85,10 @@ def _record(job: Mapping[str, Any], candidate: Mapping[str, Any]) -> trial.Trial
     )
 
 
-def _tried(record: trial.Trial, job: Mapping[str, Any], candidate: Mapping[str, Any], report: Report) -> trial.Trial:
+def _tried(
+    record: trial.Trial, job: Mapping[str, Any], candidate: Mapping[str, Any], report: Report
+) -> tuple[trial.Trial, bool]:
+    """Run a candidate; return its record, and whether it came to be measured, whatever was found."""
     spec = tier.from_json(candidate["spec"])
     # The record is the tier's: only while it runs the candidate has a name of its own.
     allowed = trial.limits(spec, job["limit_s"], job["depth"])
@@ -98,18 +101,18 @@ def _tried(record: trial.Trial, job: Mapping[str, Any], candidate: Mapping[str, 
         _lay_out(spec, candidate["unit"], job["limit_s"])
         reason = activation.start(spec, report)
         if reason is not None:
-            return replace(record, recorded_at=measure.now(), reason=f"it did not start: {reason}")
+            return replace(record, recorded_at=measure.now(), reason=f"it did not start: {reason}"), False
         report("measuring")
         evidence = measure.measure(spec, [], measure.Depth(job["depth"]), None)
         if systemd.unit_state(spec.unit).active_state != "active":
             said = "; ".join(evidence.problems) or "no reason is known"
             why = f"it stopped serving while it was measured, or was not done after {job['limit_s']:g} s: {said}"
-            return replace(record, recorded_at=measure.now(), reason=why)
+            return replace(record, recorded_at=measure.now(), reason=why), True
         # Nothing is before it: it is asked at its own socket.
         found = replace(evidence, tier=record.tier, front=None)
-        return replace(record, recorded_at=measure.now(), outcome=trial.MEASURED, evidence=found)
+        return replace(record, recorded_at=measure.now(), outcome=trial.MEASURED, evidence=found), True
     except systemd.SystemdError as error:
-        return replace(record, recorded_at=measure.now(), reason=str(error))
+        return replace(record, recorded_at=measure.now(), reason=str(error)), False
 
 
 def _lay_out(spec: TierSpec, unit: str, limit_s: float) -> None:
@@ -132,21 +135,31 @@ def restore() -> None:
         restoring.restore()
 
 
-def keep(record: trial.Trial) -> None:
-    """Write a record among those of this host in the place of one of the same measurement.
+def keep(record: trial.Trial, asked: str, ran: bool) -> None:
+    """Write a record among those of this host in the place of one of the same measurement (`trial.replaces`).
 
-    What could not be started says nothing against what was measured, which stays.
+    `asked` is the fingerprint by which the candidate is recorded when it has no room; it `ran` when it came to be
+    measured.
     """
-    path = RECORDS / f"{record.tier}-{record.fingerprint[:16]}.json"
-    if record.outcome == trial.MEASURED or not _has_measurement(path):
+    path = _path(record.tier, record.fingerprint)
+    before = _read(path)
+    if before is None or trial.replaces(record, before, ran):
         _write(path, record.to_json())
+    elif (as_asked := _path(record.tier, asked)).exists():
+        # It has room again: else that it had none would hide what stays, and have it tried by every trial. Without a
+        # spec this one counts where nothing else is known.
+        _write(as_asked, replace(record, fingerprint=asked, spec=None, limits=None).to_json())
 
 
-def _has_measurement(path: Path) -> bool:
+def _path(name: str, fingerprint: str) -> Path:
+    return RECORDS / f"{name}-{fingerprint[:16]}.json"
+
+
+def _read(path: Path) -> trial.Trial | None:
     try:
-        return trial.from_json(json.loads(path.read_text(encoding="utf-8"))).outcome == trial.MEASURED
+        return trial.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
-        return False
+        return None
 
 
 def _write(path: Path, document: Any) -> None:
