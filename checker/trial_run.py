@@ -32,6 +32,9 @@ LEASE = Path("/run/llama-tiers/trial.lease")
 PROGRESS = Path("/run/llama-tiers/progress/trial")
 # The lease is touched every two seconds; a slow connection is no reason to end a trial.
 _LEASE_S = 30
+# Long enough to see that nobody follows a trial any more, and too short for one.
+PATIENCE_S = 60
+_POLL_S = 0.5
 # Of the load time that a tier may take: beyond it the candidate has failed, a little later nobody waits for it.
 _LOAD_SPARE_S = 15
 
@@ -129,10 +132,38 @@ def _lay_out(spec: TierSpec, unit: str, limit_s: float) -> None:
     systemd.daemon_reload()
 
 
-def restore() -> None:
-    """Have what served before serve again, once nobody else starts or stops tiers; SystemdError says what does not."""
-    with activation.alone():
+def restore(patience_s: float | None = None) -> None:
+    """Have what served before serve again, once nobody else starts or stops tiers; SystemdError says what does not.
+
+    BusyError after so many seconds in which somebody else had not ended; without them it is waited for.
+    """
+    with activation.alone(patience_s):
         restoring.restore()
+
+
+def wait(patience_s: float | None = None) -> systemd.UnitState:
+    """Wait until a trial has done its work, what systemd starts after it included; return the state of its unit.
+
+    One that nobody follows any more ends by itself. BusyError after so many seconds when somebody follows it.
+    """
+    began = time.monotonic()
+    while True:
+        state = systemd.unit_state(UNIT)
+        if state.active_state in ("inactive", "failed"):
+            return state
+        if patience_s is not None and time.monotonic() - began >= patience_s and _is_followed():
+            raise activation.BusyError(
+                f"another trial runs on this host ({_last_said()}), and was waited for in vain for {patience_s:g} s; "
+                "try again when it is done"
+            )
+        time.sleep(_POLL_S)
+
+
+def _last_said() -> str:
+    try:
+        return PROGRESS.read_text(encoding="utf-8").strip()
+    except OSError:
+        return "it has not said yet at what it is"
 
 
 def keep(record: trial.Trial, asked: str, ran: bool) -> None:
@@ -182,15 +213,18 @@ def kept() -> list[dict[str, Any]]:
 def end_without_lease() -> None:
     """End this process when nobody has touched the lease for a while; what follows is systemd's business."""
     while True:
-        try:
-            age_s = time.time() - LEASE.stat().st_mtime
-        except OSError:
-            age_s = float(_LEASE_S + 1)
-        if age_s > _LEASE_S:
+        if not _is_followed():
             said = f"nobody has followed this trial for {_LEASE_S} s: it ends, and what served before serves again"
             print(said, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(1)
+
+
+def _is_followed() -> bool:
+    try:
+        return time.time() - LEASE.stat().st_mtime <= _LEASE_S
+    except OSError:
+        return False
 
 
 def _minutes(seconds: float) -> str:
