@@ -199,7 +199,7 @@ def contenders(
     and what it asks of the placement, on the host's cards, is what was tried (`asked.changed`). One that came to
     nothing before the placement did (no file) tells something only where no other does.
     """
-    newest_first = sorted(trials, key=lambda each: (_of_placement(each), each.recorded_at, each.digest), reverse=True)
+    newest_first = sorted(trials, key=lambda each: (each.is_of_placement, each.recorded_at, each.digest), reverse=True)
     own = [each for each in newest_first if each.tier == entry.name]
     return tuple(
         _contender(
@@ -212,11 +212,6 @@ def contenders(
         )
         for candidate in entry.candidates
     )
-
-
-def _of_placement(found: Trial) -> bool:
-    """Whether a trial tells something of the candidate's placement, be it that there is no room for any."""
-    return found.spec is not None or found.outcome == trial.INFEASIBLE
 
 
 def _contender(

@@ -19,7 +19,8 @@ from checker.evidence import from_json as evidence_from_json
 from checker.tier import TierSpec
 
 SCHEMA = "llama-tiers/trial/1"
-# It ran and was measured; it did not come to run; it was not even tried, for it has no room.
+# It ran and was measured; it did not come to run, or failed while it was measured; it was not even tried, for it has no
+# room.
 MEASURED, FAILED, INFEASIBLE = "measured", "failed", "infeasible"
 _OUTCOMES = (MEASURED, FAILED, INFEASIBLE)
 
@@ -35,10 +36,11 @@ class TrialError(ValueError):
 class Trial:
     """One candidate of a tier of a host, tried at `recorded_at` (UTC, 2026-10-01T12:00:00Z).
 
-    `fingerprint` is of all that a measurement depends on (`fingerprint`), or of what was asked where that had no room.
-    `spec` is what the tier would have been, None for what was never started; `evidence` is there when it was measured,
-    `reason` when it was not. `limits` are those of `limits`; records of before have none. `digest` is the sha256 of the
-    file that it was read from, by which a decision names it; empty for one that was not.
+    `fingerprint` is of all that a measurement depends on (`fingerprint`), or of what was asked where that had no room,
+    or had none before and could not be brought to run since. `spec` is what the tier would have been, None for the
+    latter and for what was never started; `evidence` is there when it was measured, `reason` when it was not. `limits`
+    are those of `limits`; records of before have none. `digest` is the sha256 of the file that it was read from, by
+    which a decision names it; empty for one that was not.
     """
 
     host: str
@@ -53,6 +55,11 @@ class Trial:
     evidence: Evidence | None
     limits: Mapping[str, Any] | None = None
     digest: str = ""
+
+    @property
+    def is_of_placement(self) -> bool:
+        """Whether it tells something of the candidate's placement, be it that there is no room for any."""
+        return self.spec is not None or self.outcome == INFEASIBLE
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of the record."""
@@ -94,6 +101,17 @@ def from_json(document: Any, digest: str = "") -> Trial:
     if found.outcome == MEASURED and (found.spec is None or found.evidence is None):
         raise TrialError("its outcome is 'measured', but spec or evidence is not there")
     return found
+
+
+def replaces(new: Trial, old: Trial, ran: bool) -> bool:
+    """Whether a record takes the place of an older one of the same measurement; `ran` when it came to be measured.
+
+    What failed while it was measured is the newer truth. What could not be brought to run says nothing against what was
+    measured, and what never came to its placement (no file) nothing against what became of that.
+    """
+    if not new.is_of_placement:
+        return not old.is_of_placement
+    return ran or old.outcome != MEASURED
 
 
 def limits(spec: TierSpec, limit_s: float, depth: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ class Candidate:
     """One candidate to try, `label` in a few words; `spec` is of a tier by the name of `trial`.
 
     `reason` says why it has no room, and there is no spec then; `done` when a record of just this measurement is kept.
+    `asked` is the fingerprint by which it is recorded when it has no room.
     """
 
     tier: str
@@ -27,6 +28,7 @@ class Candidate:
     placement: trial.Written
     label: str
     fingerprint: str
+    asked: str
     spec: TierSpec | None
     reason: str | None
     done: bool
@@ -39,6 +41,7 @@ class Candidate:
             "placement": self.placement,
             "label": self.label,
             "fingerprint": self.fingerprint,
+            "asked": self.asked,
             "spec": None if self.spec is None else self.spec.to_json(),
             "outcome": None if self.reason is None else trial.INFEASIBLE,
             "reason": self.reason,
@@ -101,13 +104,19 @@ def candidates(
             done = spec is not None and _is_done(
                 records.get(fingerprint), records.get(no_room), trial.limits(spec, limit_s, depth)
             )
-            found.append(Candidate(entry.name, each.model, each.written, label, fingerprint, spec, reason, done))
+            found.append(
+                Candidate(entry.name, each.model, each.written, label, fingerprint, no_room, spec, reason, done)
+            )
     return tuple(found)
 
 
-def _is_done(own: Mapping[str, Any] | None, without_room: Mapping[str, Any] | None, limits: Mapping[str, Any]) -> bool:
+def _is_done(own: Mapping[str, Any] | None, as_asked: Mapping[str, Any] | None, limits: Mapping[str, Any]) -> bool:
     if own is None or own["spec"] is None:
         return False
-    if without_room is not None and without_room["recorded_at"] >= own["recorded_at"]:
-        return False
-    return trial.is_answer(own, limits)
+    had_no_room_since = (
+        as_asked is not None
+        # Else it has room again, and could not be brought to run (`trial_run.keep`).
+        and as_asked["outcome"] == trial.INFEASIBLE
+        and as_asked["recorded_at"] >= own["recorded_at"]
+    )
+    return not had_no_room_since and trial.is_answer(own, limits)

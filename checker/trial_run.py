@@ -32,6 +32,9 @@ LEASE = Path("/run/llama-tiers/trial.lease")
 PROGRESS = Path("/run/llama-tiers/progress/trial")
 # The lease is touched every two seconds; a slow connection is no reason to end a trial.
 _LEASE_S = 30
+# Long enough to see that nobody follows a trial any more, and too short for one.
+PATIENCE_S = 60
+_POLL_S = 0.5
 # Of the load time that a tier may take: beyond it the candidate has failed, a little later nobody waits for it.
 _LOAD_SPARE_S = 15
 
@@ -52,15 +55,15 @@ def run(report: Report) -> None:
                 where = f"candidate {number} of {len(candidates)}, {candidate['tier']}: {candidate['label']}"
                 saying = _saying(report, where, left)
                 try:
-                    record = _tried(record, job, candidate, saying)
+                    record, ran = _tried(record, job, candidate, saying)
                     # Before what may not end: a driver that hangs keeps the candidate from stopping.
-                    keep(record)
+                    keep(record, candidate["asked"], ran)
                 finally:
                     saying("taking it away")
                     restoring.take_away()
                 done += 1
             else:
-                keep(record)
+                keep(record, candidate["asked"], ran=False)
 
 
 def _saying(report: Report, where: str, left: str) -> Report:
@@ -85,7 +88,10 @@ def _record(job: Mapping[str, Any], candidate: Mapping[str, Any]) -> trial.Trial
     )
 
 
-def _tried(record: trial.Trial, job: Mapping[str, Any], candidate: Mapping[str, Any], report: Report) -> trial.Trial:
+def _tried(
+    record: trial.Trial, job: Mapping[str, Any], candidate: Mapping[str, Any], report: Report
+) -> tuple[trial.Trial, bool]:
+    """Run a candidate; return its record, and whether it came to be measured, whatever was found."""
     spec = tier.from_json(candidate["spec"])
     # The record is the tier's: only while it runs the candidate has a name of its own.
     allowed = trial.limits(spec, job["limit_s"], job["depth"])
@@ -98,18 +104,18 @@ def _tried(record: trial.Trial, job: Mapping[str, Any], candidate: Mapping[str, 
         _lay_out(spec, candidate["unit"], job["limit_s"])
         reason = activation.start(spec, report)
         if reason is not None:
-            return replace(record, recorded_at=measure.now(), reason=f"it did not start: {reason}")
+            return replace(record, recorded_at=measure.now(), reason=f"it did not start: {reason}"), False
         report("measuring")
         evidence = measure.measure(spec, [], measure.Depth(job["depth"]), None)
         if systemd.unit_state(spec.unit).active_state != "active":
             said = "; ".join(evidence.problems) or "no reason is known"
             why = f"it stopped serving while it was measured, or was not done after {job['limit_s']:g} s: {said}"
-            return replace(record, recorded_at=measure.now(), reason=why)
+            return replace(record, recorded_at=measure.now(), reason=why), True
         # Nothing is before it: it is asked at its own socket.
         found = replace(evidence, tier=record.tier, front=None)
-        return replace(record, recorded_at=measure.now(), outcome=trial.MEASURED, evidence=found)
+        return replace(record, recorded_at=measure.now(), outcome=trial.MEASURED, evidence=found), True
     except systemd.SystemdError as error:
-        return replace(record, recorded_at=measure.now(), reason=str(error))
+        return replace(record, recorded_at=measure.now(), reason=str(error)), False
 
 
 def _lay_out(spec: TierSpec, unit: str, limit_s: float) -> None:
@@ -126,27 +132,65 @@ def _lay_out(spec: TierSpec, unit: str, limit_s: float) -> None:
     systemd.daemon_reload()
 
 
-def restore() -> None:
-    """Have what served before serve again, once nobody else starts or stops tiers; SystemdError says what does not."""
-    with activation.alone():
+def restore(patience_s: float | None = None) -> None:
+    """Have what served before serve again, once nobody else starts or stops tiers; SystemdError says what does not.
+
+    BusyError after so many seconds in which somebody else had not ended; without them it is waited for.
+    """
+    with activation.alone(patience_s):
         restoring.restore()
 
 
-def keep(record: trial.Trial) -> None:
-    """Write a record among those of this host in the place of one of the same measurement.
+def wait(patience_s: float | None = None) -> systemd.UnitState:
+    """Wait until a trial has done its work, what systemd starts after it included; return the state of its unit.
 
-    What could not be started says nothing against what was measured, which stays.
+    One that nobody follows any more ends by itself. BusyError after so many seconds when somebody follows it.
     """
-    path = RECORDS / f"{record.tier}-{record.fingerprint[:16]}.json"
-    if record.outcome == trial.MEASURED or not _has_measurement(path):
-        _write(path, record.to_json())
+    began = time.monotonic()
+    while True:
+        state = systemd.unit_state(UNIT)
+        if state.active_state in ("inactive", "failed"):
+            return state
+        if patience_s is not None and time.monotonic() - began >= patience_s and _is_followed():
+            raise activation.BusyError(
+                f"another trial runs on this host ({_last_said()}), and was waited for in vain for {patience_s:g} s; "
+                "try again when it is done"
+            )
+        time.sleep(_POLL_S)
 
 
-def _has_measurement(path: Path) -> bool:
+def _last_said() -> str:
     try:
-        return trial.from_json(json.loads(path.read_text(encoding="utf-8"))).outcome == trial.MEASURED
+        return PROGRESS.read_text(encoding="utf-8").strip()
+    except OSError:
+        return "it has not said yet at what it is"
+
+
+def keep(record: trial.Trial, asked: str, ran: bool) -> None:
+    """Write a record among those of this host in the place of one of the same measurement (`trial.replaces`).
+
+    `asked` is the fingerprint by which the candidate is recorded when it has no room; it `ran` when it came to be
+    measured.
+    """
+    path = _path(record.tier, record.fingerprint)
+    before = _read(path)
+    if before is None or trial.replaces(record, before, ran):
+        _write(path, record.to_json())
+    elif (as_asked := _path(record.tier, asked)).exists():
+        # It has room again: else that it had none would hide what stays, and have it tried by every trial. Without a
+        # spec this one counts where nothing else is known.
+        _write(as_asked, replace(record, fingerprint=asked, spec=None, limits=None).to_json())
+
+
+def _path(name: str, fingerprint: str) -> Path:
+    return RECORDS / f"{name}-{fingerprint[:16]}.json"
+
+
+def _read(path: Path) -> trial.Trial | None:
+    try:
+        return trial.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
-        return False
+        return None
 
 
 def _write(path: Path, document: Any) -> None:
@@ -169,15 +213,18 @@ def kept() -> list[dict[str, Any]]:
 def end_without_lease() -> None:
     """End this process when nobody has touched the lease for a while; what follows is systemd's business."""
     while True:
-        try:
-            age_s = time.time() - LEASE.stat().st_mtime
-        except OSError:
-            age_s = float(_LEASE_S + 1)
-        if age_s > _LEASE_S:
+        if not _is_followed():
             said = f"nobody has followed this trial for {_LEASE_S} s: it ends, and what served before serves again"
             print(said, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(1)
+
+
+def _is_followed() -> bool:
+    try:
+        return time.time() - LEASE.stat().st_mtime <= _LEASE_S
+    except OSError:
+        return False
 
 
 def _minutes(seconds: float) -> str:

@@ -1,16 +1,19 @@
-"""trial_plan and prune_unused: what is to be tried and why not, and what nothing refers to."""
+"""trial_plan, trial_run and prune_unused: what is to be tried, whose turn it is not, and what nothing refers to."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from modules import run, run_here
 
-from checker import proven, tier
+from checker import activation, proven, restoring, systemd, tier, trial_run
 from inventories import BIG, SMALL, inventory
 
 FOLDERS = {
@@ -42,6 +45,55 @@ def test_an_unknown_tier_is_named() -> None:
     result = plan(only="wide")
     assert result["failed"] is True
     assert result["problems"] == ["no tier 'wide'; tiers here: fast, deep"]
+
+
+@pytest.fixture
+def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Return what reads the records of a host whose trial is in one state after the other, and then in the last one."""
+    for module, name in (
+        (trial_run, "RECORDS"), (trial_run, "LEASE"), (trial_run, "PROGRESS"), (restoring, "UNITS"),
+        (restoring, "BEFORE"), (activation, "_LOCK"), (tier, "DIRECTORY"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, tmp_path / f"{module.__name__}{name}")
+    monkeypatch.setattr(trial_run, "PATIENCE_S", 0.05)
+    trial_run.LEASE.touch()
+    trial_run.PROGRESS.write_text("candidate 3 of 13, deep: tiny (3,2): measuring; about 40 min left\n")
+
+    def looking(*states: str) -> dict[str, Any]:
+        found = itertools.chain(states, itertools.repeat(states[-1]))
+        monkeypatch.setattr(
+            systemd, "unit_state", lambda unit: systemd.UnitState(next(found), "running", 1, "0" * 32, "success", 1, 2)
+        )
+        params = {"host": "tower", "candidates": [], "depth": "whole", "limit_s": 1800}
+        return run_here("trial_run", params)
+
+    return looking
+
+
+def test_a_trial_that_somebody_follows_is_not_waited_for(look: Callable[..., dict[str, Any]]) -> None:
+    found = look("activating")
+    assert found["failed"] is True
+    assert found["msg"] == (
+        "another trial runs on this host (candidate 3 of 13, deep: tiny (3,2): measuring; about 40 min left), and was "
+        "waited for in vain for 0.05 s; try again when it is done"
+    )
+
+
+def test_a_trial_that_nobody_follows_any_more_is_waited_for(look: Callable[..., dict[str, Any]]) -> None:
+    old = time.time() - 31
+    os.utime(trial_run.LEASE, (old, old))
+    assert look("activating", "deactivating", "deactivating", "failed") == {"changed": False, "records": []}
+    trial_run.LEASE.unlink()
+    assert look("activating", "deactivating", "deactivating", "failed") == {"changed": False, "records": []}
+
+
+def test_whoever_else_has_the_tiers_is_not_waited_for_in_silence(look: Callable[..., dict[str, Any]]) -> None:
+    with activation.alone():
+        found = look("inactive")
+    assert found["failed"] is True
+    assert found["msg"].startswith("a trial, a run of site.yml or another measurement starts and stops tiers")
+    assert found["msg"].endswith("try again when it is done")
+    assert look("inactive") == {"changed": False, "records": []}
 
 
 def pruning(directory: Path, **changes: Any) -> dict[str, Any]:

@@ -103,6 +103,13 @@ def test_what_had_no_room_since_it_was_measured_is_tried_again() -> None:
     assert screened(known=[record(deep, 25), record(held, 24)])[1].done
 
 
+def test_what_has_room_again_but_could_not_be_started_is_not_tried_for_ever() -> None:
+    deep, held = screened()[1], screened(used_mib=3000)[1]
+    assert (deep.asked, held.asked) == (held.fingerprint, held.fingerprint)
+    since = record(held, 26, outcome="failed", reason="it did not start: cudaMalloc failed")
+    assert screened(known=[record(deep, 24), since])[1].done
+
+
 def test_what_failed_is_tried_again_with_other_limits_alone() -> None:
     deep = screened()[1]
     failed = record(deep, outcome="failed")

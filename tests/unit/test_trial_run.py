@@ -160,6 +160,7 @@ def candidate(host: Played, name: str, **changes: Any) -> dict[str, Any]:
         "placement": "auto",
         "label": f"{name} (auto)",
         "fingerprint": trial.other_fingerprint(name),
+        "asked": trial.other_fingerprint("asked", name),
         "spec": spec.to_json(),
         "outcome": None,
         "reason": None,
@@ -168,11 +169,23 @@ def candidate(host: Played, name: str, **changes: Any) -> dict[str, Any]:
     return {**whole, **changes}
 
 
-def run(host: Played, *candidates: dict[str, Any]) -> list[str]:
+def without_room(host: Played, name: str) -> dict[str, Any]:
+    """Return that candidate as one that has no room."""
+    fingerprint = trial.other_fingerprint("asked", name)
+    reason = "GTX 1060 3GB needs 3,144 MiB"
+    return candidate(host, name, spec=None, fingerprint=fingerprint, outcome="infeasible", reason=reason)
+
+
+def unfetched(host: Played, name: str) -> dict[str, Any]:
+    """Return that candidate as one whose model could not be fetched."""
+    return candidate(host, name, spec=None, outcome="failed", reason="its model could not be fetched: 404")
+
+
+def run(host: Played, *candidates: dict[str, Any], depth: str = "whole") -> list[str]:
     """Run a job; return what it reported."""
     said: list[str] = []
     trial_run.DIRECTORY.mkdir(exist_ok=True)
-    job = {"host": "tower", "depth": "whole", "limit_s": 600, "candidates": candidates}
+    job = {"host": "tower", "depth": depth, "limit_s": 600, "candidates": candidates}
     (trial_run.DIRECTORY / "job.json").write_text(json.dumps(job))
     trial_run.run(said.append)
     return said
@@ -493,6 +506,88 @@ def test_what_was_measured_is_not_replaced_by_what_could_not_be(host: Played) ->
     assert records()["one"].outcome == "measured"
     run(host, candidate(host, "one", spec=None, outcome="failed", reason="its model could not be fetched: 404"))
     assert records()["one"].outcome == "measured"
+
+
+def test_what_fails_while_it_is_measured_replaces_what_was_measured(host: Played) -> None:
+    run(host, candidate(host, "one"), depth="quick")
+    host.killed_while_measured = True
+    run(host, candidate(host, "one"))
+    (document,) = trial_run.kept()
+    assert document["outcome"] == "failed"
+    assert document["reason"].startswith("it stopped serving while it was measured")
+    assert trial.is_answer(document, {"load_s": 120, "measure_s": 600, "depth": "whole"})
+
+
+def test_what_hangs_when_it_is_tried_again_is_measured_no_longer(host: Played) -> None:
+    run(host, candidate(host, "one"))
+    host.killed_while_measured = True
+    run(host, candidate(host, "one"))
+    assert records()["one"].outcome == "failed"
+
+
+def test_what_did_not_start_is_not_replaced_by_what_could_not_be_fetched_or_found(host: Played) -> None:
+    host.does_not_start = {"one"}
+    run(host, candidate(host, "one"))
+    before = trial_run.kept()
+    run(host, unfetched(host, "one"))
+    assert trial_run.kept() == before
+    gone = candidate(host, "one")
+    (host.root / "one.gguf").unlink()
+    run(host, gone)
+    assert trial_run.kept() == before
+
+
+def test_what_could_not_be_fetched_is_replaced_by_whatever_comes_after_it(host: Played) -> None:
+    run(host, unfetched(host, "one"))
+    gone = candidate(host, "one")
+    (host.root / "one.gguf").unlink()
+    run(host, gone)
+    assert records()["one"].reason == f"its file is not on the host ({host.root / 'one.gguf'})"
+    host.does_not_start = {"one"}
+    run(host, candidate(host, "one"))
+    assert records()["one"].reason == "it did not start: cudaMalloc failed: out of memory"
+
+
+def test_what_failed_is_replaced_by_what_failed_with_other_limits(host: Played) -> None:
+    host.killed_while_measured = True
+    run(host, candidate(host, "one"), depth="quick")
+    host.does_not_start = {"one"}
+    run(host, candidate(host, "one"))
+    one = records()["one"]
+    assert one.limits and (one.limits["depth"], one.reason) == (
+        "whole",
+        "it did not start: cudaMalloc failed: out of memory",
+    )
+
+
+@pytest.mark.parametrize("fetched", [True, False])
+def test_what_has_room_again_is_without_room_no_longer_whatever_comes_of_it(host: Played, fetched: bool) -> None:
+    run(host, candidate(host, "one"))
+    (measured_before,) = trial_run.kept()
+    run(host, without_room(host, "one"))
+    host.does_not_start = {"one"}
+    run(host, candidate(host, "one") if fetched else unfetched(host, "one"))
+    kept = {document["fingerprint"]: document for document in trial_run.kept()}
+    assert kept.pop(measured_before["fingerprint"]) == measured_before
+    ((fingerprint, other),) = kept.items()
+    assert fingerprint == trial.other_fingerprint("asked", "one")
+    assert (other["outcome"], other["spec"]) == ("failed", None)
+    assert "did not start" in other["reason"] if fetched else "404" in other["reason"]
+
+
+def test_what_could_not_be_started_leaves_one_record_where_it_always_had_room(host: Played) -> None:
+    run(host, candidate(host, "one"))
+    host.does_not_start = {"one"}
+    run(host, candidate(host, "one"))
+    assert len(trial_run.kept()) == 1
+
+
+def test_what_has_no_room_once_more_is_recorded_so(host: Played) -> None:
+    run(host, candidate(host, "one"))
+    run(host, without_room(host, "one"))
+    run(host, unfetched(host, "one"))
+    run(host, without_room(host, "one"))
+    assert sorted(document["outcome"] for document in trial_run.kept()) == ["infeasible", "measured"]
 
 
 def test_what_was_measured_is_kept_although_the_candidate_does_not_stop(host: Played) -> None:

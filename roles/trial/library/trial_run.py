@@ -8,7 +8,8 @@ module: trial_run
 short_description: Try candidates on this host, and return the records of all that were tried
 description:
   - Has the unit llama-tiers-trial.service try each candidate, and waits until what served before serves again.
-  - Without candidates only the records are returned, and what an earlier trial had stopped is started.
+  - Without candidates only the records are returned, and what an earlier trial had stopped is started. It fails when
+    somebody else goes on trying candidates, or starting and stopping tiers, for longer than a minute.
   - A candidate that fails is no failure of the module; its record says why. What served before and does not start again
     is one.
 options:
@@ -41,18 +42,8 @@ records:
 """
 
 import json
-import time
 
 from ansible.module_utils.basic import AnsibleModule
-
-
-def wait(systemd, unit):
-    """Wait until a unit has done its work, what systemd starts after it included; return its state."""
-    while True:
-        state = systemd.unit_state(unit)
-        if state.active_state in ("inactive", "failed"):
-            return state
-        time.sleep(0.5)
 
 
 def main() -> None:
@@ -66,15 +57,16 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    from checker import systemd, trial_run
+    from checker import activation, systemd, trial_run
 
     candidates = module.params["candidates"]
+    # Nobody is told what a job without candidates waits for: it has no progress that is shown.
+    patience_s = None if candidates else trial_run.PATIENCE_S
     try:
         if not module.check_mode:
-            # One that nobody follows any more ends by itself.
-            wait(systemd, trial_run.UNIT)
+            trial_run.wait(patience_s)
             # What an earlier trial left stopped, when neither systemd nor a boot has seen to it.
-            trial_run.restore()
+            trial_run.restore(patience_s)
         if candidates and not module.check_mode:
             job = {key: module.params[key] for key in ("host", "candidates", "depth", "limit_s")}
             trial_run.DIRECTORY.mkdir(parents=True, exist_ok=True)
@@ -83,11 +75,11 @@ def main() -> None:
             trial_run.LEASE.touch()
             systemd.reset_failed(trial_run.UNIT)
             systemd.restart(trial_run.UNIT)
-            state = wait(systemd, trial_run.UNIT)
+            state = trial_run.wait()
             if state.active_state == "failed":
                 said = " | ".join(systemd.journal(trial_run.UNIT, state.invocation_id)[-3:])
                 module.fail_json(msg=f"the trial was cut off: {said}", records=trial_run.kept())
-    except (systemd.SystemdError, OSError) as error:
+    except (activation.BusyError, systemd.SystemdError, OSError) as error:
         module.fail_json(msg=str(error), records=trial_run.kept())
     module.exit_json(changed=bool(candidates), records=trial_run.kept())
 
