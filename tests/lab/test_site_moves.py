@@ -139,7 +139,7 @@ def accepted_at_1000_tokens_per_second() -> list[dict[str, Any]]:
     """
     tiers = inventory_tiers()
     for tier in tiers:
-        tier["context"] = 1024
+        tier["context"] = 512
     result = measured_whole(tiers)
     assert result.returncode == 0, result.stdout[-3000:]
     kept = json.loads(ssh_ok("cat /var/lib/llama-tiers/accepted.json"))
