@@ -8,7 +8,7 @@ second, seconds, MiB.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -35,6 +35,7 @@ EXPLANATION_SCHEMA = "llama-tiers/explanation/1"
 # The inventory's variable that holds a host's decision.
 VARIABLE = "llama_tiers_decision"
 TRY_AGAIN = "try and decide again (`checker trial`, `checker decide`)"
+_ANEW = "`checker decide` writes it anew; without the file the inventory's order holds"
 
 _MIB = 1024 * 1024
 
@@ -608,15 +609,30 @@ class DecisionEntry(Written):
     tiers: dict[str, DecidedEntry]
 
 
-def parse(document: Any) -> DecisionEntry | None:
-    """Read the inventory's decision; None when it has none, InventoryError when it is none of this version."""
+def parse(document: Any, host: str, tiers: Collection[str]) -> DecisionEntry | None:
+    """Read the inventory's decision for a host; None when it has none.
+
+    `tiers` are the names of all of the host's tiers in the inventory. InventoryError when it is none of this version,
+    or of another host, or of tiers that the inventory has not (any more).
+    """
     if not document:
         return None
     try:
-        return DecisionEntry.model_validate(document)
+        decided = DecisionEntry.model_validate(document)
     except ValidationError as error:
-        again = "`checker decide` writes it anew; without the file the inventory's order holds"
-        raise InventoryError([f"{said}; {again}" for said in sentences(VARIABLE, error)]) from error
+        raise InventoryError([f"{said}; {_ANEW}" for said in sentences(VARIABLE, error)]) from error
+    if decided.host != host:
+        said = f"it was decided for host {decided.host}, and this is {host}; put the name or the file back"
+        raise InventoryError([f"{VARIABLE}: {said}, or {_ANEW}"])
+    problems = [
+        f"{_decided_is(name, choice)}, but it is none of the inventory's tiers: {', '.join(tiers)}; "
+        f"put it back, or {_ANEW}"
+        for name, choice in decided.tiers.items()
+        if name not in tiers
+    ]
+    if problems:
+        raise InventoryError(problems)
+    return decided
 
 
 def narrowed(
@@ -639,7 +655,7 @@ def narrowed(
         elif own is None:
             names = ", ".join(_candidate_words(each) for each in entry.candidates)
             problems.append(
-                f"{_decided_is(entry, choice)}, which is none of the inventory's candidates: {names}; "
+                f"{_decided_is(entry.name, choice)}, which is none of the inventory's candidates: {names}; "
                 f"put it back, or {TRY_AGAIN}"
             )
         else:
@@ -647,7 +663,7 @@ def narrowed(
             why = asked.changed(entry, own, gpus, layers, choice.placed, choice.uuids)
             if why:
                 problems.append(
-                    f"{_decided_is(entry, choice)}, which was measured before {why}: put that back, or {TRY_AGAIN}"
+                    f"{_decided_is(entry.name, choice)}, which was measured before {why}: put that back, or {TRY_AGAIN}"
                 )
             else:
                 narrow.append(asked.as_placed(entry, own.model, choice.placed, choice.uuids, entry.context.min))
@@ -661,8 +677,8 @@ def is_decided(candidate: Candidate, choice: DecidedEntry) -> bool:
     return (candidate.model, candidate.written) == (choice.model, choice.placement)
 
 
-def _decided_is(entry: TierEntry, choice: DecidedEntry) -> str:
-    return f"tier {entry.name}: decided is {choice.model} ({placement_words(choice.placement)})"
+def _decided_is(name: str, choice: DecidedEntry) -> str:
+    return f"tier {name}: decided is {choice.model} ({placement_words(choice.placement)})"
 
 
 def _candidate_words(candidate: Candidate) -> str:

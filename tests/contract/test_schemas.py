@@ -93,7 +93,7 @@ def test_a_decision_fits_its_schema(decided: bool) -> None:
     if file:
         own = {"$ref": "decision.schema.json#/$defs/decision"}
         jsonschema.Draft202012Validator(own, registry=EVERY).validate(file)
-        assert decision.parse(file)
+        assert decision.parse(file, "tower", ["deep", "fast"])
     schema = validator("decision").schema
     assert schema["properties"]["schema"]["const"] == decision.EXPLANATION_SCHEMA
     assert schema["$defs"]["decision"]["properties"]["schema"]["const"] == decision.SCHEMA

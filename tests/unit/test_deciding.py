@@ -323,6 +323,51 @@ def test_a_decided_candidate_that_is_gone_from_the_inventory_is_an_error(
     assert "decide again" in err
 
 
+@pytest.mark.parametrize(
+    ("host", "tier", "said"),
+    [
+        ("tower", "large", "tier deep: decided is tiny (3,2), but it is none of the inventory's tiers: large; "),
+        ("attic", "deep", "llama_tiers_decision: it was decided for host tower, and this is attic; "),
+    ],
+    ids=["tier", "host"],
+)
+def test_a_decision_for_a_tier_or_host_that_was_renamed_is_an_error(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str], host: str, tier: str, said: str
+) -> None:
+    decide(capsys, checkout)
+    checkout.hosts(host, tiers=[{**TIER, "name": tier}])
+    if host != "tower":
+        checkout.decision().parent.rename(checkout.decision(host).parent)
+    code, _, err = checkout.plan(capsys)
+    assert (code, f"checker: {host}: {said}" in err) == (2, True), err
+
+
+def test_a_tier_that_was_removed_is_gone_from_the_decision_that_is_written_anew(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fast = {**TIER, "name": "fast", "port": 8082}
+    policies = {**POLICIES, "policies": {"quick": {"note": "The fastest.", "tiers": {"deep": {}, "fast": {}}}}}
+    (checkout.root / "catalogue/policies.yml").write_text(yaml.safe_dump(policies))
+    checkout.tried(measured(SPLIT, 50.0, tier="fast"))
+    checkout.hosts("tower", tiers=[TIER, fast])
+    assert decide(capsys, checkout)[0] == 0
+    checkout.hosts("tower", tiers=[fast])
+    code, _, err = checkout.plan(capsys)
+    assert code == 2 and "`checker decide` writes it anew" in err
+    assert decide(capsys, checkout)[0] == 0
+    assert list(yaml.safe_load(checkout.decision().read_text())["llama_tiers_decision"]["tiers"]) == ["fast"]
+    assert checkout.plan(capsys)[0] == 0
+
+
+def test_a_plan_of_one_tier_has_all_of_the_inventorys_decision(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decide(capsys, checkout)
+    checkout.hosts("tower", tiers=[TIER, {**TIER, "name": "fast", "port": 8082}])
+    assert cli.main(["plan", "-i", str(checkout.inventory), "--tier", "fast", "--format", "json"]) == 0
+    assert [tier["name"] for tier in json.loads(capsys.readouterr().out)["tiers"]] == ["fast"]
+
+
 def test_without_the_file_the_inventorys_order_holds_again(
     checkout: Checkout, capsys: pytest.CaptureFixture[str]
 ) -> None:
