@@ -207,7 +207,7 @@ def contenders(
             entry,
             candidate,
             models[candidate.model],
-            [each for each in own if (each.model, each.placement) == (candidate.model, candidate.written)],
+            [each for each in own if _is_of(each, candidate)],
             commit,
             gpus,
         )
@@ -259,6 +259,30 @@ def _contender(
     )
     said = tuple(reason.removeprefix(f"{entry.name}: ") for reason in verdict.reasons)
     return Contender(candidate.model, candidate.written, published, newest.outcome, figures, said)
+
+
+def outdated(
+    found: Trial,
+    tiers: Iterable[TierEntry],
+    models: Mapping[str, ModelEntry],
+    commits: Mapping[str, str],
+    gpus: Sequence[GpuEntry],
+) -> str | None:
+    """Say what has changed since a trial of the host so that no decision goes by it; None when one may.
+
+    `commits` are those of the tiers' engines, by tier.
+    """
+    entry = next((each for each in tiers if each.name == found.tier), None)
+    if entry is None:
+        return f"tier {found.tier} went"
+    candidate = next((each for each in entry.candidates if _is_of(found, each)), None)
+    if candidate is None:
+        return "the candidate went"
+    return _outdated(found, entry, candidate, models[candidate.model], commits[entry.name], gpus)
+
+
+def _is_of(found: Trial, candidate: Candidate) -> bool:
+    return (found.model, found.placement) == (candidate.model, candidate.written)
 
 
 def _outdated(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import yaml
 from decision_cases import measured
 
-from checker import cli, deciding, planning, trial
+from checker import cli, deciding, planning, runner, trial
 from inventories import BIG, ENGINES, MODELS, SMALL
 
 AUTO, SPLIT = "auto", {"tensor_split": [3, 2]}
@@ -375,6 +376,43 @@ def test_without_the_file_the_inventorys_order_holds_again(
     decide(capsys, checkout)
     checkout.decision().unlink()
     assert checkout.plan(capsys)[1] == before
+
+
+# Which trials are old.
+
+
+def tried(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *records: trial.Trial
+) -> tuple[str, str]:
+    """Return what `checker trial` prints of the records that a host hands back."""
+    kept = {"llama_tiers_trials": {"tower": [record.to_json() for record in records]}}
+    monkeypatch.setattr(runner, "run", lambda *_: runner.RunResult(kept, (), ""))
+    assert cli.main(["trial", "-i", str(checkout.inventory)]) == 0
+    out, err = capsys.readouterr()
+    return " ".join(out.split()), err
+
+
+def test_a_trial_by_which_no_decision_goes_is_marked_as_old(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = measured(AUTO, 40.0)
+    assert before.spec
+    other = replace(before, spec=replace(before.spec, engine=replace(before.spec.engine, commit="2" * 40)))
+    gone, unlisted = measured(SPLIT, tier="wide"), measured({"tensor_split": [4, 1]})
+    out, err = tried(checkout, monkeypatch, capsys, other, gone, unlisted, measured(SPLIT))
+    assert (out.count("old:"), err) == (3, "")
+    assert f"deep: tiny (auto): old: tried before the engine became {ENGINES['new']['commit'][:9]}" in out
+    assert "wide: tiny (3,2): old: tried before tier wide went" in out
+    assert "deep: tiny (4,1): old: tried before the candidate went" in out
+
+
+def test_that_nobody_can_tell_which_trials_are_old_is_said(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkout.hosts("tower", tiers="{{ of_another_variable }}")
+    out, err = tried(checkout, monkeypatch, capsys, measured(SPLIT))
+    assert "tiny" in out and "old" not in out
+    assert "checker: tower: which of its trials are old is not known: tiers has a template" in err
 
 
 # Which candidates have room.
