@@ -215,6 +215,14 @@ def contenders(
     )
 
 
+def _published(model: ModelEntry) -> Published:
+    return Published(
+        score=model.published.score if model.published else None,
+        aime_2024=model.published.aime_2024 if model.published else None,
+        model_mib=model.header.total_bytes / _MIB if model.header else 0.0,
+    )
+
+
 def _of_placement(found: Trial) -> bool:
     """Whether a trial tells something of the candidate's placement, be it that there is no room for any."""
     return found.spec is not None or found.outcome == trial.INFEASIBLE
@@ -228,11 +236,7 @@ def _contender(
     commit: str,
     gpus: Sequence[GpuEntry],
 ) -> Contender:
-    published = Published(
-        score=model.published.score if model.published else None,
-        aime_2024=model.published.aime_2024 if model.published else None,
-        model_mib=model.header.total_bytes / _MIB if model.header else 0.0,
-    )
+    published = _published(model)
 
     def unmeasured(outcome: str | None, why: str) -> Contender:
         return Contender(candidate.model, candidate.written, published, outcome, None, (why,))
@@ -422,12 +426,27 @@ def _cards_wanted(rule: RuleEntry) -> str:
 def _by(word: str, contender: Contender) -> tuple[float, ...] | None:
     """Return what a preference ranks by, the least first; None when that was not measured."""
     if word == "quality":
-        published = contender.published
-        scores = [-1.0 if each is None else each for each in (published.score, published.aime_2024)]
-        return (-scores[0], -scores[1], -published.model_mib)
+        return _quality(contender.published)
     if contender.figures is None:
         return None
     return (-contender.figures.tokens_per_second,) if word == "speed" else (contender.figures.load_s,)
+
+
+def _quality(published: Published) -> tuple[float, ...]:
+    """Return what quality is ranked by, the least first: figures that nobody published go last."""
+    score, aime = (-1.0 if each is None else each for each in (published.score, published.aime_2024))
+    return (-score, -aime, -published.model_mib)
+
+
+def quality_ranks(served: Collection[str], models: Mapping[str, ModelEntry]) -> dict[str, int | None]:
+    """Rank the models of some tiers by quality: 1 and how many tiers have a better one, so that equals share a rank.
+
+    None for a model of which nothing was published, or that the catalogue has not.
+    """
+    found = {name: _published(models[name]) for name in served if name in models}
+    keys = {name: _quality(known) for name, known in found.items() if known.score is not None}
+    every = [keys[name] for name in served if name in keys]
+    return {name: 1 + sum(other < keys[name] for other in every) if name in keys else None for name in served}
 
 
 def _rank(contender: Contender, rule: RuleEntry) -> tuple[tuple[float, ...], ...]:
