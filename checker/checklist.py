@@ -5,7 +5,7 @@ A box is ticked by evidence alone, and is open with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -68,7 +68,7 @@ def _checked(
 
 
 def _turns(tiers: Sequence[TierReport]) -> Box:
-    """Tick what rivals prove that were measured: neither is loaded while the other is."""
+    """Tick what rivals prove that were measured: while one was loaded, none of the others was."""
     name = "Tiers take turns"
     rivals = [tier for tier in tiers if tier.evidence.rivals]
     if not rivals:
@@ -76,8 +76,21 @@ def _turns(tiers: Sequence[TierReport]) -> Box:
     unseen = [tier.name for tier in rivals if tier.evidence.unit.active_state != "active"]
     if unseen:
         return Box(name, False, f"not seen loaded: {', '.join(unseen)}")
+    apart = [said for tier in rivals for said in _beside(tier)]
+    if apart:
+        return Box(name, False, "; ".join(apart))
     pairs = (f"{tier.name} in the place of {' and '.join(tier.evidence.rivals)}" for tier in rivals)
     return Box(name, True, f"each was measured loaded: {', '.join(pairs)}")
+
+
+def _beside(tier: TierReport) -> Iterator[str]:
+    """Say which rivals were loaded while a tier was measured, and of which that is not known."""
+    for rival in tier.evidence.rivals:
+        state = tier.evidence.rival_states.get(rival)
+        if state is None:
+            yield f"{tier.name}: not seen whether {rival} was loaded beside it, `checker verify` looks"
+        elif state not in ("inactive", "failed"):
+            yield f"{tier.name}: {rival} was {state} beside it"
 
 
 def _boot(tiers: Sequence[TierReport]) -> Box:

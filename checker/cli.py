@@ -278,7 +278,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _trial(options: argparse.Namespace) -> int:
     try:
-        from checker import planning, runner
+        from checker import deciding, planning, runner
         from checker.catalogue import InventoryError
         from checker.reports import trials
     except ImportError as error:
@@ -297,8 +297,14 @@ def _trial(options: argparse.Namespace) -> int:
             _say(_TRIAL_INTERRUPTED)
             return INTERRUPTED
         tried = result.artifact_data.get("llama_tiers_trials", {})
+        outdated = {}
+        for subject in (each for each in subjects if each.name in tried):
+            try:
+                outdated[subject.name] = deciding.outdated(subject, tried[subject.name], models, engines)
+            except (planning.PlanningError, InventoryError) as error:
+                _say(f"checker: {subject.name}: which of its trials are old is not known: {error}")
         if tried:
-            _show(trials.render(tried, options.format))
+            _show(trials.render(tried, outdated, options.format))
         for failure in result.failures:
             _could_not(f"{failure.host}: {failure.task}: {failure.message}")
         if not tried and not result.failures:

@@ -6,7 +6,8 @@ The edge of `checker.decision`: everything here ends in its records, or begins w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,15 @@ from typing import Any
 import yaml
 
 from checker import decision, planning, policies, trial, whole
-from checker.catalogue import InventoryError, check_inventory, parse_inventory, with_placeholders
+from checker.catalogue import (
+    GpuEntry,
+    InventoryError,
+    ModelEntry,
+    TierEntry,
+    check_inventory,
+    parse_inventory,
+    with_placeholders,
+)
 from checker.decision import Decision
 from checker.planning import PlanningError, Subject
 from checker.policies import Policies
@@ -76,25 +85,57 @@ def decide(
     name = policy or known.first
     if name not in known.policies:
         raise PlanningError(f"no policy {name!r}; policies: {', '.join(known.policies)}")
+    acceptable = subject.variables.get(ACCEPTABLE, known.acceptable_tokens_per_second)
+    wrong = []
+    if isinstance(acceptable, bool) or not isinstance(acceptable, int | float) or not 0 < acceptable < float("inf"):
+        wrong.append(f"{ACCEPTABLE} {acceptable!r} is wrong: expected tokens per second, more than 0")
+    asked = _asked(subject, models, engines, wrong)
+    tried = list(trials)
+    candidates = {
+        entry.name: decision.contenders(entry, asked.models, tried, asked.commits[entry.name], asked.gpus)
+        for entry in asked.tiers
+    }
+    return decision.decide(subject.name, candidates, known, name, float(acceptable))
+
+
+def outdated(
+    subject: Subject, records: Iterable[Mapping[str, Any]], models: Mapping[str, Any], engines: Mapping[str, Any]
+) -> list[str | None]:
+    """Say of each record of a host's trials what has changed since, so that no decision goes by it; None when one may.
+
+    InventoryError when the inventory cannot be used, PlanningError when only a play can read it.
+    """
+    asked = _asked(subject, models, engines)
+    return [
+        decision.outdated(trial.from_json(record), asked.tiers, asked.models, asked.commits, asked.gpus)
+        for record in records
+    ]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What an inventory asks of a host; `commits` are those of the tiers' engines, by tier."""
+
+    gpus: list[GpuEntry]
+    tiers: list[TierEntry]
+    models: dict[str, ModelEntry]
+    commits: dict[str, str]
+
+
+def _asked(
+    subject: Subject, models: Mapping[str, Any], engines: Mapping[str, Any], wrong: Sequence[str] = ()
+) -> _Asked:
+    """Read a host's inventory; InventoryError has its problems, and what else was found `wrong` with it."""
     variables = subject.variables
     planning.refuse_templates(variables, "tiers")
     gpus, tiers = with_placeholders(variables.get("gpus") or []), variables.get("tiers") or []
     engine, backend = planning.engine_of(variables, engines)
-    problems = check_inventory(gpus, tiers, models, engines, engine, backend)
-    acceptable = variables.get(ACCEPTABLE, known.acceptable_tokens_per_second)
-    if isinstance(acceptable, bool) or not isinstance(acceptable, int | float) or not 0 < acceptable < float("inf"):
-        problems.append(f"{ACCEPTABLE} {acceptable!r} is wrong: expected tokens per second, more than 0")
+    problems = [*check_inventory(gpus, tiers, models, engines, engine, backend), *wrong]
     if problems:
         raise InventoryError(problems)
     parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
-    tried = list(trials)
-    candidates = {
-        entry.name: decision.contenders(
-            entry, parsed_models, tried, engines[entry.engine or engine]["commit"], parsed_gpus
-        )
-        for entry in parsed_tiers
-    }
-    return decision.decide(subject.name, candidates, known, name, float(acceptable))
+    commits = {entry.name: str(engines[entry.engine or engine]["commit"]) for entry in parsed_tiers}
+    return _Asked(parsed_gpus, parsed_tiers, parsed_models, commits)
 
 
 def path_of(inventory: Path, host: str) -> Path:

@@ -8,7 +8,7 @@ second, seconds, MiB.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -35,6 +35,7 @@ EXPLANATION_SCHEMA = "llama-tiers/explanation/1"
 # The inventory's variable that holds a host's decision.
 VARIABLE = "llama_tiers_decision"
 TRY_AGAIN = "try and decide again (`checker trial`, `checker decide`)"
+_ANEW = "`checker decide` writes it anew; without the file the inventory's order holds"
 
 _MIB = 1024 * 1024
 
@@ -206,11 +207,19 @@ def contenders(
             entry,
             candidate,
             models[candidate.model],
-            [each for each in own if (each.model, each.placement) == (candidate.model, candidate.written)],
+            [each for each in own if _is_of(each, candidate)],
             commit,
             gpus,
         )
         for candidate in entry.candidates
+    )
+
+
+def _published(model: ModelEntry) -> Published:
+    return Published(
+        score=model.published.score if model.published else None,
+        aime_2024=model.published.aime_2024 if model.published else None,
+        model_mib=model.header.total_bytes / _MIB if model.header else 0.0,
     )
 
 
@@ -222,11 +231,7 @@ def _contender(
     commit: str,
     gpus: Sequence[GpuEntry],
 ) -> Contender:
-    published = Published(
-        score=model.published.score if model.published else None,
-        aime_2024=model.published.aime_2024 if model.published else None,
-        model_mib=model.header.total_bytes / _MIB if model.header else 0.0,
-    )
+    published = _published(model)
 
     def unmeasured(outcome: str | None, why: str) -> Contender:
         return Contender(candidate.model, candidate.written, published, outcome, None, (why,))
@@ -253,6 +258,30 @@ def _contender(
     )
     said = tuple(reason.removeprefix(f"{entry.name}: ") for reason in verdict.reasons)
     return Contender(candidate.model, candidate.written, published, newest.outcome, figures, said)
+
+
+def outdated(
+    found: Trial,
+    tiers: Iterable[TierEntry],
+    models: Mapping[str, ModelEntry],
+    commits: Mapping[str, str],
+    gpus: Sequence[GpuEntry],
+) -> str | None:
+    """Say what has changed since a trial of the host so that no decision goes by it; None when one may.
+
+    `commits` are those of the tiers' engines, by tier.
+    """
+    entry = next((each for each in tiers if each.name == found.tier), None)
+    if entry is None:
+        return f"tier {found.tier} went"
+    candidate = next((each for each in entry.candidates if _is_of(found, each)), None)
+    if candidate is None:
+        return "the candidate went"
+    return _outdated(found, entry, candidate, models[candidate.model], commits[entry.name], gpus)
+
+
+def _is_of(found: Trial, candidate: Candidate) -> bool:
+    return (found.model, found.placement) == (candidate.model, candidate.written)
 
 
 def _outdated(
@@ -392,12 +421,27 @@ def _cards_wanted(rule: RuleEntry) -> str:
 def _by(word: str, contender: Contender) -> tuple[float, ...] | None:
     """Return what a preference ranks by, the least first; None when that was not measured."""
     if word == "quality":
-        published = contender.published
-        scores = [-1.0 if each is None else each for each in (published.score, published.aime_2024)]
-        return (-scores[0], -scores[1], -published.model_mib)
+        return _quality(contender.published)
     if contender.figures is None:
         return None
     return (-contender.figures.tokens_per_second,) if word == "speed" else (contender.figures.load_s,)
+
+
+def _quality(published: Published) -> tuple[float, ...]:
+    """Return what quality is ranked by, the least first: figures that nobody published go last."""
+    score, aime = (-1.0 if each is None else each for each in (published.score, published.aime_2024))
+    return (-score, -aime, -published.model_mib)
+
+
+def quality_ranks(served: Collection[str], models: Mapping[str, ModelEntry]) -> dict[str, int | None]:
+    """Rank the models of some tiers by quality: 1 and how many tiers have a better one, so that equals share a rank.
+
+    None for a model of which nothing was published, or that the catalogue has not.
+    """
+    found = {name: _published(models[name]) for name in served if name in models}
+    keys = {name: _quality(known) for name, known in found.items() if known.score is not None}
+    every = [keys[name] for name in served if name in keys]
+    return {name: 1 + sum(other < keys[name] for other in every) if name in keys else None for name in served}
 
 
 def _rank(contender: Contender, rule: RuleEntry) -> tuple[tuple[float, ...], ...]:
@@ -603,15 +647,30 @@ class DecisionEntry(Written):
     tiers: dict[str, DecidedEntry]
 
 
-def parse(document: Any) -> DecisionEntry | None:
-    """Read the inventory's decision; None when it has none, InventoryError when it is none of this version."""
+def parse(document: Any, host: str, tiers: Collection[str]) -> DecisionEntry | None:
+    """Read the inventory's decision for a host; None when it has none.
+
+    `tiers` are the names of all of the host's tiers in the inventory. InventoryError when it is none of this version,
+    or of another host, or of tiers that the inventory has not (any more).
+    """
     if not document:
         return None
     try:
-        return DecisionEntry.model_validate(document)
+        decided = DecisionEntry.model_validate(document)
     except ValidationError as error:
-        again = "`checker decide` writes it anew; without the file the inventory's order holds"
-        raise InventoryError([f"{said}; {again}" for said in sentences(VARIABLE, error)]) from error
+        raise InventoryError([f"{said}; {_ANEW}" for said in sentences(VARIABLE, error)]) from error
+    if decided.host != host:
+        said = f"it was decided for host {decided.host}, and this is {host}; put the name or the file back"
+        raise InventoryError([f"{VARIABLE}: {said}, or {_ANEW}"])
+    problems = [
+        f"{_decided_is(name, choice)}, but it is none of the inventory's tiers: {', '.join(tiers)}; "
+        f"put it back, or {_ANEW}"
+        for name, choice in decided.tiers.items()
+        if name not in tiers
+    ]
+    if problems:
+        raise InventoryError(problems)
+    return decided
 
 
 def narrowed(
@@ -634,7 +693,7 @@ def narrowed(
         elif own is None:
             names = ", ".join(_candidate_words(each) for each in entry.candidates)
             problems.append(
-                f"{_decided_is(entry, choice)}, which is none of the inventory's candidates: {names}; "
+                f"{_decided_is(entry.name, choice)}, which is none of the inventory's candidates: {names}; "
                 f"put it back, or {TRY_AGAIN}"
             )
         else:
@@ -642,7 +701,7 @@ def narrowed(
             why = asked.changed(entry, own, gpus, layers, choice.placed, choice.uuids)
             if why:
                 problems.append(
-                    f"{_decided_is(entry, choice)}, which was measured before {why}: put that back, or {TRY_AGAIN}"
+                    f"{_decided_is(entry.name, choice)}, which was measured before {why}: put that back, or {TRY_AGAIN}"
                 )
             else:
                 narrow.append(asked.as_placed(entry, own.model, choice.placed, choice.uuids, entry.context.min))
@@ -656,8 +715,8 @@ def is_decided(candidate: Candidate, choice: DecidedEntry) -> bool:
     return (candidate.model, candidate.written) == (choice.model, choice.placement)
 
 
-def _decided_is(entry: TierEntry, choice: DecidedEntry) -> str:
-    return f"tier {entry.name}: decided is {choice.model} ({placement_words(choice.placement)})"
+def _decided_is(name: str, choice: DecidedEntry) -> str:
+    return f"tier {name}: decided is {choice.model} ({placement_words(choice.placement)})"
 
 
 def _candidate_words(candidate: Candidate) -> str:

@@ -325,8 +325,10 @@ class Evidence:
     `thorough` and `quality` are None where they were not measured for this run of the unit, `residuals` one for each
     card of the plan. `front` is what listens on the tier's port. `argv` and `environment` are what the unit runs, so
     that a measurement can be repeated. `asleep` says of a tier on demand that it was not loaded when the report was
-    made: all else is of `measured_at`. `rivals` are the tiers that are not loaded while this one is. `booted_at` is
-    when this command was last seen up, of a tier on demand its port, as a boot had left it; None when it never was.
+    made: all else is of `measured_at`. `rivals` are the tiers that are not loaded while this one is; `rival_states` is
+    what systemd said of the unit of each ("inactive") while this one was active and measured, without those that nobody
+    looked at. `booted_at` is when this command was last seen up, of a tier on demand its port, as a boot had left it;
+    None when it never was.
     """
 
     tier: str
@@ -355,6 +357,7 @@ class Evidence:
     booted_at: str | None = None
     failures: tuple[str, ...] = ()
     strange_files: tuple[str, ...] = ()
+    rival_states: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of the evidence."""

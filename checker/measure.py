@@ -31,7 +31,7 @@ from checker.evidence import (
 from checker.llama_server import BrokenError, Buffers, LlamaServer, LoggedBuffers, ServerError
 from checker.others import Others
 from checker.systemd import Line, UnitState
-from checker.tier import Front, TierSpec
+from checker.tier import Front, TierSpec, unit_of
 from checker.watch import Watch
 
 PROMPT = "Explain quantum computing in simple terms."
@@ -123,7 +123,22 @@ def measure(
         booted_at=booted_at(spec, earlier),
         failures=() if _was_stopped(spec) else tuple(dict.fromkeys(failures)),
         strange_files=strange_files(spec),
+        rival_states=_rival_states(spec, unit),
     )
+
+
+def _rival_states(spec: TierSpec, unit: UnitEvidence) -> dict[str, str]:
+    """Return the state of each rival's unit while this run of the tier's is active; none when that cannot be told.
+
+    Units are asked one after the other, so the tier's own is asked once more: a switch in between tells nothing.
+    """
+    try:
+        states = {rival: systemd.unit_state(unit_of(rival)).active_state for rival in spec.rivals}
+        own = systemd.unit_state(spec.unit)
+    except systemd.SystemdError:
+        return {}
+    stayed = unit.active_state == own.active_state == "active" and own.invocation_id == unit.invocation_id
+    return states if stayed else {}
 
 
 def strange_files(spec: TierSpec) -> tuple[str, ...]:

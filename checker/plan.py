@@ -806,6 +806,7 @@ def for_site(
     replan: bool = False,
     as_served: bool = False,
     decided: Mapping[str, Any] | None = None,
+    host_name: str = "",
     in_trial: bool = False,
 ) -> SitePlan:
     """Plan every tier of a host for site.yml; InventoryError lists all reasons why that cannot be done.
@@ -813,7 +814,8 @@ def for_site(
     Arguments are the inventory's words as Ansible hands them over; `profile` is the host profile, empty when there is
     no host to ask. Pinned tiers of a host are served at once, so such that exclude each other are refused. `replan`
     makes a new choice for every tier, where else a placement that is proven on the host is kept. `decided` is the
-    inventory's decision: a tier that is in it has the candidate that was chosen, as it was measured, and no other.
+    inventory's decision: a tier that is in it has the candidate that was chosen, as it was measured, and no other. It
+    has to be that of `host_name`, as the inventory calls the host, and of tiers that are here.
     `as_served` asks neither: each tier has model, cards and split with which it is proven on the host, and no other;
     its port and all else are the inventory's. One that never was proven is left out. `in_trial` is as in
     `check_inventory`.
@@ -824,7 +826,7 @@ def for_site(
         raise InventoryError(found)
     parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
     proven = kept.of_profile(profile or {})
-    by = None if as_served else decision.parse(decided)
+    by = None if as_served else decision.parse(decided, host_name, _names(parsed_tiers))
     left_out: tuple[str, ...] = ()
     if as_served:
         left_out = tuple(entry.name for entry in parsed_tiers if entry.name not in proven)
@@ -910,18 +912,27 @@ def exposed(tiers: Sequence[TierEntry]) -> list[str]:
     ]
 
 
+def _names(tiers: Sequence[TierEntry]) -> list[str]:
+    return [entry.name for entry in tiers]
+
+
 def served(
-    gpus: Sequence[Any], tiers: Sequence[Any], models: Mapping[str, Any], decided: Mapping[str, Any] | None = None
+    gpus: Sequence[Any],
+    tiers: Sequence[Any],
+    models: Mapping[str, Any],
+    decided: Mapping[str, Any] | None,
+    host_name: str,
 ) -> list[str]:
     """Return the model that each tier will probably serve, before there is a host to read.
 
     By the inventory's decision, figures and datasheets; a tier that cannot be planned with them alone has its first
-    candidate's. InventoryError when the decision does not go with the inventory.
+    candidate's. InventoryError when the decision does not go with the inventory, or is not that of `host_name`.
     """
     parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
     host = join_host(parsed_gpus, RamEntry(), {})
+    by = decision.parse(decided, host_name, _names(parsed_tiers))
     names = []
-    for entry in decision.narrowed(parsed_tiers, decision.parse(decided), parsed_gpus, parsed_models):
+    for entry in decision.narrowed(parsed_tiers, by, parsed_gpus, parsed_models):
         try:
             names += [each.chosen.model for each in make(parsed_gpus, [entry], parsed_models, host).tiers]
         except InventoryError:

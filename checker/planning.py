@@ -258,7 +258,9 @@ def _made(subject: Subject, wishes: Wishes, models: Mapping[str, Any], engines: 
     gpus = with_placeholders(variables.get("gpus") or [])
     tiers = _tiers(variables.get("tiers") or [], wishes, models, gpus)
     parsed_gpus, parsed_tiers, parsed_models, host = _checked(subject, gpus, tiers, models, engines)
-    decided = None if wishes.model else decision.parse(variables.get(decision.VARIABLE))
+    decided = None
+    if wishes.model is None:
+        decided = decision.parse(variables.get(decision.VARIABLE), subject.name, _names(variables["tiers"]))
     if decided:
         parsed_tiers = _decided(variables["tiers"], parsed_tiers, decided, parsed_gpus, parsed_models)
     planned = plan.make(parsed_gpus, parsed_tiers, parsed_models, host)
@@ -391,13 +393,17 @@ def _tiers(written: Any, wishes: Wishes, models: dict[str, Any], gpus: Any) -> A
     elif not isinstance(written, list):
         return written
     elif wishes.tier is not None:
-        names = [tier.get("name") for tier in written if isinstance(tier, Mapping)]
+        names = _names(written)
         if wishes.tier not in names:
-            raise PlanningError(f"no tier {wishes.tier!r}; tiers here: {', '.join(map(str, names)) or 'none'}")
+            raise PlanningError(f"no tier {wishes.tier!r}; tiers here: {', '.join(names) or 'none'}")
         # Alone it has nobody to stand in for it.
         alone = (tier for tier in written if isinstance(tier, Mapping) and tier.get("name") == wishes.tier)
         written = [{key: value for key, value in tier.items() if key != "fallback"} for tier in alone]
     return [_with_wishes(tier, wishes, models, gpus) for tier in written]
+
+
+def _names(written: Sequence[Any]) -> list[str]:
+    return [str(tier.get("name")) for tier in written if isinstance(tier, Mapping)]
 
 
 def _tier_of(wishes: Wishes, models: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from checker.decision import placement_words
 from checker.reports.console import printed
 
 _MARKS = {"measured": ("✓", "green"), "failed": ("✗", "red"), "infeasible": ("✗", "yellow")}
@@ -25,37 +26,53 @@ def screening(documents: Sequence[dict[str, Any]], name: str) -> str:
     return printed(Group(*(part for each in documents for part in _screened(each))))
 
 
-def render(records: Mapping[str, Sequence[dict[str, Any]]], name: str) -> str:
-    """Render the records of trials by host; JSON is one record a line."""
+def render(
+    records: Mapping[str, Sequence[dict[str, Any]]], outdated: Mapping[str, Sequence[str | None]], name: str
+) -> str:
+    """Render the records of trials by host; JSON is one record a line.
+
+    `outdated` says of each record what has changed since, None of one by which a decision may go; it is without the
+    hosts of which nobody knows that.
+    """
     if name == "json":
         every = (record for own in records.values() for record in own)
         return "\n".join(json.dumps(record, ensure_ascii=False) for record in every)
-    return printed(Group(*(part for host, own in records.items() for part in _tried(host, own))))
+    parts = (_tried(host, own, outdated.get(host, [None] * len(own))) for host, own in records.items())
+    return printed(Group(*(part for host in parts for part in host)))
 
 
-def _tried(host: str, records: Sequence[dict[str, Any]]) -> Iterator[RenderableType]:
+def _tried(host: str, records: Sequence[dict[str, Any]], outdated: Sequence[str | None]) -> Iterator[RenderableType]:
+    told = sorted(zip(records, outdated, strict=True), key=lambda each: each[1] is not None)
     yield Text(host, style="bold underline")
-    table = Table(box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
+    # In 80 columns the longest name of the catalogue has just room.
+    table = Table(box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     table.add_column("", no_wrap=True)
     table.add_column("tier", no_wrap=True)
     table.add_column("candidate", overflow="fold")
     table.add_column("split", overflow="fold")
-    table.add_column("tokens/s", justify="right")
-    table.add_column("load s", justify="right")
-    for record in records:
+    table.add_column("tokens\n/s", justify="right")
+    table.add_column("load\ns", justify="right")
+    table.add_column("tried", no_wrap=True)
+    for record, since in told:
         found, spec = record["evidence"], record["spec"]
+        mark, colour = _MARKS[record["outcome"]]
         table.add_row(
-            Text(*_MARKS[record["outcome"]]),
+            Text(mark, style="" if since else colour),
             record["tier"],
-            record["model"],
+            Text.assemble(record["model"], (f"\n{placement_words(record['placement'])}", "dim")),
             ",".join(map(str, spec["placement"]["tensor_split"])) if spec else "-",
             _number(_speed(found)) if found else "-",
             _number(found["unit"]["load_s"]) if found else "-",
+            record["recorded_at"][:10] + ("\nold" if since else ""),
+            style="dim" if since else None,
         )
-    yield table
-    for record in records:
-        if record["reason"]:
-            yield Text(f"{record['tier']}: {record['model']}: {record['reason']}", style="red")
+    yield Padding(table, (1, 0))
+    for record, since in told:
+        said = [record["reason"]] if record["reason"] else []
+        said += [f"old: tried before {since}"] if since else []
+        if said:
+            label = f"{record['tier']}: {record['model']} ({placement_words(record['placement'])})"
+            yield Text(f"{label}: {'; '.join(said)}", style="dim" if since else "red")
     yield Text()
 
 

@@ -11,6 +11,7 @@ description:
   - Fails with every reason, and its arithmetic, when a tier does not fit or tiers do not fit together.
   - Runs on the controller, with the Python that holds the package C(checker).
 options:
+  host: {description: Name of the host in the inventory, type: str, required: true}
   gpus: {description: The cards of the host, type: list, elements: dict, required: true}
   tiers: {description: The tiers of the host, type: list, elements: dict, required: true}
   models: {description: Catalogue of models, type: dict, required: true}
@@ -44,6 +45,7 @@ author: [llama-tiers]
 EXAMPLES = r"""
 - name: Plan the tiers
   tier_plan:
+    host: "{{ inventory_hostname }}"
     gpus: "{{ gpus }}"
     tiers: "{{ tiers }}"
     models: "{{ models }}"
@@ -87,6 +89,7 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
+            "host": {"type": "str", "required": True},
             "gpus": {"type": "list", "elements": "dict", "required": True},
             "tiers": {"type": "list", "elements": "dict", "required": True},
             "models": {"type": "dict", "required": True},
@@ -124,6 +127,7 @@ def main() -> None:
             replan=args["replan"],
             as_served=args["as_served"],
             decided=args["decision"],
+            host_name=args["host"],
         )
     except InventoryError as error:
         module.fail_json(msg=str(error), problems=error.problems)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 CONTROLLER_ONLY = ("pydantic", "rich", "gguf", "ansible_runner", "yaml", "numpy")
 
 # Modules that run on the controller although a role holds them (delegate_to: localhost).
-DELEGATED = {"inventory_check", "host_check", "tier_plan", "trial_plan"}
+DELEGATED = {"inventory_check", "host_check", "quality_ranks", "tier_plan", "trial_plan"}
 
 
 def imported_by_host_modules() -> set[str]:

@@ -17,7 +17,8 @@ from checker import hardware
 from inventories import BIG, SMALL, inventory
 
 MODELS_DIRECTORY = "/var/lib/llama-tiers/models"
-BUILD = {
+HOST = {
+    "host": "tower",
     "build_directory": "/var/cache/llama-tiers/build",
     "releases_directory": "/opt/llama-tiers/releases",
     "build_free_mib": 1280,
@@ -28,7 +29,7 @@ TINY = f"{MODELS_DIRECTORY}/abababababab/tiny.gguf"
 def test_a_right_inventory_says_what_has_to_lie_on_the_host() -> None:
     given = inventory()
     given["tiers"][1]["engine"] = "old"
-    result = run("inventory_check", models_directory=MODELS_DIRECTORY, **BUILD, **given)
+    result = run("inventory_check", models_directory=MODELS_DIRECTORY, **HOST, **given)
 
     assert result["changed"] is False
     assert result["needs"] == [
@@ -52,7 +53,7 @@ def test_all_problems_of_an_inventory_are_said_at_once() -> None:
     wrong["tiers"][0]["candidates"][0]["model"] = "huge"
     wrong["tiers"][1]["port"] = 8080
 
-    result = run("inventory_check", models_directory=MODELS_DIRECTORY, **BUILD, **wrong)
+    result = run("inventory_check", models_directory=MODELS_DIRECTORY, **HOST, **wrong)
 
     assert result["failed"] is True
     assert len(result["problems"]) == 3
@@ -71,13 +72,32 @@ def decided(placement: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("module", ["inventory_check", "tier_plan"])
 def test_a_decision_that_the_inventory_does_not_know_is_refused(module: str) -> None:
     gone = decided({"tensor_split": [4, 1]})
-    own = {"releases": {"new": "/r"}, "keys_directory": "/k"} if module == "tier_plan" else BUILD
+    own = {"host": "tower", "releases": {"new": "/r"}, "keys_directory": "/k"} if module == "tier_plan" else HOST
 
     result = run(module, decision=gone, models_directory=MODELS_DIRECTORY, **own, **inventory())
 
     assert result["failed"] is True
     said = "tier deep: decided is tiny (4,1), which is none of the inventory's candidates: tiny (3,2); put it back"
     assert said in result["problems"][0]
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [({"host": "shed"}, "it was decided for host shed, and this is tower"), ({"tiers": "large"}, "tiers: fast, deep")],
+    ids=["host", "tier"],
+)
+@pytest.mark.parametrize("module", ["inventory_check", "tier_plan"])
+def test_a_decision_of_another_host_or_tier_is_refused(module: str, other: dict[str, str], said: str) -> None:
+    made = decided({"tensor_split": [3, 2]})
+    if name := other.get("tiers"):
+        other = {"tiers": {name: made["tiers"]["deep"]}}
+    own = {"host": "tower", "releases": {"new": "/r"}, "keys_directory": "/k"} if module == "tier_plan" else HOST
+
+    result = run(module, decision={**made, **other}, models_directory=MODELS_DIRECTORY, **own, **inventory())
+
+    assert result["failed"] is True
+    (problem,) = result["problems"]
+    assert said in problem and "`checker decide` writes it anew" in problem
 
 
 def test_a_plan_takes_what_was_decided_and_names_the_evidence() -> None:
@@ -103,7 +123,7 @@ def test_only_the_decided_model_has_to_lie_on_the_host() -> None:
     given["tiers"][0]["candidates"].insert(0, {"model": "other", "placement": {"tensor_split": [3, 2]}})
 
     needed = [
-        run("inventory_check", models_directory=MODELS_DIRECTORY, **BUILD, **given, **more)["models"]
+        run("inventory_check", models_directory=MODELS_DIRECTORY, **HOST, **given, **more)["models"]
         for more in ({}, {"decision": decided({"tensor_split": [3, 2]})})
     ]
 
@@ -113,7 +133,7 @@ def test_only_the_decided_model_has_to_lie_on_the_host() -> None:
 def test_where_nothing_is_served_neither_decision_nor_models_are_looked_at() -> None:
     gone = decided({"tensor_split": [4, 1]})
     result = run(
-        "inventory_check", decision=gone, serves=False, models_directory=MODELS_DIRECTORY, **BUILD, **inventory()
+        "inventory_check", decision=gone, serves=False, models_directory=MODELS_DIRECTORY, **HOST, **inventory()
     )
     assert result["models"] == []
     assert [need["what"] for need in result["needs"]] == ["build of llama.cpp new"]
@@ -128,6 +148,7 @@ def plan(
 ) -> dict[str, Any]:
     return run(
         "tier_plan",
+        host="tower",
         profile=profile or {},
         releases={"new": "/opt/llama-tiers/current"},
         models_directory=MODELS_DIRECTORY,

@@ -16,6 +16,7 @@ from inventories import BIG, SMALL
 
 UNIT = "llama-tier-deep.service"
 FRONT = Front("deep")
+RIVAL = "llama-tier-fast.service"
 PID = 4711
 RUN = "0123456789abcdef0123456789abcdef"
 STRAY = {"name": "GeForce 7", "uuid": "GPU-stray"}
@@ -94,7 +95,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Host:
     def unit_state(unit: str) -> Any:
         if unit == UNIT:
             return told(played.state)
-        assert unit in FRONT.units
+        assert unit in (*FRONT.units, RIVAL)
         active_state = told(played.front).get(unit, "inactive")
         return systemd.UnitState(active_state, "", None, "", "success", 0, 0)
 

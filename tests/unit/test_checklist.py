@@ -90,8 +90,13 @@ def test_a_split_that_answers_differently_is_no_tick() -> None:
     assert "quality of the split is mean KLD 0.5, wanted mean KLD at most 0.001" in found.reason
 
 
+def beside(found: TierReport, **states: str) -> TierReport:
+    """Return a tier that was measured while its rivals' units were in these states."""
+    return with_evidence(found, rivals=tuple(states), rival_states=states)
+
+
 def test_rivals_that_were_both_measured_loaded_took_turns() -> None:
-    deep, fast = with_evidence(TIER, rivals=("fast",)), with_evidence(alone(), rivals=("deep",))
+    deep, fast = beside(TIER, fast="inactive"), beside(alone(), deep="inactive")
     found = boxes(deep, fast)[TURNS]
     assert found.ticked
     assert found.reason == "each was measured loaded: deep in the place of fast, fast in the place of deep"
@@ -99,6 +104,20 @@ def test_rivals_that_were_both_measured_loaded_took_turns() -> None:
     found = boxes(deep, down)[TURNS]
     assert (found.ticked, found.reason) == (False, "not seen loaded: fast")
     assert boxes(TIER, alone())[TURNS].reason == "no tier gives way to another: all are loaded beside each other"
+
+
+@pytest.mark.parametrize("state", ["active", "activating", "deactivating"])
+def test_rivals_that_were_loaded_at_the_same_moment_took_no_turns(state: str) -> None:
+    found = boxes(beside(TIER, fast=state), beside(alone(), deep="inactive"))[TURNS]
+    assert (found.ticked, found.reason) == (False, f"deep: fast was {state} beside it")
+
+
+def test_a_rival_that_nobody_looked_at_while_a_tier_was_measured_leaves_the_box_open() -> None:
+    """Evidence of before has no states, and a rival may be new since a tier that sleeps was measured."""
+    deep = with_evidence(beside(TIER, fast="failed"), rivals=("fast", "small"))
+    found = boxes(deep, beside(alone(), deep="inactive"))[TURNS]
+    assert not found.ticked
+    assert found.reason == "deep: not seen whether small was loaded beside it, `checker verify` looks"
 
 
 def test_every_tier_has_to_be_seen_since_a_boot() -> None:

@@ -282,7 +282,7 @@ def test_trials_are_shown_with_what_was_measured(playbook: list[Any], capsys: py
     printed = capsys.readouterr().out
     assert re.search(r"✓ +deep +tiny +3,2 +33\.3 +3\.1", printed)
     assert re.search(r"✗ +deep +tiny +3,2 +- +-", printed)
-    assert "deep: tiny: it did not start: out of memory" in printed
+    assert "deep: tiny (auto): it did not start: out of memory" in printed
     root, name, inventory, limit, variables, _ = playbook[0]
     assert (root, name, inventory, limit) == (ROOT, "playbooks/trial.yml", Path(INVENTORY), None)
     assert variables == {"trial_tier": "deep", "trial_again": True}

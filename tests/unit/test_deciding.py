@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import yaml
 from decision_cases import measured
 
-from checker import cli, deciding, planning, trial
+from checker import cli, deciding, planning, runner, trial
 from inventories import BIG, ENGINES, MODELS, SMALL
 
 AUTO, SPLIT = "auto", {"tensor_split": [3, 2]}
@@ -323,6 +324,51 @@ def test_a_decided_candidate_that_is_gone_from_the_inventory_is_an_error(
     assert "decide again" in err
 
 
+@pytest.mark.parametrize(
+    ("host", "tier", "said"),
+    [
+        ("tower", "large", "tier deep: decided is tiny (3,2), but it is none of the inventory's tiers: large; "),
+        ("attic", "deep", "llama_tiers_decision: it was decided for host tower, and this is attic; "),
+    ],
+    ids=["tier", "host"],
+)
+def test_a_decision_for_a_tier_or_host_that_was_renamed_is_an_error(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str], host: str, tier: str, said: str
+) -> None:
+    decide(capsys, checkout)
+    checkout.hosts(host, tiers=[{**TIER, "name": tier}])
+    if host != "tower":
+        checkout.decision().parent.rename(checkout.decision(host).parent)
+    code, _, err = checkout.plan(capsys)
+    assert (code, f"checker: {host}: {said}" in err) == (2, True), err
+
+
+def test_a_tier_that_was_removed_is_gone_from_the_decision_that_is_written_anew(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fast = {**TIER, "name": "fast", "port": 8082}
+    policies = {**POLICIES, "policies": {"quick": {"note": "The fastest.", "tiers": {"deep": {}, "fast": {}}}}}
+    (checkout.root / "catalogue/policies.yml").write_text(yaml.safe_dump(policies))
+    checkout.tried(measured(SPLIT, 50.0, tier="fast"))
+    checkout.hosts("tower", tiers=[TIER, fast])
+    assert decide(capsys, checkout)[0] == 0
+    checkout.hosts("tower", tiers=[fast])
+    code, _, err = checkout.plan(capsys)
+    assert code == 2 and "`checker decide` writes it anew" in err
+    assert decide(capsys, checkout)[0] == 0
+    assert list(yaml.safe_load(checkout.decision().read_text())["llama_tiers_decision"]["tiers"]) == ["fast"]
+    assert checkout.plan(capsys)[0] == 0
+
+
+def test_a_plan_of_one_tier_has_all_of_the_inventorys_decision(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decide(capsys, checkout)
+    checkout.hosts("tower", tiers=[TIER, {**TIER, "name": "fast", "port": 8082}])
+    assert cli.main(["plan", "-i", str(checkout.inventory), "--tier", "fast", "--format", "json"]) == 0
+    assert [tier["name"] for tier in json.loads(capsys.readouterr().out)["tiers"]] == ["fast"]
+
+
 def test_without_the_file_the_inventorys_order_holds_again(
     checkout: Checkout, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -330,6 +376,43 @@ def test_without_the_file_the_inventorys_order_holds_again(
     decide(capsys, checkout)
     checkout.decision().unlink()
     assert checkout.plan(capsys)[1] == before
+
+
+# Which trials are old.
+
+
+def tried(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *records: trial.Trial
+) -> tuple[str, str]:
+    """Return what `checker trial` prints of the records that a host hands back."""
+    kept = {"llama_tiers_trials": {"tower": [record.to_json() for record in records]}}
+    monkeypatch.setattr(runner, "run", lambda *_: runner.RunResult(kept, (), ""))
+    assert cli.main(["trial", "-i", str(checkout.inventory)]) == 0
+    out, err = capsys.readouterr()
+    return " ".join(out.split()), err
+
+
+def test_a_trial_by_which_no_decision_goes_is_marked_as_old(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = measured(AUTO, 40.0)
+    assert before.spec
+    other = replace(before, spec=replace(before.spec, engine=replace(before.spec.engine, commit="2" * 40)))
+    gone, unlisted = measured(SPLIT, tier="wide"), measured({"tensor_split": [4, 1]})
+    out, err = tried(checkout, monkeypatch, capsys, other, gone, unlisted, measured(SPLIT))
+    assert (out.count("old:"), err) == (3, "")
+    assert f"deep: tiny (auto): old: tried before the engine became {ENGINES['new']['commit'][:9]}" in out
+    assert "wide: tiny (3,2): old: tried before tier wide went" in out
+    assert "deep: tiny (4,1): old: tried before the candidate went" in out
+
+
+def test_that_nobody_can_tell_which_trials_are_old_is_said(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkout.hosts("tower", tiers="{{ of_another_variable }}")
+    out, err = tried(checkout, monkeypatch, capsys, measured(SPLIT))
+    assert "tiny" in out and "old" not in out
+    assert "checker: tower: which of its trials are old is not known: tiers has a template" in err
 
 
 # Which candidates have room.

@@ -378,7 +378,8 @@ def document() -> dict[str, Any]:
 
 def narrowed(entries: Sequence[TierEntry], decided: dict[str, Any]) -> list[TierEntry]:
     models = {"tiny": ModelEntry.model_validate(MODELS["tiny"])}
-    return decision.narrowed(entries, decision.parse(decided), GPUS, models)
+    own = decision.parse(decided, "tower", [each.name for each in entries])
+    return decision.narrowed(entries, own, GPUS, models)
 
 
 def test_the_decided_candidate_alone_is_left_as_it_was_measured() -> None:
@@ -433,6 +434,28 @@ def test_a_decision_that_was_measured_for_something_else_is_refused(changes: dic
     )
 
 
+ANEW = "`checker decide` writes it anew; without the file the inventory's order holds"
+
+
+def test_a_decided_tier_that_the_inventory_has_no_longer_is_named() -> None:
+    renamed = [entry([{"tensor_split": [3, 2]}], name=name) for name in ("large", "fast")]
+    with pytest.raises(InventoryError) as caught:
+        narrowed(renamed, document())
+    assert caught.value.problems == [
+        "tier deep: decided is tiny (3,2), but it is none of the inventory's tiers: large, fast; "
+        f"put it back, or {ANEW}"
+    ]
+
+
+def test_a_decision_of_another_host_is_refused() -> None:
+    with pytest.raises(InventoryError) as caught:
+        decision.parse({**document(), "host": "shed"}, "tower", ["deep"])
+    assert caught.value.problems == [
+        "llama_tiers_decision: it was decided for host shed, and this is tower; "
+        f"put the name or the file back, or {ANEW}"
+    ]
+
+
 def test_no_decision_leaves_everything() -> None:
     entries = [TierEntry.model_validate(each) for each in inventory()["tiers"]]
     assert narrowed(entries, {}) == entries
@@ -452,7 +475,7 @@ def test_no_decision_leaves_everything() -> None:
 )
 def test_a_damaged_decision_is_named_with_what_to_do(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(InventoryError) as caught:
-        decision.parse({**document(), **wrong})
+        decision.parse({**document(), **wrong}, "tower", ["deep"])
     assert said in str(caught.value)
     assert "`checker decide` writes it anew" in str(caught.value)
 

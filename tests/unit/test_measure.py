@@ -13,7 +13,7 @@ from typing import Any
 import fake_tier
 import pytest
 from example_report import report
-from fake_host import FRONT, PID, RUN, STRAY, UNIT, Host, gpu, lines
+from fake_host import FRONT, PID, RIVAL, RUN, STRAY, UNIT, Host, gpu, lines
 
 from checker import hardware, systemd
 from checker.evidence import (
@@ -432,6 +432,47 @@ def test_what_came_with_a_boot_is_remembered_for_the_same_command(host: Host, se
     kept = [seen.to_json()]
     assert quick(server.spec, kept).booted_at == seen.booted_at
     assert quick(replace(server.spec, argv=(*server.spec.argv, "--no-mmap")), kept).booted_at is None
+
+
+@pytest.mark.parametrize("state", ["active", "inactive"])
+def test_what_becomes_of_its_rivals_while_a_tier_is_measured_is_evidence(
+    host: Host, server: fake_tier.Server, state: str
+) -> None:
+    assert isinstance(host.front, dict)
+    host.front[RIVAL] = state
+    rival = replace(server.spec, rivals=("fast",))
+    assert quick(rival).rival_states == {"fast": state}
+    assert quick(server.spec).rival_states == {}
+
+
+def switched_to(active_state: str, run: str) -> systemd.UnitState:
+    return systemd.UnitState(active_state, "", None, run, "success", 1_000_000, 4_140_000)
+
+
+@pytest.mark.parametrize(
+    "later",
+    [switched_to("inactive", ""), switched_to("active", "f" * 32), systemd.SystemdError("no bus")],
+    ids=["gave way", "started anew", "not told"],
+)
+def test_a_tier_that_gives_way_meanwhile_tells_nothing_of_its_rivals(
+    host: Host, server: fake_tier.Server, monkeypatch: pytest.MonkeyPatch, later: Any
+) -> None:
+    """Two units are never asked at the same moment: the rival may have come with the tier's end."""
+    asked = systemd.unit_state
+
+    def unit_state(unit: str) -> systemd.UnitState:
+        if unit == RIVAL:
+            host.state = later
+        return asked(unit)
+
+    monkeypatch.setattr(systemd, "unit_state", unit_state)
+    found = quick(replace(server.spec, rivals=("fast",)))
+    assert (found.unit.active_state, found.rival_states) == ("active", {})
+
+
+def test_a_tier_that_is_not_loaded_tells_nothing_of_its_rivals(host: Host, server: fake_tier.Server) -> None:
+    host.state = switched_to("activating", RUN)
+    assert quick(replace(server.spec, rivals=("fast",))).rival_states == {}
 
 
 def test_memory_that_the_driver_does_not_tell_is_not_nothing(host: Host, server: fake_tier.Server) -> None:

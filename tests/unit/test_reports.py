@@ -16,8 +16,9 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 from example_report import DECISION, report
 
-from checker import reports
-from inventories import BIG, SMALL
+from checker import decision, reports
+from checker.catalogue import parse_inventory
+from inventories import BIG, MIB, MODELS, SMALL
 
 ROOT = Path(__file__).parents[2]
 
@@ -284,15 +285,26 @@ def test_every_host_has_its_own_decision_and_checklist_in_the_status() -> None:
     assert "no decision" not in tower
 
 
-PUBLISHED = {
-    "best": {"math_500": 93.9, "aime_2024": 69.7},
-    "good": {"math": 75.5},
-    "as good": {"math_500": 75.5},
-    "silent": None,
+def entry(mib: int = 10, **figures: float) -> dict[str, Any]:
+    """Return what the catalogue says of a model of this size, of which these figures were published."""
+    tiny = MODELS["tiny"]
+    # The rest is 10 MiB of layers and 5 MiB of output.
+    sized = {**tiny, "header": {**tiny["header"], "layer_bytes": [mib * MIB // 4] * 4}}
+    return {**sized, "published": {**figures, "model": "one", "source": "https://example.org/"}} if figures else sized
+
+
+CATALOGUE = {
+    "best": entry(math_500=93.9, aime_2024=69.7),
+    "equal but for AIME": entry(math_500=93.9, aime_2024=55.5),
+    "and never asked that": entry(math_500=93.9),
+    "good": entry(math=75.5),
+    "as good": entry(math_500=75.5),
+    "good, larger": entry(11, math=75.5),
+    "silent": entry(),
 }
 
 
-def client_config(*models: str, catalogue: dict[str, Any] | None) -> dict[str, Any]:
+def client_config(*models: str, catalogue: dict[str, Any]) -> dict[str, Any]:
     """Have Ansible render what clients are told of a host whose tiers serve these models."""
     found = report(host="tower").to_json()
     (tier,) = found["tiers"]
@@ -300,16 +312,15 @@ def client_config(*models: str, catalogue: dict[str, Any] | None) -> dict[str, A
         {**tier, "name": f"tier{place}", "evidence": {**tier["evidence"], "model": {"name": model, "sha256": "0" * 64}}}
         for place, model in enumerate(models)
     ]
-    given = {"inventory_hostname": "tower", "ansible_facts": {"llama_tiers": found}}
-    templar = Templar(DataLoader(), given if catalogue is None else {**given, "models": catalogue})
+    ranks = decision.quality_ranks(models, parse_inventory([], [], catalogue)[2])
+    given = {"inventory_hostname": "tower", "ansible_facts": {"llama_tiers": found}, "quality_ranks": ranks}
     template = trust_as_template((ROOT / "templates/client-config.yml.j2").read_text())
-    config: dict[str, Any] = yaml.safe_load(templar.template(template))
+    config: dict[str, Any] = yaml.safe_load(Templar(DataLoader(), given).template(template))
     return config
 
 
 def test_clients_are_told_where_what_and_how_good() -> None:
-    catalogue = {name: {"published": figures} if figures else {} for name, figures in PUBLISHED.items()}
-    config = client_config("good", "silent", "best", "as good", "not in the catalogue", catalogue=catalogue)
+    config = client_config("good", "silent", "best", "as good", "not in the catalogue", catalogue=CATALOGUE)
     assert (config["host"], config["verified_at"]) == ("tower", report().recorded_at)
     tiers = config["tiers"]
     assert [(tier["model"], tier["quality_rank"]) for tier in tiers] == [
@@ -327,4 +338,11 @@ def test_clients_are_told_where_what_and_how_good() -> None:
         "loaded": "always",
         "verdict": "pass",
     }
-    assert [tier["quality_rank"] for tier in client_config("best", catalogue=None)["tiers"]] == [None]
+    assert [tier["quality_rank"] for tier in client_config("best", catalogue={})["tiers"]] == [None]
+
+
+def test_clients_are_told_of_quality_what_a_decision_goes_by() -> None:
+    """Of equals in MATH the one that solves more of AIME, then the larger one; a model on two tiers counts twice."""
+    served = ("good", "good, larger", "and never asked that", "equal but for AIME", "best", "good, larger")
+    told = client_config(*served, catalogue=CATALOGUE)["tiers"]
+    assert [tier["quality_rank"] for tier in told] == [6, 4, 3, 2, 1, 4]

@@ -10,6 +10,7 @@ description:
   - Fails with every problem at once, one on a line; each names the tier, the key, the value and the fix.
   - Runs on the controller with the Python that has the controller's requirements. Reads nothing from a host.
 options:
+  host: {description: Name of the host in the inventory, type: str, required: true}
   gpus: {description: The cards of the host, type: list, elements: dict, required: true}
   tiers: {description: The tiers of the host, type: list, elements: dict, required: true}
   models: {description: Catalogue of models, type: dict, required: true}
@@ -30,6 +31,7 @@ author: [llama-tiers]
 EXAMPLES = r"""
 - name: Check the inventory
   inventory_check:
+    host: "{{ inventory_hostname }}"
     gpus: "{{ gpus }}"
     tiers: "{{ tiers }}"
     models: "{{ models }}"
@@ -62,6 +64,7 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
+            "host": {"type": "str", "required": True},
             "gpus": {"type": "list", "elements": "dict", "required": True},
             "tiers": {"type": "list", "elements": "dict", "required": True},
             "models": {"type": "dict", "required": True},
@@ -91,7 +94,7 @@ def main() -> None:
     names = []
     try:
         if given["serves"]:
-            names = served(given["gpus"], given["tiers"], given["models"], given["decision"])
+            names = served(given["gpus"], given["tiers"], given["models"], given["decision"], given["host"])
     except InventoryError as error:
         module.fail_json(msg=f"the inventory cannot be used:\n{error}", problems=error.problems)
     needs = [
