@@ -52,7 +52,8 @@ def site(
         name: {"file": f"{name}.gguf", "sha256": "cd" * 32, "header": shaped(name).to_json()} for name in (Q4, Q5)
     }
     whole = inventory(tiers=list(tiers or [DEEP]), models=MODELS | models, **changes)
-    return plan.for_site(**whole, places=places, profile=profile, replan=replan, as_served=as_served, decided=decided)
+    how = {"replan": replan, "as_served": as_served, "decided": decided, "host_name": "tower"}
+    return plan.for_site(**whole, places=places, profile=profile, **how)
 
 
 def counts(spec: tier.TierSpec) -> tuple[int, ...]:
