@@ -93,7 +93,7 @@ def down() -> dict[str, tuple[float, float]]:
 
 
 def slow_while_up(answers: list[dict[str, Any]], away: dict[str, tuple[float, float]]) -> list[dict[str, Any]]:
-    """Return the answers that took long although their tier was not down meanwhile, nor at those who had waited for it."""
+    """Return the answers that took long although their tier was there, and through with those who had waited for it."""
 
     def at_them_until(tier: str) -> float:
         left, back = away[tier]
