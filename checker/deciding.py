@@ -101,15 +101,13 @@ def decide(
 def outdated(
     subject: Subject, records: Iterable[Mapping[str, Any]], models: Mapping[str, Any], engines: Mapping[str, Any]
 ) -> list[str | None]:
-    """Say of each record of a host's trials what has changed since, so that no decision goes by it; None when one may.
+    """Say of each record of a host's trials why no decision goes by it; None when one may.
 
     InventoryError when the inventory cannot be used, PlanningError when only a play can read it.
     """
     asked = _asked(subject, models, engines)
-    return [
-        decision.outdated(trial.from_json(record), asked.tiers, asked.models, asked.commits, asked.gpus)
-        for record in records
-    ]
+    found = [trial.from_json(record) for record in records]
+    return decision.outdated(found, asked.tiers, asked.models, asked.commits, asked.gpus)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ EXPLANATION_SCHEMA = "llama-tiers/explanation/1"
 # The inventory's variable that holds a host's decision.
 VARIABLE = "llama_tiers_decision"
 TRY_AGAIN = "try and decide again (`checker trial`, `checker decide`)"
+_AGAIN = f"{TRY_AGAIN}; without the file the inventory's order holds"
 _ANEW = "`checker decide` writes it anew; without the file the inventory's order holds"
 
 _MIB = 1024 * 1024
@@ -200,7 +201,7 @@ def contenders(
     and what it asks of the placement, on the host's cards, is what was tried (`asked.changed`). One that came to
     nothing before the placement did (no file) tells something only where no other does.
     """
-    newest_first = sorted(trials, key=lambda each: (each.is_of_placement, each.recorded_at, each.digest), reverse=True)
+    newest_first = sorted(trials, key=_newness, reverse=True)
     own = [each for each in newest_first if each.tier == entry.name]
     return tuple(
         _contender(
@@ -261,23 +262,46 @@ def _contender(
 
 
 def outdated(
-    found: Trial,
+    trials: Sequence[Trial],
     tiers: Iterable[TierEntry],
     models: Mapping[str, ModelEntry],
     commits: Mapping[str, str],
     gpus: Sequence[GpuEntry],
-) -> str | None:
-    """Say what has changed since a trial of the host so that no decision goes by it; None when one may.
+) -> list[str | None]:
+    """Say of each trial of the host why no decision goes by it; None when one may.
 
     `commits` are those of the tiers' engines, by tier.
     """
-    entry = next((each for each in tiers if each.name == found.tier), None)
-    if entry is None:
-        return f"tier {found.tier} went"
-    candidate = next((each for each in entry.candidates if _is_of(found, each)), None)
-    if candidate is None:
-        return "the candidate went"
-    return _outdated(found, entry, candidate, models[candidate.model], commits[entry.name], gpus)
+    by_name = {entry.name: entry for entry in tiers}
+
+    def changed(found: Trial) -> str | None:
+        entry = by_name.get(found.tier)
+        if entry is None:
+            return f"tier {found.tier} went"
+        candidate = next((each for each in entry.candidates if _is_of(found, each)), None)
+        if candidate is None:
+            return "the candidate went"
+        return _outdated(found, entry, candidate, models[candidate.model], commits[entry.name], gpus)
+
+    since = [changed(each) for each in trials]
+    that_hold = [each for each, why in zip(trials, since, strict=True) if why is None]
+    said: list[str | None] = []
+    for each, why in zip(trials, since, strict=True):
+        counts = max((other for other in that_hold if _of_one(other, each)), key=_newness, default=each)
+        if why:
+            said.append(f"tried before {why}")
+        else:
+            said.append(None if counts is each else f"the trial of {counts.recorded_at} counts")
+    return said
+
+
+def _of_one(one: Trial, other: Trial) -> bool:
+    return (one.tier, one.model, one.placement) == (other.tier, other.model, other.placement)
+
+
+def _newness(found: Trial) -> tuple[bool, str, str]:
+    """By what the trial that counts is the greatest of those of one candidate."""
+    return found.is_of_placement, found.recorded_at, found.digest
 
 
 def _is_of(found: Trial, candidate: Candidate) -> bool:
@@ -660,11 +684,13 @@ def parse(document: Any, host: str, tiers: Collection[str]) -> DecisionEntry | N
     except ValidationError as error:
         raise InventoryError([f"{said}; {_ANEW}" for said in sentences(VARIABLE, error)]) from error
     if decided.host != host:
-        said = f"it was decided for host {decided.host}, and this is {host}; put the name or the file back"
-        raise InventoryError([f"{VARIABLE}: {said}, or {_ANEW}"])
+        said = (
+            f"it was decided for host {decided.host}, and this is {host}; put the name or the file back, or {_AGAIN}"
+        )
+        raise InventoryError([f"{VARIABLE}: {said}"])
     problems = [
         f"{_decided_is(name, choice)}, but it is none of the inventory's tiers: {', '.join(tiers)}; "
-        f"put it back, or {_ANEW}"
+        f"put it back, or {_AGAIN}"
         for name, choice in decided.tiers.items()
         if name not in tiers
     ]

@@ -106,6 +106,14 @@ def choice(proven: tier.TierSpec, header: Header, cards: Sequence[Card], ram: Ra
     return found if found.fits else None
 
 
+def undecided(planned: tier.TierSpec, proven: tier.TierSpec | None) -> tier.TierSpec:
+    """Return a spec that no decision put there where one has only found good what nobody's decision had put there."""
+    if proven is None or proven.decided is not None:
+        return planned
+    places = [(each.model, each.placement, [device.uuid for device in each.devices]) for each in (planned, proven)]
+    return replace(planned, decided=None) if places[0] == places[1] else planned
+
+
 def steady(planned: tier.TierSpec, proven: tier.TierSpec | None) -> tier.TierSpec:
     """Return a spec that does not change for what was measured, unless it was measured far from what it says.
 

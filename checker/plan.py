@@ -869,7 +869,7 @@ def for_site(
         )
         for entry, each in zip(parsed_tiers, planned.tiers, strict=True)
     )
-    specs = tuple(kept.steady(spec, proven.get(spec.name)) for spec in made)
+    specs = tuple(kept.steady(kept.undecided(spec, proven.get(spec.name)), proven.get(spec.name)) for spec in made)
     found = [f"tier {spec.name}: command line: {problem}" for spec in specs for problem in argv.problems(spec.argv)]
     if found:
         raise InventoryError(found)

@@ -46,6 +46,7 @@ def run(report: Report) -> None:
     job = json.loads((DIRECTORY / "job.json").read_text(encoding="utf-8"))
     candidates, began, done = job["candidates"], time.monotonic(), 0
     to_run = sum(candidate["reason"] is None for candidate in candidates)
+    report("waiting for whoever starts and stops tiers")
     with activation.alone():
         for number, candidate in enumerate(candidates, start=1):
             record = _record(job, candidate)
@@ -100,22 +101,24 @@ def _tried(
         report("stopping what serves")
         restoring.make_room()
     report("starting")
+    ran = False
     try:
         _lay_out(spec, candidate["unit"], job["limit_s"])
         reason = activation.start(spec, report)
         if reason is not None:
-            return replace(record, recorded_at=measure.now(), reason=f"it did not start: {reason}"), False
+            return replace(record, recorded_at=measure.now(), reason=f"it did not start: {reason}"), ran
         report("measuring")
+        ran = True
         evidence = measure.measure(spec, [], measure.Depth(job["depth"]), None)
         if systemd.unit_state(spec.unit).active_state != "active":
             said = "; ".join(evidence.problems) or "no reason is known"
             why = f"it stopped serving while it was measured, or was not done after {job['limit_s']:g} s: {said}"
-            return replace(record, recorded_at=measure.now(), reason=why), True
+            return replace(record, recorded_at=measure.now(), reason=why), ran
         # Nothing is before it: it is asked at its own socket.
         found = replace(evidence, tier=record.tier, front=None)
-        return replace(record, recorded_at=measure.now(), outcome=trial.MEASURED, evidence=found), True
+        return replace(record, recorded_at=measure.now(), outcome=trial.MEASURED, evidence=found), ran
     except systemd.SystemdError as error:
-        return replace(record, recorded_at=measure.now(), reason=str(error)), False
+        return replace(record, recorded_at=measure.now(), reason=str(error)), ran
 
 
 def _lay_out(spec: TierSpec, unit: str, limit_s: float) -> None:
@@ -172,11 +175,13 @@ def keep(record: trial.Trial, asked: str, ran: bool) -> None:
     `asked` is the fingerprint by which the candidate is recorded when it has no room; it `ran` when it came to be
     measured.
     """
-    path = _path(record.tier, record.fingerprint)
+    path, as_asked = _path(record.tier, record.fingerprint), _path(record.tier, asked)
     before = _read(path)
     if before is None or trial.replaces(record, before, ran):
         _write(path, record.to_json())
-    elif (as_asked := _path(record.tier, asked)).exists():
+        if as_asked != path and record.is_of_placement:
+            as_asked.unlink(missing_ok=True)
+    elif as_asked.exists():
         # It has room again: else that it had none would hide what stays, and have it tried by every trial. Without a
         # spec this one counts where nothing else is known.
         _write(as_asked, replace(record, fingerprint=asked, spec=None, limits=None).to_json())

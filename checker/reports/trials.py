@@ -69,7 +69,7 @@ def _tried(host: str, records: Sequence[dict[str, Any]], outdated: Sequence[str 
     yield Padding(table, (1, 0))
     for record, since in told:
         said = [record["reason"]] if record["reason"] else []
-        said += [f"old: tried before {since}"] if since else []
+        said += [f"old: {since}"] if since else []
         if said:
             label = f"{record['tier']}: {record['model']} ({placement_words(record['placement'])})"
             yield Text(f"{label}: {'; '.join(said)}", style="dim" if since else "red")

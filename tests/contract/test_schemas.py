@@ -115,6 +115,13 @@ def test_a_trial_fits_its_schema(changes: Document) -> None:
     assert validator("trial").schema["properties"]["schema"]["const"] == trial.SCHEMA
 
 
+def test_a_trial_that_was_written_before_fits_its_schema() -> None:
+    record = decision_cases.measured({"tensor_split": [3, 2]}).to_json()
+    del record["limits"], record["spec"]["decided"]
+    validator("trial").validate(record)
+    assert trial.from_json(record).spec
+
+
 REPORTS: list[Document] = [{}, {"failed": True}, {"unreadable": True}, {"unread": True}, {"decision": DECISION}]
 
 
@@ -123,7 +130,8 @@ def test_a_report_fits_its_schema(changes: Document) -> None:
     validator("verification").validate(verification(**changes))
 
 
-# What reports of the same schema did not tell at first: of a device, and of a tier. Of a trial: its limits.
+# What documents of the same schema did not tell at first: a report of a device, and of a tier; a trial its limits; a spec by
+# which evidence it was decided.
 LATER = {"before_mib", "others"}
 LATER_OF_A_TIER = {"rival_states"}
 
@@ -208,7 +216,13 @@ def test_schemas_are_strict_and_described(name: str) -> None:
     assert found
     for schema in found:
         assert schema["additionalProperties"] is False
-        assert set(schema["properties"]) - set(schema["required"]) in (set(), LATER, LATER_OF_A_TIER, {"limits"})
+        assert set(schema["properties"]) - set(schema["required"]) in (
+            set(),
+            LATER,
+            LATER_OF_A_TIER,
+            {"limits"},
+            {"decided"},
+        )
         assert schema["required"] == [key for key in schema["properties"] if key in schema["required"]]
         for key, value in schema["properties"].items():
             assert "const" in value or value["description"], key

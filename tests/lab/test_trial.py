@@ -498,7 +498,7 @@ def test_a_full_disk_is_the_candidates_failure(checkout: Checkout) -> None:
     small = f"{Path(folder).parent}/{'ab' * 6}"
     ssh_ok(
         f"rm -r {folder} && mkdir -p {folder} {small} && "
-        f"mount -t tmpfs -o size=300m none {folder} && mount -t tmpfs -o size=8m none {small}"
+        f"mount -t tmpfs -o size=600m none {folder} && mount -t tmpfs -o size=8m none {small}"
     )
     try:
         # With a mirror that gives 8 MiB a second, so that somebody else takes the room in the middle of it.
@@ -508,7 +508,7 @@ def test_a_full_disk_is_the_candidates_failure(checkout: Checkout) -> None:
         )  # fmt: skip
         while ssh(f"ls {folder}/*.part").returncode:
             assert process.poll() is None, (checkout.root / "out").read_text()
-        ssh(f"head -c 300m /dev/zero >{folder}/somebody-elses")
+        ssh(f"head -c 600m /dev/zero >{folder}/somebody-elses")
         process.wait(timeout=600)
     finally:
         ssh_ok(f"umount {folder} {small}")

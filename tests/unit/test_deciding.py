@@ -354,7 +354,7 @@ def test_a_tier_that_was_removed_is_gone_from_the_decision_that_is_written_anew(
     assert decide(capsys, checkout)[0] == 0
     checkout.hosts("tower", tiers=[fast])
     code, _, err = checkout.plan(capsys)
-    assert code == 2 and "`checker decide` writes it anew" in err
+    assert code == 2 and "put it back, or try and decide again" in err
     assert decide(capsys, checkout)[0] == 0
     assert list(yaml.safe_load(checkout.decision().read_text())["llama_tiers_decision"]["tiers"]) == ["fast"]
     assert checkout.plan(capsys)[0] == 0
@@ -404,6 +404,17 @@ def test_a_trial_by_which_no_decision_goes_is_marked_as_old(
     assert f"deep: tiny (auto): old: tried before the engine became {ENGINES['new']['commit'][:9]}" in out
     assert "wide: tiny (3,2): old: tried before tier wide went" in out
     assert "deep: tiny (4,1): old: tried before the candidate went" in out
+
+
+def test_of_two_trials_of_a_candidate_the_one_that_does_not_count_is_old(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = measured(SPLIT, 50.0, "2026-11-23T15:00:00Z", fingerprint="ab" * 32)
+    unfetched = measured(
+        SPLIT, recorded_at="2026-11-25T15:00:00Z", outcome="failed", reason="404", spec=None, evidence=None
+    )
+    out, _ = tried(checkout, monkeypatch, capsys, before, measured(SPLIT), unfetched)
+    assert out.count("old: the trial of 2026-11-24T15:00:00Z counts") == out.count("old:") == 2
 
 
 def test_that_nobody_can_tell_which_trials_are_old_is_said(

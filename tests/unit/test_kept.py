@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -121,6 +122,11 @@ def test_what_only_a_decision_put_there_is_not_kept_without_it(crowded: tier.Tie
         undone = site(host(proven), tried)
         assert undone.specs == (before,), "what the inventory's order had served before serves again"
         assert undone.kept == ()
+    # A decision for what serves already puts nothing there.
+    confirmed = copy.deepcopy(decided)
+    confirmed["tiers"]["deep"]["placed"] = dataclasses.asdict(before.placement)
+    confirmed["tiers"]["deep"] |= {"placement": "auto", "uuids": on(before)}
+    assert site(host(before), tried, decided=confirmed).specs == (before,)
     # And what the inventory's order chose is kept as ever.
     assert site(host(before, big_used=100), tried).specs == (before,)
 

@@ -50,7 +50,7 @@ def test_every_row_has_the_date_of_its_record() -> None:
 
 def test_what_is_old_comes_last_is_marked_and_says_since_when() -> None:
     old, new = measured(SPLIT, 33.3, "2026-10-01T12:00:00Z"), measured(SPLIT, 34.4)
-    lines = shown(old, new, old={0: "the engine became 0c1e57098"})
+    lines = shown(old, new, old={0: "tried before the engine became 0c1e57098"})
     rows = [place for place, line in enumerate(lines) if "tiny " in line and "✓" in line]
     assert ["34.4" in lines[place] for place in rows] == [True, False]
     assert [lines[place + 1].split() for place in rows] == [["38,11"], ["38,11", "old"]]
@@ -59,7 +59,7 @@ def test_what_is_old_comes_last_is_marked_and_says_since_when() -> None:
 
 def test_what_failed_and_is_old_says_both() -> None:
     failed = replace(measured(SPLIT), outcome=trial.FAILED, reason="it did not start: out of memory", evidence=None)
-    said = " ".join(" ".join(shown(failed, old={0: "tier deep went"})).split())
+    said = " ".join(" ".join(shown(failed, old={0: "tried before tier deep went"})).split())
     assert said.endswith("deep: tiny (38,11): it did not start: out of memory; old: tried before tier deep went")
 
 

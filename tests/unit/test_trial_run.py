@@ -489,7 +489,8 @@ def test_what_has_no_room_or_no_file_is_recorded_and_stops_nobody(host: Played) 
 
 def test_progress_says_which_of_how_many_and_how_long_still(host: Played) -> None:
     said = run(host, candidate(host, "one"), candidate(host, "two"))
-    assert said[0] == ("candidate 1 of 2, deep: one (auto): stopping what serves; at most 20 min left")
+    assert said[0] == "waiting for whoever starts and stops tiers"
+    assert said[1] == "candidate 1 of 2, deep: one (auto): stopping what serves; at most 20 min left"
     assert "candidate 2 of 2, deep: two (auto): measuring; about 0 s left" in said
 
 
@@ -516,6 +517,28 @@ def test_what_fails_while_it_is_measured_replaces_what_was_measured(host: Played
     assert document["outcome"] == "failed"
     assert document["reason"].startswith("it stopped serving while it was measured")
     assert trial.is_answer(document, {"load_s": 120, "measure_s": 600, "depth": "whole"})
+
+
+def test_what_nobody_can_ask_for_after_its_measurement_has_run_all_the_same(
+    host: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(host, candidate(host, "one"), depth="quick")
+    measure, state = trial_run.measure.measure, trial_run.systemd.unit_state
+
+    def and_then_systemd_is_silent(spec: tier.TierSpec, *arguments: Any) -> Any:
+        found = measure(spec, *arguments)
+
+        def silent_once(unit: str) -> Any:
+            monkeypatch.setattr(trial_run.systemd, "unit_state", state)
+            raise systemd.SystemdError("systemctl show: no answer within 10 s")
+
+        monkeypatch.setattr(trial_run.systemd, "unit_state", silent_once)
+        return found
+
+    monkeypatch.setattr(trial_run.measure, "measure", and_then_systemd_is_silent)
+    run(host, candidate(host, "one"))
+    (document,) = trial_run.kept()
+    assert (document["outcome"], document["reason"]) == ("failed", "systemctl show: no answer within 10 s")
 
 
 def test_what_hangs_when_it_is_tried_again_is_measured_no_longer(host: Played) -> None:
@@ -588,6 +611,8 @@ def test_what_has_no_room_once_more_is_recorded_so(host: Played) -> None:
     run(host, unfetched(host, "one"))
     run(host, without_room(host, "one"))
     assert sorted(document["outcome"] for document in trial_run.kept()) == ["infeasible", "measured"]
+    run(host, candidate(host, "one"))
+    assert [document["outcome"] for document in trial_run.kept()] == ["measured"]
 
 
 def test_what_was_measured_is_kept_although_the_candidate_does_not_stop(host: Played) -> None:
