@@ -265,14 +265,14 @@ def _made(subject: Subject, wishes: Wishes, models: Mapping[str, Any], engines: 
         parsed_tiers = _decided(variables["tiers"], parsed_tiers, decided, parsed_gpus, parsed_models)
     planned = plan.make(parsed_gpus, parsed_tiers, parsed_models, host)
     chosen = [each.chosen.model for each in planned.tiers]
-    unlocked = _cannot_be_fetched({name: parsed_models[name] for name in chosen if name in known})
+    unlocked = _cannot_be_fetched([name for name in chosen if name in known], parsed_models)
     remarks = (*subject.remarks, *_taken_as(wishes, tiers), *plan.exposed(parsed_tiers), *unlocked)
     return plan_document.to_json(planned, subject.name, remarks, decided)
 
 
-def _cannot_be_fetched(models: Mapping[str, ModelEntry]) -> tuple[str, ...]:
-    """Say which of the models site.yml would refuse to fetch, if any."""
-    names = " ".join(name for name, model in models.items() if not model.sha256 and not model.parts)
+def _cannot_be_fetched(wanted: Iterable[str], models: Mapping[str, ModelEntry]) -> tuple[str, ...]:
+    """Say which of the wanted models site.yml would refuse to fetch, if any."""
+    names = " ".join(name for name in dict.fromkeys(wanted) if not models[name].sha256 and not models[name].parts)
     if not names:
         return ()
     return (f"the catalogue has no sha256, without which nothing is fetched: run `checker lock {names}`",)
@@ -348,10 +348,15 @@ def screen(subject: Subject, tier: str | None, models: Mapping[str, Any], engine
     gpus, tiers = with_placeholders(subject.variables.get("gpus") or []), subject.variables.get("tiers") or []
     tiers = _tiers(tiers, Wishes(tier=tier), dict(models), gpus)
     parsed_gpus, parsed_tiers, parsed_models, host = _checked(subject, gpus, tiers, models, engines)
+    screened = [
+        (entry, list(zip(entry.candidates, plan.screen(entry, parsed_gpus, parsed_models, host), strict=True)))
+        for entry in parsed_tiers
+    ]
+    room = [each.model for _, found in screened for each, tried in found if tried.fits]
     return {
         "schema": SCREENING_SCHEMA,
         "host": subject.name,
-        "remarks": list(subject.remarks),
+        "remarks": [*subject.remarks, *_cannot_be_fetched(room, parsed_models)],
         "tiers": [
             {
                 "name": entry.name,
@@ -359,15 +364,13 @@ def screen(subject: Subject, tier: str | None, models: Mapping[str, Any], engine
                     {
                         "placement": candidate.written,
                         "words": decision.placement_words(candidate.written),
-                        "tokens_per_second": round(found.choice.speed.expected, 1) if found.choice.speed else None,
-                        **plan_document.tried_json(found),
+                        "tokens_per_second": round(tried.choice.speed.expected, 1) if tried.choice.speed else None,
+                        **plan_document.tried_json(tried),
                     }
-                    for candidate, found in zip(
-                        entry.candidates, plan.screen(entry, parsed_gpus, parsed_models, host), strict=True
-                    )
+                    for candidate, tried in found
                 ],
             }
-            for entry in parsed_tiers
+            for entry, found in screened
         ],
     }
 

@@ -737,3 +737,22 @@ def test_of_row_splits_the_reference_host_has_room_for_one(capsys: pytest.Captur
     for words, card in (("38,11", BIG), ("36,13", SMALL)):
         (reason,) = reasons[f"{Q4} {words}, row split"]
         assert reason.startswith(f"{short_name(card)} needs ")
+def test_of_the_candidates_that_have_room_a_trial_names_what_cannot_be_fetched(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = evidenced(tmp_path, None)
+    document = yaml.safe_load((tmp_path / "hosts.yml").read_text())
+    tiers = document["gpu_hosts"]["hosts"]["one"]["tiers"]
+    unlocked = ("llama-3.1-8b-instruct-abliterated-q6_k", "qwen2.5-7b-instruct-abliterated-q6_k")
+    # The last one, which has no room on these cards, would not be fetched in any case.
+    tiers[0]["candidates"] = [{"model": name} for name in (Q4, *unlocked, unlocked[0], "qwen2.5-32b-instruct-q4_k_m")]
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(document))
+    code = cli.main(["trial", *arguments, "--dry-run", "--format", "json"])
+    document = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert [each["verdict"] for each in document["tiers"][0]["candidates"]] == [*["fits"] * 4, "does-not-fit"]
+    assert document["remarks"] == [
+        f"the catalogue has no sha256, without which nothing is fetched: run `checker lock {' '.join(unlocked)}`"
+    ]
+
+
