@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from checker import calibration, cards, decision, plan, plan_document, residuals, spelling
+from checker import calibration, cards, decision, plan, plan_document, policies, residuals, spelling, yaml_file
 from checker.catalogue import (
     CAPABILITY_PATTERN,
     LEAST_CONTEXT,
@@ -112,13 +111,9 @@ class _HardwareFile(BaseModel):
 def read_yaml(path: Path) -> Any:
     """Read a YAML file; PlanningError names it when that cannot be done."""
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except OSError as error:
-        raise PlanningError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise PlanningError(f"{path} cannot be read: expected text in UTF-8") from error
-    except yaml.YAMLError as error:
-        raise PlanningError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        return yaml_file.read(path)
+    except yaml_file.YamlFileError as error:
+        raise PlanningError(str(error)) from error
 
 
 def read_catalogues(root: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -149,10 +144,14 @@ def read_inventory(root: Path, inventory: Path, limit: str | None) -> list[Subje
         raise PlanningError("ansible-inventory is not installed here; `make setup` in the checkout does it") from None
     except json.JSONDecodeError:
         document = None
+    names = sorted(_members(document, "gpu_hosts")) if document else []
+    # Of a damaged file of hosts Ansible only warns, and then has no host.
+    damaged = [] if names else list(yaml_file.damaged(inventory))
+    if damaged:
+        raise PlanningError("\n".join(damaged))
     if document is None:
         raise PlanningError(f"ansible-inventory cannot read {inventory}: {ran.stderr.strip() or ran.stdout.strip()}")
     words = document.get("_meta", {}).get("hostvars", {})
-    names = sorted(_members(document, "gpu_hosts"))
     if not names:
         which = f", or --limit {limit} leaves it out" if limit else ""
         raise PlanningError(f"{inventory} has no host in the group gpu_hosts{which}")
@@ -310,6 +309,7 @@ def _checked(
     variables = subject.variables
     problems = check_inventory(gpus, tiers, models, engines, *engine_of(variables, engines))
     ram = parse_ram(variables.get("ram") or {}, problems)
+    problems += policies.acceptable_problems(variables)
     if problems:
         raise InventoryError(problems)
     parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
