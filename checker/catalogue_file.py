@@ -15,7 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
-from checker import whole
+from checker import whole, yaml_file
 from checker.header import MAX_LAYERS, Header, HeaderError, from_json
 
 # What kind of value each key of a header has, from the header itself.
@@ -125,9 +125,9 @@ def _refuse_templates(value: Any, where: str) -> None:
 
 def _loaded(text: str, where: str) -> Any:
     try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise CatalogueFileError(f"{where} is no YAML: {' '.join(str(error).split())}") from error
+        document = yaml_file.parse(text, where)
+    except yaml_file.YamlFileError as error:
+        raise CatalogueFileError(str(error)) from error
     if not isinstance(document, dict) or not isinstance(document.get("models"), dict):
         raise CatalogueFileError(f"{where} has no `models:` with an entry for each model")
     return document

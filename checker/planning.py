@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from checker import calibration, cards, decision, plan, plan_document, residuals, spelling
+from checker import calibration, cards, decision, plan, plan_document, policies, residuals, spelling, yaml_file
 from checker.catalogue import (
     CAPABILITY_PATTERN,
     LEAST_CONTEXT,
@@ -112,13 +111,9 @@ class _HardwareFile(BaseModel):
 def read_yaml(path: Path) -> Any:
     """Read a YAML file; PlanningError names it when that cannot be done."""
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except OSError as error:
-        raise PlanningError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise PlanningError(f"{path} cannot be read: expected text in UTF-8") from error
-    except yaml.YAMLError as error:
-        raise PlanningError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        return yaml_file.read(path)
+    except yaml_file.YamlFileError as error:
+        raise PlanningError(str(error)) from error
 
 
 def read_catalogues(root: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -149,10 +144,14 @@ def read_inventory(root: Path, inventory: Path, limit: str | None) -> list[Subje
         raise PlanningError("ansible-inventory is not installed here; `make setup` in the checkout does it") from None
     except json.JSONDecodeError:
         document = None
+    names = sorted(_members(document, "gpu_hosts")) if document else []
+    # Of a damaged file of hosts Ansible only warns, and then has no host.
+    damaged = [] if names else list(yaml_file.damaged(inventory))
+    if damaged:
+        raise PlanningError("\n".join(damaged))
     if document is None:
         raise PlanningError(f"ansible-inventory cannot read {inventory}: {ran.stderr.strip() or ran.stdout.strip()}")
     words = document.get("_meta", {}).get("hostvars", {})
-    names = sorted(_members(document, "gpu_hosts"))
     if not names:
         which = f", or --limit {limit} leaves it out" if limit else ""
         raise PlanningError(f"{inventory} has no host in the group gpu_hosts{which}")
@@ -265,14 +264,14 @@ def _made(subject: Subject, wishes: Wishes, models: Mapping[str, Any], engines: 
         parsed_tiers = _decided(variables["tiers"], parsed_tiers, decided, parsed_gpus, parsed_models)
     planned = plan.make(parsed_gpus, parsed_tiers, parsed_models, host)
     chosen = [each.chosen.model for each in planned.tiers]
-    unlocked = _cannot_be_fetched({name: parsed_models[name] for name in chosen if name in known})
+    unlocked = _cannot_be_fetched([name for name in chosen if name in known], parsed_models)
     remarks = (*subject.remarks, *_taken_as(wishes, tiers), *plan.exposed(parsed_tiers), *unlocked)
     return plan_document.to_json(planned, subject.name, remarks, decided)
 
 
-def _cannot_be_fetched(models: Mapping[str, ModelEntry]) -> tuple[str, ...]:
-    """Say which of the models site.yml would refuse to fetch, if any."""
-    names = " ".join(name for name, model in models.items() if not model.sha256 and not model.parts)
+def _cannot_be_fetched(wanted: Iterable[str], models: Mapping[str, ModelEntry]) -> tuple[str, ...]:
+    """Say which of the wanted models site.yml would refuse to fetch, if any."""
+    names = " ".join(name for name in dict.fromkeys(wanted) if not models[name].sha256 and not models[name].parts)
     if not names:
         return ()
     return (f"the catalogue has no sha256, without which nothing is fetched: run `checker lock {names}`",)
@@ -310,6 +309,7 @@ def _checked(
     variables = subject.variables
     problems = check_inventory(gpus, tiers, models, engines, *engine_of(variables, engines))
     ram = parse_ram(variables.get("ram") or {}, problems)
+    problems += policies.acceptable_problems(variables)
     if problems:
         raise InventoryError(problems)
     parsed_gpus, parsed_tiers, parsed_models, _ = parse_inventory(gpus, tiers, models)
@@ -348,10 +348,15 @@ def screen(subject: Subject, tier: str | None, models: Mapping[str, Any], engine
     gpus, tiers = with_placeholders(subject.variables.get("gpus") or []), subject.variables.get("tiers") or []
     tiers = _tiers(tiers, Wishes(tier=tier), dict(models), gpus)
     parsed_gpus, parsed_tiers, parsed_models, host = _checked(subject, gpus, tiers, models, engines)
+    screened = [
+        (entry, list(zip(entry.candidates, plan.screen(entry, parsed_gpus, parsed_models, host), strict=True)))
+        for entry in parsed_tiers
+    ]
+    room = [each.model for _, found in screened for each, tried in found if tried.fits]
     return {
         "schema": SCREENING_SCHEMA,
         "host": subject.name,
-        "remarks": list(subject.remarks),
+        "remarks": [*subject.remarks, *_cannot_be_fetched(room, parsed_models)],
         "tiers": [
             {
                 "name": entry.name,
@@ -359,15 +364,13 @@ def screen(subject: Subject, tier: str | None, models: Mapping[str, Any], engine
                     {
                         "placement": candidate.written,
                         "words": decision.placement_words(candidate.written),
-                        "tokens_per_second": round(found.choice.speed.expected, 1) if found.choice.speed else None,
-                        **plan_document.tried_json(found),
+                        "tokens_per_second": round(tried.choice.speed.expected, 1) if tried.choice.speed else None,
+                        **plan_document.tried_json(tried),
                     }
-                    for candidate, found in zip(
-                        entry.candidates, plan.screen(entry, parsed_gpus, parsed_models, host), strict=True
-                    )
+                    for candidate, tried in found
                 ],
             }
-            for entry in parsed_tiers
+            for entry, found in screened
         ],
     }
 

@@ -8,11 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from checker.catalogue import InventoryError, Percent, Written, sentences
 
+ACCEPTABLE = "llama_tiers_acceptable_tokens_per_second"
+
 Preference = Literal["quality", "speed", "load"]
+
+
+def _list(written: Any) -> Any:
+    if not isinstance(written, list | tuple):
+        raise ValueError("expected a list, such as [quality, speed]")
+    return written
 
 
 class RuleEntry(Written):
@@ -31,7 +39,9 @@ class RuleEntry(Written):
     min_cards: int = Field(default=1, ge=1)
     max_cards: int | None = Field(default=None, ge=1)
     max_cpu_layers: int | None = Field(default=None, ge=0)
-    prefer: tuple[Preference, ...] = Field(default=("quality", "speed"), min_length=1)
+    prefer: Annotated[tuple[Preference, ...], BeforeValidator(_list)] = Field(
+        default=("quality", "speed"), min_length=1
+    )
 
     @model_validator(mode="after")
     def _can_be_met(self) -> RuleEntry:
@@ -83,6 +93,16 @@ def parse(document: Any, where: str) -> Policies:
     if problems:
         raise InventoryError(problems)
     return policies
+
+
+def acceptable_problems(variables: Mapping[str, Any]) -> list[str]:
+    """Say what is wrong with the speed that a host's inventory calls acceptable, if it says one."""
+    if ACCEPTABLE not in variables:
+        return []
+    said = variables[ACCEPTABLE]
+    if not isinstance(said, bool) and isinstance(said, int | float) and 0 < said < float("inf"):
+        return []
+    return [f"{ACCEPTABLE} {said!r} is wrong: expected tokens per second, more than 0"]
 
 
 def _problems(policies: Policies) -> Iterable[str]:

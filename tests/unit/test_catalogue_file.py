@@ -151,7 +151,7 @@ def test_the_last_line_may_lack_its_end() -> None:
         ("models:\n  a: &b\n    file: x\n  c:\n    <<: *b\n", "cannot be changed|each of its keys"),
         ("models: []\n", "has no `models:`"),
         ("", "has no `models:`"),
-        ("models: {a: [}\n", "is no YAML"),
+        ("models: {a: [}\n", r"models\.yml:1:14 is no YAML: while parsing a flow node, "),
     ],
 )
 def test_a_text_that_cannot_be_changed_is_refused(text: str, said: str) -> None:

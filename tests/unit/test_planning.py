@@ -325,6 +325,8 @@ def test_the_inventorys_tiers_on_other_hardware(capsys: pytest.CaptureFixture[st
         (["--hardware", "{endless}", "--model", Q4], "ram_mib 9223372036854775808 is wrong: expected 16777216 or less"),
         (["--hardware", "/tmp", "--model", Q4], "checker: /tmp cannot be read: Is a directory\n"),
         (["--hardware", "{binary}", "--model", Q4], "binary.yml is no YAML: "),
+        (["--hardware", "{cut}", "--model", Q4], "cut.yml:3:1 is no YAML: while parsing a flow mapping, "),
+        (["--hardware", "{date}", "--model", Q4], "date.yml is no YAML: month must be in 1..12"),
         (["--hardware", "{hardware}", "--model", ""], "'' is neither a model of the catalogue nor a GGUF"),
         (["-i", "{lab}", "--tier", "nonesuch"], "no tier 'nonesuch'; tiers here: fast, deep"),
         (["-i", "{lab}", "--limit", "nobody"], "nobody"),
@@ -344,6 +346,8 @@ def test_bad_input_is_named_and_exits_2(
         "more": yaml.safe_dump({"gpus": [{"name": BIG, "free_mib": 99999}]}),
         "endless": yaml.safe_dump({"gpus": [{"name": BIG}], "ram_mib": 2**63}),
         "binary": "[\0",
+        "cut": "gpus:\n  - {name: big\n",
+        "date": "ram_mib: 2026-13-01",
         "less": yaml.safe_dump({"gpus": [{"name": BIG}], "ram_mib": -9}),
     }
     paths = {"hardware": hardware, "lab": str(ROOT / "inventories/lab")}
@@ -354,7 +358,7 @@ def test_bad_input_is_named_and_exits_2(
     assert (code, out) == (2, "")
     assert err.startswith("checker: ")
     assert said in err
-    for word in ("Traceback", "Errno", "the inventory's gpus", "candidates["):
+    for word in ("Traceback", "Errno", "the inventory's gpus", "candidates[", "unicode string"):
         assert word not in err
 
 
@@ -536,6 +540,65 @@ def test_an_inventory_of_the_wrong_shape_is_named(
     assert "Traceback" not in err
 
 
+ORDER_HOLDS = "put it back with git, or remove it: then the inventory's order holds"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("host_vars/one/decision.yml", "a: {b: 1\n", ":2:1 is no YAML: while parsing a flow mapping, "),
+        ("host_vars/one/decision.yml", "garbage", ": a file of variables has to hold `name: value` pairs"),
+        ("host_vars/one/main.yml", "a: 1\n b: 2\n", ":2:3 is no YAML: mapping values are not allowed here"),
+        (
+            "host_vars/one/main.yml",
+            "a: {{ b }}\n",
+            ":1:5 is no YAML: while constructing a mapping, found unhashable key",
+        ),
+        ("host_vars/one/main.yml", "- a\n", ": a file of variables has to hold `name: value` pairs"),
+        ("group_vars/gpu_hosts/main.yml", "a: [\n", ":2:1 is no YAML: while parsing a flow node, "),
+        ("hosts.yml", "gpu_hosts: {\n", ":2:1 is no YAML: while parsing a flow node, "),
+    ],
+)
+def test_a_damaged_file_of_an_inventory_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, text: str, said: str
+) -> None:
+    files = {
+        "hosts.yml": "gpu_hosts: {hosts: {one: }}\n",
+        # What Ansible reads, and what it does not, is not damaged.
+        "group_vars/all/key.yml": "key: !vault |\n  $ANSIBLE_VAULT;1.1;AES256\n  3132\n",
+        "group_vars/gpu_hosts/empty.yml": "---\n",
+        "host_vars/one/main.yml~": "a: {",
+        "host_vars/one/.main.yml.swp": "a: {",
+        "host_vars/one/notes.txt": "a: {",
+        "host_vars/two.yml": "$ANSIBLE_VAULT;1.1;AES256\n3132\n",
+    }
+    for path, content in {**files, name: text}.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(content)
+    for inventory in (tmp_path, tmp_path / "hosts.yml"):
+        code, out, err = run(capsys, "-i", str(inventory))
+        assert (code, out) == (2, "")
+        (line,) = err.splitlines()
+        assert line.startswith(f"checker: {tmp_path / name}{said}")
+        assert (ORDER_HOLDS in line) == name.endswith("decision.yml")
+
+
+@pytest.mark.parametrize("value", [0, -1, True, "many", float("inf"), None])
+def test_speeds_that_nobody_can_decide_by_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, value: Any
+) -> None:
+    arguments = evidenced(tmp_path, None)
+    document = yaml.safe_load((tmp_path / "hosts.yml").read_text())
+    document["gpu_hosts"]["hosts"]["one"]["llama_tiers_acceptable_tokens_per_second"] = value
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(document))
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert err == (
+        f"checker: one: llama_tiers_acceptable_tokens_per_second {value!r} is wrong: "
+        "expected tokens per second, more than 0\n"
+    )
+
+
 def test_a_bad_host_hides_no_other(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     good = {
         "gpus": [{"name": BIG, "uuid": "edit-me"}, {"name": SMALL, "uuid": "edit-me"}],
@@ -685,6 +748,25 @@ def test_what_nothing_reads_and_what_cannot_be_fetched_is_told(
         "nothing reads llama_cpp_backed in the inventory: did you mean llama_cpp_backend?",
         "the catalogue has no sha256, without which nothing is fetched: "
         "run `checker lock llama-3.1-8b-instruct-abliterated-q6_k`",
+    ]
+
+
+def test_of_the_candidates_that_have_room_a_trial_names_what_cannot_be_fetched(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = evidenced(tmp_path, None)
+    document = yaml.safe_load((tmp_path / "hosts.yml").read_text())
+    tiers = document["gpu_hosts"]["hosts"]["one"]["tiers"]
+    unlocked = ("llama-3.1-8b-instruct-abliterated-q6_k", "qwen2.5-7b-instruct-abliterated-q6_k")
+    # The last one, which has no room on these cards, would not be fetched in any case.
+    tiers[0]["candidates"] = [{"model": name} for name in (Q4, *unlocked, unlocked[0], "qwen2.5-32b-instruct-q4_k_m")]
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(document))
+    code = cli.main(["trial", *arguments, "--dry-run", "--format", "json"])
+    document = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert [each["verdict"] for each in document["tiers"][0]["candidates"]] == [*["fits"] * 4, "does-not-fit"]
+    assert document["remarks"] == [
+        f"the catalogue has no sha256, without which nothing is fetched: run `checker lock {' '.join(unlocked)}`"
     ]
 
 

@@ -76,6 +76,16 @@ def test_the_fast_tier_of_the_first_scenario_lies_on_one_card() -> None:
             ["speed", "speed"],
             "names a word twice: name each once",
         ),
+        (
+            ["policies", "multi-gpu", "tiers", "deep", "prefer"],
+            "quality",
+            "policies.multi-gpu.tiers.deep.prefer 'quality' is wrong: expected a list, such as [quality, speed]",
+        ),
+        (
+            ["policies", "multi-gpu", "tiers", "deep", "prefer"],
+            None,
+            "policies.multi-gpu.tiers.deep.prefer None is wrong: expected a list, such as [quality, speed]",
+        ),
         (["policies", "multi-gpu", "tiers", "deep", "max_load"], 3, "tiers.deep.max_load is not a known key"),
         (["policies", "multi-gpu", "tiers", "deep", "min_quality"], 120, "min_quality 120 is wrong: expected 100"),
     ],
