@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
-from checker import decision, planning, policies, trial, whole
+from checker import decision, planning, policies, spelling, trial, whole
 from checker.catalogue import (
     GpuEntry,
     InventoryError,
@@ -22,6 +23,7 @@ from checker.catalogue import (
     TierEntry,
     check_inventory,
     parse_inventory,
+    sentences,
     with_placeholders,
 )
 from checker.decision import Decision
@@ -30,6 +32,7 @@ from checker.policies import Policies
 
 FILE = "decision.yml"
 ACCEPTABLE = "llama_tiers_acceptable_tokens_per_second"
+_RECORD = TypeAdapter(trial.Trial)
 _HEAD = """\
 ---
 # Written by `checker decide` as a whole; do not edit. It says which of its candidates each tier serves, and by which
@@ -64,12 +67,18 @@ def read_trials(directory: Path) -> list[trial.Trial]:
     for path in sorted(directory.glob("*.json")):
         try:
             content = path.read_bytes()
-            found.append(trial.from_json(json.loads(content), sha256(content).hexdigest()))
+            record = trial.from_json(json.loads(content), sha256(content).hexdigest())
+            # As JSON, which has lists for tuples: only there is strict about the types of values alone.
+            _RECORD.validate_json(json.dumps(asdict(record)), strict=True)
+        except ValidationError as error:
+            said = "; ".join(sentences(f"{path} is no record of a trial", error))
+            raise PlanningError(f"{said}; remove it, and run the command again") from error
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise PlanningError(f"{path} is no record of a trial: {reason}; remove it, and try again") from error
+            raise PlanningError(f"{path} is no record of a trial: {reason}; remove it, and run the command again") from error
+        found.append(record)
     if not found:
-        raise PlanningError(f"there is no trial in {directory}, so nothing was measured: run `checker trial` first")
+        raise PlanningError(f"there is no trial in {directory}, so nothing was measured: run `checker trial -i INVENTORY` first")
     return found
 
 
@@ -84,18 +93,32 @@ def decide(
     """Decide for one host; InventoryError when the inventory cannot be used, PlanningError for an unknown policy."""
     name = policy or known.first
     if name not in known.policies:
-        raise PlanningError(f"no policy {name!r}; policies: {', '.join(known.policies)}")
+        raise PlanningError(
+            f"no policy {name!r}; {spelling.meant(name, known.policies)}policies: {', '.join(known.policies)}"
+        )
     acceptable = subject.variables.get(ACCEPTABLE, known.acceptable_tokens_per_second)
     wrong = []
     if isinstance(acceptable, bool) or not isinstance(acceptable, int | float) or not 0 < acceptable < float("inf"):
         wrong.append(f"{ACCEPTABLE} {acceptable!r} is wrong: expected tokens per second, more than 0")
     asked = _asked(subject, models, engines, wrong)
-    tried = list(trials)
+    tried, foreign = [], set()
+    for each in trials:
+        if each.host == subject.name:
+            tried.append(each)
+        else:
+            foreign.add(each.host)
     candidates = {
         entry.name: decision.contenders(entry, asked.models, tried, asked.commits[entry.name], asked.gpus)
         for entry in asked.tiers
     }
-    return decision.decide(subject.name, candidates, known, name, float(acceptable))
+    made = decision.decide(subject.name, candidates, known, name, float(acceptable))
+    if not foreign:
+        return made
+    warning = (
+        f"trials of {', '.join(sorted(foreign))} lie among those of {subject.name} and count for nothing: "
+        "`checker trial -i INVENTORY --again` tries here"
+    )
+    return replace(made, warnings=(*made.warnings, warning))
 
 
 def outdated(

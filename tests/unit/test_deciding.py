@@ -156,7 +156,7 @@ def test_a_host_without_trials_hides_no_other(checkout: Checkout, capsys: pytest
     checkout.hosts("tower", "shed")
     code, _, err = decide(capsys, checkout)
     assert code == 2
-    assert "shed: there is no trial in" in err and "run `checker trial` first" in err
+    assert "shed: there is no trial in" in err and "run `checker trial -i INVENTORY` first" in err
     assert checkout.decision("tower").exists()
     assert not checkout.decision("shed").exists()
 
@@ -177,7 +177,7 @@ def test_a_tier_that_was_left_out_of_the_trials_is_named_with_the_command(
     checkout.hosts("tower", tiers=[TIER, {**TIER, "name": "fast", "port": 8080}])
     code, out, _ = decide(capsys, checkout)
     assert code == 1
-    assert "quick does not apply: fast has no trial that counts: try it too (`checker trial --tier fast`)" in (
+    assert "quick does not apply: fast has no trial that counts: try it too (`checker trial -i INVENTORY --tier fast`)" in (
         " ".join(out.split())
     )
 
@@ -240,6 +240,7 @@ def test_a_folder_that_cannot_be_written_is_named(checkout: Checkout, capsys: py
     ("change", "arguments", "said"),
     [
         ({}, ["--policy", "best"], "no policy 'best'; policies: never, quick"),
+        ({}, ["--policy", "qick"], "no policy 'qick'; did you mean quick? policies: never, quick"),
         (
             {"llama_tiers_acceptable_tokens_per_second": "many"},
             [],
@@ -271,6 +272,59 @@ def test_a_damaged_record_is_named(checkout: Checkout, capsys: pytest.CaptureFix
     code, _, err = decide(capsys, checkout)
     assert code == 2
     assert f"{damaged} is no record of a trial" in err and "remove it" in err
+
+
+MEDIAN = ("evidence", "thorough", "short", "generation_tokens_per_second", "median")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (MEDIAN, "fast", "'fast' is wrong: expected a number"),
+        (("recorded_at",), 7, "recorded_at 7 is wrong"),
+        (("evidence", "unit", "load_s"), "x", "evidence.unit.load_s 'x' is wrong: expected a number"),
+        (("spec", "placement", "tensor_split"), ["3", 2], "spec.placement.tensor_split[0] '3' is wrong"),
+        (("host",), None, "host None is wrong"),
+    ],
+    ids=lambda value: ".".join(value) if isinstance(value, tuple) else None,
+)
+def test_a_record_with_a_value_of_the_wrong_type_is_named_with_the_place(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str], place: tuple[str, ...], value: Any, said: str
+) -> None:
+    path = min((checkout.root / "evidence/trials/tower").iterdir())
+    inner = document = json.loads(path.read_text())
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    path.write_text(json.dumps(document))
+    code, out, err = decide(capsys, checkout)
+    assert (code, out) == (2, "")
+    assert f"tower: {path} is no record of a trial: {'.'.join(place)}" in err and said in err
+    assert "remove it, and run the command again" in err
+
+
+FOREIGN = "! trials of attic lie among those of tower and count for nothing: `checker trial -i INVENTORY --again` tries here"
+
+
+def test_the_trials_of_another_host_count_for_nothing_and_are_named(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkout.tried(measured(SPLIT, 90.0, "2026-11-25T15:00:00Z", host="attic"))
+    code, out, _ = decide(capsys, checkout)
+    deep = yaml.safe_load(checkout.decision().read_text())["llama_tiers_decision"]["tiers"]["deep"]
+    assert (code, deep["tokens_per_second"]) == (0, 50.0)
+    assert FOREIGN in " ".join(out.split())
+
+
+def test_with_the_trials_of_another_host_alone_nothing_is_decided(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkout.hosts("shed")
+    checkout.tried(measured(SPLIT, 90.0), measured(AUTO, 90.0), host="shed")
+    code, out, _ = decide(capsys, checkout)
+    assert code == 1
+    assert FOREIGN.replace("tower", "shed").replace("attic", "tower") in " ".join(out.split())
+    assert not checkout.decision("shed").exists()
 
 
 # The plan after it.
