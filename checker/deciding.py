@@ -75,10 +75,14 @@ def read_trials(directory: Path) -> list[trial.Trial]:
             raise PlanningError(f"{said}; remove it, and run the command again") from error
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise PlanningError(f"{path} is no record of a trial: {reason}; remove it, and run the command again") from error
+            raise PlanningError(
+                f"{path} is no record of a trial: {reason}; remove it, and run the command again"
+            ) from error
         found.append(record)
     if not found:
-        raise PlanningError(f"there is no trial in {directory}, so nothing was measured: run `checker trial -i INVENTORY` first")
+        raise PlanningError(
+            f"there is no trial in {directory}, so nothing was measured: run `checker trial -i INVENTORY` first"
+        )
     return found
 
 
@@ -163,8 +167,8 @@ def _asked(
 
 def path_of(inventory: Path, host: str) -> Path:
     """Return where the decision of a host stands; PlanningError when Ansible would not read it there."""
-    base = inventory if inventory.is_dir() else inventory.parent
-    folder = base / "host_vars" / host
+    path = _place(inventory, host)
+    folder, base = path.parent, _base(inventory)
     if folder.parent.parent != base or host in (".", ".."):
         raise PlanningError(f"host {host!r} cannot have a folder in {base / 'host_vars'}: give it a plain name")
     if not folder.exists():
@@ -174,7 +178,15 @@ def path_of(inventory: Path, host: str) -> Path:
                 raise PlanningError(
                     f"{beside} would be read no longer beside a folder {folder}: move it to {folder / 'main.yml'}"
                 )
-    return folder / FILE
+    return path
+
+
+def _place(inventory: Path, host: str) -> Path:
+    return _base(inventory) / "host_vars" / host / FILE
+
+
+def _base(inventory: Path) -> Path:
+    return inventory if inventory.is_dir() else inventory.parent
 
 
 def text_of(document: Mapping[str, Any]) -> str:
@@ -190,20 +202,63 @@ def write(path: Path, text: str) -> bool:
 
     PlanningError when the file there is not one of ours, or cannot be written.
     """
+    if _there(path) == text:
+        return False
+    try:
+        whole.write(path, text)
+    except OSError as error:
+        raise PlanningError(f"{path} cannot be written: {error.strerror or error}") from error
+    return True
+
+
+def would_write(path: Path, document: Mapping[str, Any]) -> str:
+    """Say what writing a decision would do to the file in its place; PlanningError when that is not one of ours."""
+    before = _there(path)
+    if before is None:
+        return "it would be new"
+    if before == text_of(document):
+        return "it is there, just so"
+    old, new = _candidates(yaml.safe_load(before)[decision.VARIABLE]), _candidates(document)
+    order = "the inventory's order"
+    changes = [
+        f"{name}: {old.get(name, order)} → {new.get(name, order)}"
+        for name in {**new, **old}
+        if old.get(name) != new.get(name)
+    ]
+    return f"it would change: {', '.join(changes)}" if changes else "it would change, but no candidate"
+
+
+def _candidates(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return the candidates of a decision in words, by tier; none of one that is not whole and of this schema."""
+    try:
+        tiers = decision.DecisionEntry.model_validate(document).tiers
+    except ValidationError:
+        return {}
+    return {name: f"{each.model} ({decision.placement_words(each.placement)})" for name, each in tiers.items()}
+
+
+def stands(inventory: Path, made: Decision) -> str:
+    """Say by what a host's tiers are served where no policy decides."""
+    path = _place(inventory, made.host)
+    if path.exists():
+        return f"{path} is left as it is"
+    first = ", ".join(f"{name}: {candidate}" for name, candidate in made.by_order.items())
+    return f"the inventory's order holds, {first}"
+
+
+def _there(path: Path) -> str | None:
+    """Return the text of the decision in its place, None when there is none; PlanningError when it is not ours."""
     try:
         before = path.read_text(encoding="utf-8") if path.exists() else None
-        if before is not None and not _is_ours(before):
-            raise PlanningError(
-                f"{path} was not written by `checker decide`, so it is left alone: move what it says to another file "
-                "of its folder, such as main.yml"
-            )
-        if before == text:
-            return False
-        whole.write(path, text)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise PlanningError(f"{path} cannot be written: {reason}") from error
-    return True
+    if before is not None and not _is_ours(before):
+        raise PlanningError(
+            f"{path} was not written by `checker decide`, so it is left alone: move what it says to another file "
+            "of its folder, such as main.yml"
+        )
+    return before
 
 
 def _is_ours(text: str) -> bool:

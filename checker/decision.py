@@ -178,9 +178,9 @@ class Step:
 class Decision:
     """The policies that were tried for a host, in order, up to the first that applies.
 
-    `undecided` are the host's tiers that are left to the inventory's order, and `by_order` what that has first with room
-    of those that have candidates, in words; `warnings` are sentences about what is served by that order although its
-    trial failed, and about trials that count for nothing.
+    `undecided` are the host's tiers that are left to the inventory's order, and `by_order` what that has first with
+    room, in words; `warnings` are sentences about what is served by that order although its trial failed, and about
+    trials that count for nothing.
     """
 
     host: str
@@ -343,15 +343,15 @@ def decide(
 
 
 def _by_order(candidates: Sequence[Contender]) -> Contender:
-    """Return which of a tier's candidates the inventory's order has served: the first with room, as far as was tried."""
+    """Return which candidate the inventory's order has served: the first with room, as far as was tried."""
     return next((each for each in candidates if each.outcome != trial.INFEASIBLE), candidates[0])
 
 
 def _against_its_trial(candidates: Mapping[str, Sequence[Contender]], undecided: Iterable[str]) -> Iterable[str]:
     """Say which tiers the inventory's order has served by a candidate whose trial failed: its first one with room."""
     for name in undecided:
-        served = next((each for each in candidates[name] if each.outcome != trial.INFEASIBLE), None)
-        if served and served.outcome and served.faults:
+        served = _by_order(candidates[name]) if candidates[name] else None
+        if served and served.outcome not in (None, trial.INFEASIBLE) and served.faults:
             yield (
                 f"{name} is served by the inventory's order: {served.label}, whose trial failed: "
                 f"{'; '.join(served.faults)}; put another candidate before it"

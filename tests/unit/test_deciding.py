@@ -139,6 +139,52 @@ def test_a_dry_run_says_it_and_writes_nothing(checkout: Checkout, capsys: pytest
     assert not checkout.decision().exists()
 
 
+def test_a_dry_run_says_that_it_was_one_and_what_would_become_of_the_file(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    path = checkout.decision()
+
+    def dry() -> str:
+        code, out, err = decide(capsys, checkout, "--dry-run")
+        assert (code, err) == (0, "")
+        return out.splitlines()[-1].removeprefix("not written (dry run): ")
+
+    assert dry() == f"{path}; it would be new"
+    decide(capsys, checkout)
+    written = path.read_text()
+    assert dry() == f"{path}; it is there, just so"
+    checkout.tried(measured(AUTO, 70.0, "2026-11-25T15:00:00Z"))
+    assert dry() == f"{path}; it would change: deep: tiny (3,2) → tiny (auto)"
+    checkout.tried(measured(SPLIT, 80.0, "2026-11-25T15:00:00Z"))
+    assert dry() == f"{path}; it would change, but no candidate"
+    assert path.read_text() == written
+    path.write_text("llama_tiers_decision: {schema: llama-tiers/decision/1}\n")
+    assert dry() == f"{path}; it would change: deep: the inventory's order → tiny (3,2)"
+
+
+def test_a_dry_run_refuses_what_the_real_one_would(checkout: Checkout, capsys: pytest.CaptureFixture[str]) -> None:
+    checkout.decision().parent.mkdir(parents=True)
+    checkout.decision().write_text("note: mine\n")
+    code, _, err = decide(capsys, checkout, "--dry-run")
+    assert code == 2
+    assert f"{checkout.decision()} was not written by `checker decide`" in err
+
+
+def test_without_a_decision_it_is_said_what_stands(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    code, out, _ = decide(capsys, checkout, "--policy", "never")
+    assert code == 1
+    assert "no policy decides; what serves stays: the inventory's order holds, deep: tiny (auto)\n" in out
+    decide(capsys, checkout)
+    code, out, _ = decide(capsys, checkout, "--policy", "never")
+    assert code == 1
+    assert f"no policy decides; what serves stays: {checkout.decision()} is left as it is\n" in out
+    assert "checker trial -i INVENTORY" in out
+
+
 def test_two_hosts_get_two_decisions(checkout: Checkout, capsys: pytest.CaptureFixture[str]) -> None:
     checkout.hosts("tower", "shed")
     checkout.tried(measured(AUTO, 70.0, host="shed"), host="shed")
@@ -177,8 +223,9 @@ def test_a_tier_that_was_left_out_of_the_trials_is_named_with_the_command(
     checkout.hosts("tower", tiers=[TIER, {**TIER, "name": "fast", "port": 8080}])
     code, out, _ = decide(capsys, checkout)
     assert code == 1
-    assert "quick does not apply: fast has no trial that counts: try it too (`checker trial -i INVENTORY --tier fast`)" in (
-        " ".join(out.split())
+    assert (
+        "quick does not apply: fast has no trial that counts: try it too (`checker trial -i INVENTORY --tier fast`)"
+        in (" ".join(out.split()))
     )
 
 
@@ -303,7 +350,9 @@ def test_a_record_with_a_value_of_the_wrong_type_is_named_with_the_place(
     assert "remove it, and run the command again" in err
 
 
-FOREIGN = "! trials of attic lie among those of tower and count for nothing: `checker trial -i INVENTORY --again` tries here"
+FOREIGN = (
+    "! trials of attic lie among those of tower and count for nothing: `checker trial -i INVENTORY --again` tries here"
+)
 
 
 def test_the_trials_of_another_host_count_for_nothing_and_are_named(
