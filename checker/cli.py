@@ -350,13 +350,18 @@ def _decide(options: argparse.Namespace) -> int:
     inventory = Path(options.inventory).expanduser().resolve()
     explained: list[dict[str, Any]] = []
     failed: dict[str, list[str]] = {}
-    written = []
+    written, standing = [], {}
     for subject in subjects:
         try:
             trials = deciding.read_trials(deciding.directory_of(ROOT, subject, evidence))
             found = deciding.decide(subject, trials, policies, options.policy, models, engines)
             document = decision.to_json(found)
-            if document is not None and not options.dry_run:
+            if document is None:
+                standing[subject.name] = deciding.stands(inventory, found)
+            elif options.dry_run:
+                path = deciding.path_of(inventory, subject.name)
+                standing[subject.name] = f"not written (dry run): {path}; {deciding.would_write(path, document)}"
+            else:
                 path = deciding.path_of(inventory, subject.name)
                 changed = deciding.write(path, deciding.text_of(document))
                 written.append(f"{path}: {'written; review it, and run site.yml' if changed else 'as it was'}")
@@ -365,7 +370,7 @@ def _decide(options: argparse.Namespace) -> int:
         else:
             explained.append(decision.explanation(found))
     if explained:
-        _show(decisions.render(explained, options.format))
+        _show(decisions.render(explained, standing, options.format))
     for line in written:
         print(f"checker: {line}", file=sys.stderr)
     if _tell(failed):

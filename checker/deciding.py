@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
-from checker import decision, planning, policies, trial, whole
+from checker import decision, planning, policies, spelling, trial, whole
 from checker.catalogue import (
     GpuEntry,
     InventoryError,
@@ -22,6 +23,7 @@ from checker.catalogue import (
     TierEntry,
     check_inventory,
     parse_inventory,
+    sentences,
     with_placeholders,
 )
 from checker.decision import Decision
@@ -30,6 +32,7 @@ from checker.policies import Policies
 
 FILE = "decision.yml"
 ACCEPTABLE = "llama_tiers_acceptable_tokens_per_second"
+_RECORD = TypeAdapter(trial.Trial)
 _HEAD = """\
 ---
 # Written by `checker decide` as a whole; do not edit. It says which of its candidates each tier serves, and by which
@@ -64,12 +67,22 @@ def read_trials(directory: Path) -> list[trial.Trial]:
     for path in sorted(directory.glob("*.json")):
         try:
             content = path.read_bytes()
-            found.append(trial.from_json(json.loads(content), sha256(content).hexdigest()))
+            record = trial.from_json(json.loads(content), sha256(content).hexdigest())
+            # As JSON, which has lists for tuples: only there is strict about the types of values alone.
+            _RECORD.validate_json(json.dumps(asdict(record)), strict=True)
+        except ValidationError as error:
+            said = "; ".join(sentences(f"{path} is no record of a trial", error))
+            raise PlanningError(f"{said}; remove it, and run the command again") from error
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise PlanningError(f"{path} is no record of a trial: {reason}; remove it, and try again") from error
+            raise PlanningError(
+                f"{path} is no record of a trial: {reason}; remove it, and run the command again"
+            ) from error
+        found.append(record)
     if not found:
-        raise PlanningError(f"there is no trial in {directory}, so nothing was measured: run `checker trial` first")
+        raise PlanningError(
+            f"there is no trial in {directory}, so nothing was measured: run `checker trial -i INVENTORY` first"
+        )
     return found
 
 
@@ -84,18 +97,32 @@ def decide(
     """Decide for one host; InventoryError when the inventory cannot be used, PlanningError for an unknown policy."""
     name = policy or known.first
     if name not in known.policies:
-        raise PlanningError(f"no policy {name!r}; policies: {', '.join(known.policies)}")
+        raise PlanningError(
+            f"no policy {name!r}; {spelling.meant(name, known.policies)}policies: {', '.join(known.policies)}"
+        )
     acceptable = subject.variables.get(ACCEPTABLE, known.acceptable_tokens_per_second)
     wrong = []
     if isinstance(acceptable, bool) or not isinstance(acceptable, int | float) or not 0 < acceptable < float("inf"):
         wrong.append(f"{ACCEPTABLE} {acceptable!r} is wrong: expected tokens per second, more than 0")
     asked = _asked(subject, models, engines, wrong)
-    tried = list(trials)
+    tried, foreign = [], set()
+    for each in trials:
+        if each.host == subject.name:
+            tried.append(each)
+        else:
+            foreign.add(each.host)
     candidates = {
         entry.name: decision.contenders(entry, asked.models, tried, asked.commits[entry.name], asked.gpus)
         for entry in asked.tiers
     }
-    return decision.decide(subject.name, candidates, known, name, float(acceptable))
+    made = decision.decide(subject.name, candidates, known, name, float(acceptable))
+    if not foreign:
+        return made
+    warning = (
+        f"trials of {', '.join(sorted(foreign))} lie among those of {subject.name} and count for nothing: "
+        "`checker trial -i INVENTORY --again` tries here"
+    )
+    return replace(made, warnings=(*made.warnings, warning))
 
 
 def outdated(
@@ -138,8 +165,8 @@ def _asked(
 
 def path_of(inventory: Path, host: str) -> Path:
     """Return where the decision of a host stands; PlanningError when Ansible would not read it there."""
-    base = inventory if inventory.is_dir() else inventory.parent
-    folder = base / "host_vars" / host
+    path = _place(inventory, host)
+    folder, base = path.parent, _base(inventory)
     if folder.parent.parent != base or host in (".", ".."):
         raise PlanningError(f"host {host!r} cannot have a folder in {base / 'host_vars'}: give it a plain name")
     if not folder.exists():
@@ -149,7 +176,15 @@ def path_of(inventory: Path, host: str) -> Path:
                 raise PlanningError(
                     f"{beside} would be read no longer beside a folder {folder}: move it to {folder / 'main.yml'}"
                 )
-    return folder / FILE
+    return path
+
+
+def _place(inventory: Path, host: str) -> Path:
+    return _base(inventory) / "host_vars" / host / FILE
+
+
+def _base(inventory: Path) -> Path:
+    return inventory if inventory.is_dir() else inventory.parent
 
 
 def text_of(document: Mapping[str, Any]) -> str:
@@ -165,20 +200,63 @@ def write(path: Path, text: str) -> bool:
 
     PlanningError when the file there is not one of ours, or cannot be written.
     """
+    if _there(path) == text:
+        return False
+    try:
+        whole.write(path, text)
+    except OSError as error:
+        raise PlanningError(f"{path} cannot be written: {error.strerror or error}") from error
+    return True
+
+
+def would_write(path: Path, document: Mapping[str, Any]) -> str:
+    """Say what writing a decision would do to the file in its place; PlanningError when that is not one of ours."""
+    before = _there(path)
+    if before is None:
+        return "it would be new"
+    if before == text_of(document):
+        return "it is there, just so"
+    old, new = _candidates(yaml.safe_load(before)[decision.VARIABLE]), _candidates(document)
+    order = "the inventory's order"
+    changes = [
+        f"{name}: {old.get(name, order)} → {new.get(name, order)}"
+        for name in {**new, **old}
+        if old.get(name) != new.get(name)
+    ]
+    return f"it would change: {', '.join(changes)}" if changes else "it would change, but no candidate"
+
+
+def _candidates(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return the candidates of a decision in words, by tier; none of one that is not whole and of this schema."""
+    try:
+        tiers = decision.DecisionEntry.model_validate(document).tiers
+    except ValidationError:
+        return {}
+    return {name: f"{each.model} ({decision.placement_words(each.placement)})" for name, each in tiers.items()}
+
+
+def stands(inventory: Path, made: Decision) -> str:
+    """Say by what a host's tiers are served where no policy decides."""
+    path = _place(inventory, made.host)
+    if path.exists():
+        return f"{path} is left as it is"
+    first = ", ".join(f"{name}: {candidate}" for name, candidate in made.by_order.items())
+    return f"the inventory's order holds, {first}"
+
+
+def _there(path: Path) -> str | None:
+    """Return the text of the decision in its place, None when there is none; PlanningError when it is not ours."""
     try:
         before = path.read_text(encoding="utf-8") if path.exists() else None
-        if before is not None and not _is_ours(before):
-            raise PlanningError(
-                f"{path} was not written by `checker decide`, so it is left alone: move what it says to another file "
-                "of its folder, such as main.yml"
-            )
-        if before == text:
-            return False
-        whole.write(path, text)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise PlanningError(f"{path} cannot be written: {reason}") from error
-    return True
+    if before is not None and not _is_ours(before):
+        raise PlanningError(
+            f"{path} was not written by `checker decide`, so it is left alone: move what it says to another file "
+            "of its folder, such as main.yml"
+        )
+    return before
 
 
 def _is_ours(text: str) -> bool:

@@ -142,11 +142,15 @@ class TierChoice:
 
 @dataclass(frozen=True)
 class Step:
-    """One policy that was tried; it applies when it found a candidate for each of the host's tiers that it names."""
+    """One policy that was tried; it applies when it found a candidate for each of the host's tiers that it names.
+
+    `absent` are the tiers that it names and the host has not.
+    """
 
     policy: str
     note: str
     choices: tuple[TierChoice, ...]
+    absent: tuple[str, ...]
 
     @property
     def applies(self) -> bool:
@@ -157,29 +161,34 @@ class Step:
     def reason(self) -> str:
         """Why it decides, or why it does not."""
         if not self.choices:
-            return "the host has none of the tiers that it names"
+            return f"the host has none of the tiers that it names: {', '.join(self.absent)}"
         without = [choice.name for choice in self.choices if choice.tried and choice.chosen is None]
         told = [f"no candidate reaches what it asks for: {', '.join(without)}"] if without else []
         told += [
-            f"{choice.name} has no trial that counts: try it too (`checker trial --tier {choice.name}`)"
+            f"{choice.name} has no trial that counts: try it too (`checker trial -i INVENTORY --tier {choice.name}`)"
             for choice in self.choices
             if not choice.tried
         ]
-        return "; ".join(told) or "it finds a candidate for each tier that it names"
+        each_tier = "each of the host's tiers" if self.absent else "each tier"
+        told = told or [f"it finds a candidate for {each_tier} that it names"]
+        told += [f"it has a rule for {', '.join(self.absent)}, which this host has not"] if self.absent else []
+        return "; ".join(told)
 
 
 @dataclass(frozen=True)
 class Decision:
     """The policies that were tried for a host, in order, up to the first that applies.
 
-    `undecided` are the host's tiers that the policy leaves to the inventory's order; `warnings` are sentences about
-    what is served by that order although its trial failed.
+    `undecided` are the host's tiers that are left to the inventory's order, and `by_order` what that has first with
+    room, in words; `warnings` are sentences about what is served by that order although its trial failed, and about
+    trials that count for nothing.
     """
 
     host: str
     acceptable_tokens_per_second: float
     steps: tuple[Step, ...]
     undecided: tuple[str, ...]
+    by_order: Mapping[str, str]
     warnings: tuple[str, ...]
 
     @property
@@ -352,15 +361,21 @@ def decide(
         acceptable_tokens_per_second=acceptable_tokens_per_second,
         steps=tuple(steps),
         undecided=undecided,
+        by_order={each: _by_order(candidates[each]).label for each in undecided if candidates[each]},
         warnings=tuple(_against_its_trial(candidates, undecided)) if decided else (),
     )
+
+
+def _by_order(candidates: Sequence[Contender]) -> Contender:
+    """Return which candidate the inventory's order has served: the first with room, as far as was tried."""
+    return next((each for each in candidates if each.outcome != trial.INFEASIBLE), candidates[0])
 
 
 def _against_its_trial(candidates: Mapping[str, Sequence[Contender]], undecided: Iterable[str]) -> Iterable[str]:
     """Say which tiers the inventory's order has served by a candidate whose trial failed: its first one with room."""
     for name in undecided:
-        served = next((each for each in candidates[name] if each.outcome != trial.INFEASIBLE), None)
-        if served and served.outcome and served.faults:
+        served = _by_order(candidates[name]) if candidates[name] else None
+        if served and served.outcome not in (None, trial.INFEASIBLE) and served.faults:
             yield (
                 f"{name} is served by the inventory's order: {served.label}, whose trial failed: "
                 f"{'; '.join(served.faults)}; put another candidate before it"
@@ -376,6 +391,7 @@ def _step(name: str, policy: PolicyEntry, candidates: Mapping[str, Sequence[Cont
             for tier_name, rule in policy.tiers.items()
             if tier_name in candidates
         ),
+        absent=tuple(tier_name for tier_name in policy.tiers if tier_name not in candidates),
     )
 
 
@@ -603,6 +619,7 @@ def explanation(decision: Decision) -> dict[str, Any]:
         "acceptable_tokens_per_second": decision.acceptable_tokens_per_second,
         "policies": [_step_json(step) for step in decision.steps],
         "undecided": list(decision.undecided),
+        "by_order": dict(decision.by_order),
         "warnings": list(decision.warnings),
         "decision": to_json(decision),
     }

@@ -5,7 +5,6 @@ The edge of the planner: everything here ends in the entries of `checker.catalog
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -442,11 +441,9 @@ def _gguf(name: str, models: Mapping[str, Any]) -> str:
         pass
     if "/" in name or name.endswith(".gguf"):
         raise PlanningError(f"there is no file {name}")
-    close = difflib.get_close_matches(name, models, 1)
-    meant = f"did you mean {close[0]}? " if close else ""
     raise PlanningError(
         f"{name!r} is neither a model of the catalogue nor a GGUF (file or URL); "
-        f"{meant}known models: {', '.join(sorted(models))}"
+        f"{spelling.meant(name, models)}known models: {', '.join(sorted(models))}"
     )
 
 

@@ -1,9 +1,9 @@
-"""Words of an inventory that nothing reads, though they look like one that is read; Ansible is silent. Pure."""
+"""Slips of the pen: names that are none, and words of an inventory that nothing reads; Ansible is silent. Pure."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 # What an inventory says besides the variables of the roles (their meta/argument_specs.yml).
 OWN = (
@@ -23,3 +23,9 @@ def misspelt(words: Collection[str], of_roles: Collection[str]) -> tuple[str, ..
         near = [] if word in known else difflib.get_close_matches(word, known, n=1, cutoff=_NEAR)
         found += [f"nothing reads {word} in the inventory: did you mean {each}?" for each in near]
     return tuple(found)
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """Return a question for the known word that was likely meant, with a space after it; empty when there is none."""
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f"did you mean {close[0]}? " if close else ""

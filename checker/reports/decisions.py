@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from checker.deciding import ACCEPTABLE
 from checker.reports.console import printed
 
 # Criteria that have a shorter name above a column.
@@ -20,35 +21,59 @@ _HEADS = {"verification": "verified", "layers on the CPU": "on CPU"}
 _SENTENCES = ("measured", "verification")
 
 
-def render(explanations: Sequence[dict[str, Any]], name: str) -> str:
-    """Render the explanations of some hosts' decisions; JSON is one document, or one a line of several hosts."""
+def render(explanations: Sequence[dict[str, Any]], standing: Mapping[str, str], name: str) -> str:
+    """Render the explanations of some hosts' decisions; JSON is one document, or one a line of several hosts.
+
+    `standing` says to people, by host, what became of its file, or by what is served where no policy decides.
+    """
     if name == "json":
         indent = 2 if len(explanations) == 1 else None
         return "\n".join(json.dumps(each, indent=indent, ensure_ascii=False) for each in explanations)
-    return printed(Group(*(part for each in explanations for part in _host(each))))
+    return printed(Group(*(part for each in explanations for part in _host(each, standing.get(each["host"])))))
 
 
-def _host(document: dict[str, Any]) -> Iterator[RenderableType]:
-    decision, undecided = document["decision"], document["undecided"]
+def _host(document: dict[str, Any], stands: str | None) -> Iterator[RenderableType]:
+    decision = document["decision"]
     acceptable = f"acceptable are {document['acceptable_tokens_per_second']:g} tokens/s"
     yield Text.assemble((document["host"], "bold underline"), f"  {acceptable}")
+    shown: dict[str, tuple[str, dict[str, Any]]] = {}
     for policy in document["policies"]:
         verdict = ("decides", "bold green") if policy["applies"] else ("does not apply", "bold red")
         yield Text.assemble(("\n" + policy["name"], "bold"), "  ", verdict, f": {policy['reason']}")
         yield Padding(Text(policy["note"], style="dim"), (0, 0, 0, 2))
         for tier in policy["tiers"]:
-            yield Padding(Group(*_tier(tier)), (0, 0, 0, 2))
+            before, first = shown.setdefault(tier["name"], (policy["name"], tier))
+            again = first is not tier and not policy["applies"]
+            yield Padding(Group(*(_as_before(tier, before, first) if again else _tier(tier))), (0, 0, 0, 2))
     yield Text()
     if decision is None:
-        yield Text("no policy decides; what serves stays", style="bold red")
+        stays = f"no policy decides; what serves stays{f': {stands}' if stands else ''}"
+        yield Text(stays, style="bold red")
+        yield Text(
+            f"To have one decide: lower {ACCEPTABLE} ({document['acceptable_tokens_per_second']:g} now), list other "
+            "candidates, or try those that have no trial that counts (`checker trial -i INVENTORY`); then decide again"
+        )
     else:
         for name, chosen in decision["tiers"].items():
             yield Text.assemble((f"{name}: ", "bold"), (chosen["model"], "green"), f", {chosen['because']}")
-    if undecided and decision is not None:
-        yield Text(f"left to the inventory's order: {', '.join(undecided)}", style="dim")
+        for name in document["undecided"]:
+            first = document["by_order"].get(name)
+            said = f"{name}: {first}" if first else name
+            yield Text(f"left to the inventory's order: {said}; {decision['policy']} has no rule for it", style="dim")
     for warning in document["warnings"]:
         yield Text(f"! {warning}", style="yellow")
+    if decision is not None and stands:
+        yield Text(stands)
     yield Text()
+
+
+def _as_before(tier: dict[str, Any], policy: str, first: dict[str, Any]) -> Iterator[RenderableType]:
+    """Say what is found of a tier otherwise than under the policy that has shown its candidates."""
+    other = [change for change in tier["changes"] if change not in first["changes"]]
+    told = f"{tier['because']}; as under {policy}{', but for:' if other else ''}"
+    yield Text.assemble((f"{tier['name']}: ", "bold"), told)
+    for change in other:
+        yield Text(f"- {change}", style="dim")
 
 
 def _tier(tier: dict[str, Any]) -> Iterator[RenderableType]:

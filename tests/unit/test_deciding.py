@@ -139,6 +139,52 @@ def test_a_dry_run_says_it_and_writes_nothing(checkout: Checkout, capsys: pytest
     assert not checkout.decision().exists()
 
 
+def test_a_dry_run_says_that_it_was_one_and_what_would_become_of_the_file(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    path = checkout.decision()
+
+    def dry() -> str:
+        code, out, err = decide(capsys, checkout, "--dry-run")
+        assert (code, err) == (0, "")
+        return out.splitlines()[-1].removeprefix("not written (dry run): ")
+
+    assert dry() == f"{path}; it would be new"
+    decide(capsys, checkout)
+    written = path.read_text()
+    assert dry() == f"{path}; it is there, just so"
+    checkout.tried(measured(AUTO, 70.0, "2026-11-25T15:00:00Z"))
+    assert dry() == f"{path}; it would change: deep: tiny (3,2) → tiny (auto)"
+    checkout.tried(measured(SPLIT, 80.0, "2026-11-25T15:00:00Z"))
+    assert dry() == f"{path}; it would change, but no candidate"
+    assert path.read_text() == written
+    path.write_text("llama_tiers_decision: {schema: llama-tiers/decision/1}\n")
+    assert dry() == f"{path}; it would change: deep: the inventory's order → tiny (3,2)"
+
+
+def test_a_dry_run_refuses_what_the_real_one_would(checkout: Checkout, capsys: pytest.CaptureFixture[str]) -> None:
+    checkout.decision().parent.mkdir(parents=True)
+    checkout.decision().write_text("note: mine\n")
+    code, _, err = decide(capsys, checkout, "--dry-run")
+    assert code == 2
+    assert f"{checkout.decision()} was not written by `checker decide`" in err
+
+
+def test_without_a_decision_it_is_said_what_stands(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    code, out, _ = decide(capsys, checkout, "--policy", "never")
+    assert code == 1
+    assert "no policy decides; what serves stays: the inventory's order holds, deep: tiny (auto)\n" in out
+    decide(capsys, checkout)
+    code, out, _ = decide(capsys, checkout, "--policy", "never")
+    assert code == 1
+    assert f"no policy decides; what serves stays: {checkout.decision()} is left as it is\n" in out
+    assert "checker trial -i INVENTORY" in out
+
+
 def test_two_hosts_get_two_decisions(checkout: Checkout, capsys: pytest.CaptureFixture[str]) -> None:
     checkout.hosts("tower", "shed")
     checkout.tried(measured(AUTO, 70.0, host="shed"), host="shed")
@@ -156,7 +202,7 @@ def test_a_host_without_trials_hides_no_other(checkout: Checkout, capsys: pytest
     checkout.hosts("tower", "shed")
     code, _, err = decide(capsys, checkout)
     assert code == 2
-    assert "shed: there is no trial in" in err and "run `checker trial` first" in err
+    assert "shed: there is no trial in" in err and "run `checker trial -i INVENTORY` first" in err
     assert checkout.decision("tower").exists()
     assert not checkout.decision("shed").exists()
 
@@ -177,8 +223,9 @@ def test_a_tier_that_was_left_out_of_the_trials_is_named_with_the_command(
     checkout.hosts("tower", tiers=[TIER, {**TIER, "name": "fast", "port": 8080}])
     code, out, _ = decide(capsys, checkout)
     assert code == 1
-    assert "quick does not apply: fast has no trial that counts: try it too (`checker trial --tier fast`)" in (
-        " ".join(out.split())
+    assert (
+        "quick does not apply: fast has no trial that counts: try it too (`checker trial -i INVENTORY --tier fast`)"
+        in (" ".join(out.split()))
     )
 
 
@@ -240,6 +287,7 @@ def test_a_folder_that_cannot_be_written_is_named(checkout: Checkout, capsys: py
     ("change", "arguments", "said"),
     [
         ({}, ["--policy", "best"], "no policy 'best'; policies: never, quick"),
+        ({}, ["--policy", "qick"], "no policy 'qick'; did you mean quick? policies: never, quick"),
         (
             {"llama_tiers_acceptable_tokens_per_second": "many"},
             [],
@@ -271,6 +319,61 @@ def test_a_damaged_record_is_named(checkout: Checkout, capsys: pytest.CaptureFix
     code, _, err = decide(capsys, checkout)
     assert code == 2
     assert f"{damaged} is no record of a trial" in err and "remove it" in err
+
+
+MEDIAN = ("evidence", "thorough", "short", "generation_tokens_per_second", "median")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (MEDIAN, "fast", "'fast' is wrong: expected a number"),
+        (("recorded_at",), 7, "recorded_at 7 is wrong"),
+        (("evidence", "unit", "load_s"), "x", "evidence.unit.load_s 'x' is wrong: expected a number"),
+        (("spec", "placement", "tensor_split"), ["3", 2], "spec.placement.tensor_split[0] '3' is wrong"),
+        (("host",), None, "host None is wrong"),
+    ],
+    ids=lambda value: ".".join(value) if isinstance(value, tuple) else None,
+)
+def test_a_record_with_a_value_of_the_wrong_type_is_named_with_the_place(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str], place: tuple[str, ...], value: Any, said: str
+) -> None:
+    path = min((checkout.root / "evidence/trials/tower").iterdir())
+    inner = document = json.loads(path.read_text())
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    path.write_text(json.dumps(document))
+    code, out, err = decide(capsys, checkout)
+    assert (code, out) == (2, "")
+    assert f"tower: {path} is no record of a trial: {'.'.join(place)}" in err and said in err
+    assert "remove it, and run the command again" in err
+
+
+FOREIGN = (
+    "! trials of attic lie among those of tower and count for nothing: `checker trial -i INVENTORY --again` tries here"
+)
+
+
+def test_the_trials_of_another_host_count_for_nothing_and_are_named(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkout.tried(measured(SPLIT, 90.0, "2026-11-25T15:00:00Z", host="attic"))
+    code, out, _ = decide(capsys, checkout)
+    deep = yaml.safe_load(checkout.decision().read_text())["llama_tiers_decision"]["tiers"]["deep"]
+    assert (code, deep["tokens_per_second"]) == (0, 50.0)
+    assert FOREIGN in " ".join(out.split())
+
+
+def test_with_the_trials_of_another_host_alone_nothing_is_decided(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkout.hosts("shed")
+    checkout.tried(measured(SPLIT, 90.0), measured(AUTO, 90.0), host="shed")
+    code, out, _ = decide(capsys, checkout)
+    assert code == 1
+    assert FOREIGN.replace("tower", "shed").replace("attic", "tower") in " ".join(out.split())
+    assert not checkout.decision("shed").exists()
 
 
 # The plan after it.

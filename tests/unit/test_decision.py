@@ -128,13 +128,13 @@ def test_the_next_policy_decides_when_the_first_finds_nobody() -> None:
 @pytest.mark.parametrize(
     ("deep", "fast", "said"),
     [
-        (figures(20), None, "fast has no trial that counts: try it too (`checker trial --tier fast`)"),
+        (figures(20), None, "fast has no trial that counts: try it too (`checker trial -i INVENTORY --tier fast`)"),
         (figures(20), trial.INFEASIBLE, "no candidate reaches what it asks for: fast"),
         (
             figures(5),
             None,
             "no candidate reaches what it asks for: deep; "
-            "fast has no trial that counts: try it too (`checker trial --tier fast`)",
+            "fast has no trial that counts: try it too (`checker trial -i INVENTORY --tier fast`)",
         ),
     ],
 )
@@ -192,7 +192,47 @@ def test_without_a_decision_there_is_nothing_to_warn_of() -> None:
 def test_a_host_with_none_of_a_policys_tiers_is_not_decided_by_it() -> None:
     made = decision.decide("tower", {"fast": [contender("b")]}, POLICIES, "strict", 10)
     assert made.step is None
-    assert made.steps[0].reason == "the host has none of the tiers that it names"
+    assert made.steps[0].reason == "the host has none of the tiers that it names: deep"
+
+
+BOTH = {"quick": {"note": "n", "tiers": {"deep": {}, "depe": {}}}}
+
+
+@pytest.mark.parametrize(
+    ("found", "applies", "said"),
+    [
+        (figures(20), True, "it finds a candidate for each of the host's tiers that it names"),
+        (figures(5), False, "no candidate reaches what it asks for: deep"),
+    ],
+)
+def test_a_rule_for_a_tier_that_the_host_has_not_is_named(found: decision.Figures, applies: bool, said: str) -> None:
+    made = decide([contender("a", found=found)], decision_cases.policies(first="quick", policies=BOTH), "quick")
+    (step,) = made.steps
+    assert (step.applies, step.reason) == (applies, f"{said}; it has a rule for depe, which this host has not")
+
+
+def test_a_policy_whose_every_tier_the_host_has_finds_one_for_each() -> None:
+    made = decide([contender("a")])
+    assert made.steps[0].reason == "it finds a candidate for each tier that it names"
+
+
+@pytest.mark.parametrize(
+    ("fast", "first"),
+    [
+        ([contender("b"), contender("c")], "b (auto)"),
+        ([FULL, contender("c")], "c (auto)"),
+        ([FULL], "full (auto)"),
+    ],
+    ids=["the first", "the first with room", "none with room"],
+)
+def test_what_the_inventorys_order_has_first_is_named(fast: list[Contender], first: str) -> None:
+    made = decision.decide("tower", {"deep": [contender("a")], "fast": fast}, POLICIES, "strict", 10)
+    assert decision.explanation(made)["by_order"] == {"fast": first}
+
+
+def test_without_a_decision_every_tier_goes_by_the_inventorys_order() -> None:
+    made = decision.decide("tower", {"deep": [UNTRIED, BROKEN], "fast": [BROKEN]}, POLICIES, "strict", 10)
+    assert decision.explanation(made)["by_order"] == {"deep": "untried (auto)", "fast": "broken (auto)"}
 
 
 def test_what_would_change_the_choice_is_said() -> None:
