@@ -31,7 +31,6 @@ from checker.planning import PlanningError, Subject
 from checker.policies import Policies
 
 FILE = "decision.yml"
-ACCEPTABLE = "llama_tiers_acceptable_tokens_per_second"
 _RECORD = TypeAdapter(trial.Trial)
 _HEAD = """\
 ---
@@ -100,11 +99,8 @@ def decide(
         raise PlanningError(
             f"no policy {name!r}; {spelling.meant(name, known.policies)}policies: {', '.join(known.policies)}"
         )
-    acceptable = subject.variables.get(ACCEPTABLE, known.acceptable_tokens_per_second)
-    wrong = []
-    if isinstance(acceptable, bool) or not isinstance(acceptable, int | float) or not 0 < acceptable < float("inf"):
-        wrong.append(f"{ACCEPTABLE} {acceptable!r} is wrong: expected tokens per second, more than 0")
-    asked = _asked(subject, models, engines, wrong)
+    acceptable = subject.variables.get(policies.ACCEPTABLE, known.acceptable_tokens_per_second)
+    asked = _asked(subject, models, engines, policies.acceptable_problems(subject.variables))
     tried, foreign = [], set()
     for each in trials:
         if each.host == subject.name:

@@ -701,9 +701,7 @@ def parse(document: Any, host: str, tiers: Collection[str]) -> DecisionEntry | N
     except ValidationError as error:
         raise InventoryError([f"{said}; {_ANEW}" for said in sentences(VARIABLE, error)]) from error
     if decided.host != host:
-        said = (
-            f"it was decided for host {decided.host}, and this is {host}; put the name or the file back, or {_AGAIN}"
-        )
+        said = f"it was decided for host {decided.host}, and this is {host}; put the name or the file back, or {_AGAIN}"
         raise InventoryError([f"{VARIABLE}: {said}"])
     problems = [
         f"{_decided_is(name, choice)}, but it is none of the inventory's tiers: {', '.join(tiers)}; "

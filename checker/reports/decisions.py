@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from checker.deciding import ACCEPTABLE
+from checker.policies import ACCEPTABLE
 from checker.reports.console import printed
 
 # Criteria that have a shorter name above a column.

@@ -130,8 +130,8 @@ def test_a_report_fits_its_schema(changes: Document) -> None:
     validator("verification").validate(verification(**changes))
 
 
-# What documents of the same schema did not tell at first: a report of a device, and of a tier; a trial its limits; a spec
-# by which evidence it was decided.
+# What documents of the same schema did not tell at first: a report of a device, and of a tier; a trial its limits; a
+# spec by which evidence it was decided.
 LATER = {"before_mib", "others"}
 LATER_OF_A_TIER = {"rival_states"}
 

@@ -59,7 +59,7 @@ def test_a_release_whose_server_fails_its_test_moves_nothing_and_the_tiers_go_on
 
 @contextlib.contextmanager
 def clients_that_go_on_asking() -> Iterator[list[dict[str, Any]]]:
-    """Ask each tier every 200 ms from the moment when `current` moves to the end of the block.
+    """Ask each tier every second from the moment when `current` moves to the end of the block.
 
     Yields the list that holds every answer after it.
     """

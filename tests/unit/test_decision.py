@@ -474,7 +474,7 @@ def test_a_decision_that_was_measured_for_something_else_is_refused(changes: dic
     )
 
 
-ANEW = "`checker decide` writes it anew; without the file the inventory's order holds"
+AGAIN = "try and decide again (`checker trial`, `checker decide`); without the file the inventory's order holds"
 
 
 def test_a_decided_tier_that_the_inventory_has_no_longer_is_named() -> None:
@@ -483,7 +483,7 @@ def test_a_decided_tier_that_the_inventory_has_no_longer_is_named() -> None:
         narrowed(renamed, document())
     assert caught.value.problems == [
         "tier deep: decided is tiny (3,2), but it is none of the inventory's tiers: large, fast; "
-        f"put it back, or {ANEW}"
+        f"put it back, or {AGAIN}"
     ]
 
 
@@ -492,7 +492,7 @@ def test_a_decision_of_another_host_is_refused() -> None:
         decision.parse({**document(), "host": "shed"}, "tower", ["deep"])
     assert caught.value.problems == [
         "llama_tiers_decision: it was decided for host shed, and this is tower; "
-        f"put the name or the file back, or {ANEW}"
+        f"put the name or the file back, or {AGAIN}"
     ]
 
 
