@@ -74,6 +74,8 @@ def measure(
     problems: list[str] = []
     earlier = [document for document in earlier if document["tier"] == spec.name]
     state, unit = _unit(spec, problems)
+    # At once: a tier on demand may be left alone before the end.
+    rival_states = _rival_states(spec, unit)
     lines = _printed(spec, state, problems)
     same_run = [document for document in earlier if _is_of_run(document, unit.invocation_id)]
     logged = None if lines is None else _logged(spec, lines, same_run, problems)
@@ -123,7 +125,7 @@ def measure(
         booted_at=booted_at(spec, earlier),
         failures=() if _was_stopped(spec) else tuple(dict.fromkeys(failures)),
         strange_files=strange_files(spec),
-        rival_states=_rival_states(spec, unit),
+        rival_states=rival_states,
     )
 
 
