@@ -29,7 +29,7 @@ def report(
     """Measure and judge the tiers one after the other; `host` is the name that the inventory gives this host.
 
     A tier on demand that is not loaded is judged by what was measured of the same command before, if that passes and is
-    all that `depth` asks for, or if a card of it does not answer now. Else it is loaded, unless `wake` is false; pinned
+    all that `depth` asks for and tells of its rivals, or if a card of it does not answer now. Else it is loaded, unless `wake` is false; pinned
     tiers that it stopped come back.
 
     `earlier` are evidence documents of this host, newest first; `accepted` the speeds that releases and placements have
@@ -52,7 +52,11 @@ def report(
         if _sleeps(spec):
             known = _as_measured_before(spec, earlier, quality.get(spec.name))
             enough = known and depth is not Depth.WHOLE and (known.thorough or depth is Depth.QUICK)
-            if known and (known.problems or (enough and judged(spec, known).verdict.verdict == "pass")):
+            # Whether it takes turns with them is seen only while it is loaded.
+            looked_at = known and set(spec.rivals) <= set(known.rival_states)
+            if known and (
+                known.problems or (enough and (looked_at or not wake) and judged(spec, known).verdict.verdict == "pass")
+            ):
                 found[spec.name] = judged(spec, known)
                 continue
             if wake:

@@ -279,7 +279,8 @@ class Switching:
         evidence = replace(evidence, devices=named)
         if isinstance(quality, Quality):
             evidence = replace(evidence, quality=quality)
-        return replace(evidence, unit=replace(evidence.unit, active_state=self.states[planned.name]))
+        seen = {rival: self.states[rival] for rival in planned.rivals}
+        return replace(evidence, unit=replace(evidence.unit, active_state=self.states[planned.name]), rival_states=seen)
 
 
 @pytest.fixture
@@ -425,8 +426,10 @@ def test_a_tier_that_sleeps_is_loaded_when_its_command_is_another(
         lambda evidence: replace(evidence, completion=replace(evidence.completion, text="@@@@")),
         lambda evidence: replace(evidence, tier="other"),
         lambda evidence: replace(evidence, thorough=None),
+        # As when it was pinned, or by a checker that did not look.
+        lambda evidence: replace(evidence, rival_states={}),
     ],
-    ids=["problems", "was down", "failed", "other tier", "not whole"],
+    ids=["problems", "was down", "failed", "other tier", "not whole", "rivals not looked at"],
 )
 def test_a_tier_that_sleeps_is_loaded_when_what_was_measured_is_not_enough(
     switching: Switching, spoil: Callable[[Evidence], Evidence]
@@ -449,6 +452,16 @@ def test_a_whole_measurement_loads_what_sleeps_and_pinned_tiers_come_back(switch
     assert again.passed
     assert switching.starts == ["deep", "fast"]
     assert switching.states == {"fast": "active", "deep": "inactive"}
+
+
+def test_check_mode_is_content_with_what_was_measured_before_anybody_looked_at_rivals(switching: Switching) -> None:
+    first = verified(LAZY, FAST)
+    before = replace(
+        first, tiers=tuple(replace(each, evidence=replace(each.evidence, rival_states={})) for each in first.tiers)
+    )
+    switching.starts.clear()
+    assert verified(LAZY, FAST, earlier=before, wake=False).passed
+    assert switching.starts == []
 
 
 def test_check_mode_loads_nothing(switching: Switching) -> None:
