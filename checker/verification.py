@@ -28,8 +28,8 @@ def report(
 ) -> Report:
     """Measure and judge the tiers one after the other; `host` is the name that the inventory gives this host.
 
-    A tier on demand that is not loaded is judged by what was measured of the same command before, if that passes, is all
-    that `depth` asks for and tells of its rivals, or if a card of it does not answer now. Else it is loaded, unless
+    A tier on demand that is not loaded is judged by what was measured of the same command before, if that passes, is
+    all that `depth` asks for and tells of its rivals, or if a card of it does not answer now. Else it is loaded, unless
     `wake` is false; pinned tiers that it stopped come back.
 
     `earlier` are evidence documents of this host, newest first; `accepted` the speeds that releases and placements have
