@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from checker import deciding, spelling
+from checker import policies, spelling
 from checker.cuda import version
 from checker.toolkit import REPOSITORY_TOOLKIT
 
@@ -66,5 +66,5 @@ def test_every_word_of_an_inventory_that_no_role_specifies_is_known_to_the_check
     read = {word for path in files for word in re.findall(r"\bllama_tiers_\w+", path.read_text(encoding="utf-8"))}
     # What the play itself hands on, and where the decision is read by the checker alone.
     assert {word for word in spelling.OWN if word.startswith("llama_tiers_")} == (read - {"llama_tiers_trials"}) | {
-        deciding.ACCEPTABLE
+        policies.ACCEPTABLE
     }

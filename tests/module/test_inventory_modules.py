@@ -97,7 +97,7 @@ def test_a_decision_of_another_host_or_tier_is_refused(module: str, other: dict[
 
     assert result["failed"] is True
     (problem,) = result["problems"]
-    assert said in problem and "`checker decide` writes it anew" in problem
+    assert said in problem and "or try and decide again (`checker trial`, `checker decide`)" in problem
 
 
 def test_a_plan_takes_what_was_decided_and_names_the_evidence() -> None:
