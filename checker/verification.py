@@ -51,12 +51,14 @@ def report(
     for spec in sorted(specs, key=lambda spec: not spec.pinned):
         if _sleeps(spec):
             known = _as_measured_before(spec, earlier, quality.get(spec.name))
-            enough = known and depth is not Depth.WHOLE and (known.thorough or depth is Depth.QUICK)
-            # Whether it takes turns with them is seen only while it is loaded.
-            looked_at = known and set(spec.rivals) <= set(known.rival_states)
-            if known and (
-                known.problems or (enough and (looked_at or not wake) and judged(spec, known).verdict.verdict == "pass")
-            ):
+            enough = (
+                known
+                and depth is not Depth.WHOLE
+                and (known.thorough or depth is Depth.QUICK)
+                # Whether it takes turns with them is seen only while it is loaded.
+                and (not wake or set(spec.rivals) <= set(known.rival_states))
+            )
+            if known and (known.problems or (enough and judged(spec, known).verdict.verdict == "pass")):
                 found[spec.name] = judged(spec, known)
                 continue
             if wake:

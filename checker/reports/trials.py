@@ -31,8 +31,8 @@ def render(
 ) -> str:
     """Render the records of trials by host; JSON is one record a line.
 
-    `outdated` says of each record what has changed since, None of one by which a decision may go; it is without the
-    hosts of which nobody knows that.
+    `outdated` says of each record why no decision goes by it, None of one by which one may; it is without the hosts of
+    which nobody knows that.
     """
     if name == "json":
         every = (record for own in records.values() for record in own)

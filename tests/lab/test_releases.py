@@ -93,18 +93,12 @@ def down() -> dict[str, tuple[float, float]]:
 
 
 def slow_while_up(answers: list[dict[str, Any]], away: dict[str, tuple[float, float]]) -> list[dict[str, Any]]:
-    """Return the answers that took long although their tier was there, and through with those who had waited for it."""
-
-    def at_them_until(tier: str) -> float:
-        left, back = away[tier]
-        came_meanwhile = [each for each in answers if each["tier"] == tier and left <= each["began"] < back]
-        return max([back, *(float(each["began"] + each["seconds"]) for each in came_meanwhile)])
+    """Return the answers that took long although their tier was not down meanwhile."""
 
     def waited(answer: dict[str, Any]) -> bool:
-        left, _ = away[answer["tier"]]
-        return bool(answer["began"] < until[answer["tier"]] and left < answer["began"] + answer["seconds"])
+        left, back = away[answer["tier"]]
+        return bool(answer["began"] < back and left < answer["began"] + answer["seconds"])
 
-    until = {tier: at_them_until(tier) for tier in away}
     return [answer for answer in answers if answer["seconds"] > SLOW_S and not waited(answer)]
 
 
