@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -362,6 +363,28 @@ def holding(free_mib: Mapping[str, int]) -> Iterator[dict[str, int]]:
         for holder in holders:
             holder.kill()
             holder.wait()
+
+
+@contextmanager
+def paced(percent: int) -> Iterator[None]:
+    """Have programs that are started meanwhile use only this share of each card's multiprocessors, by CUDA MPS."""
+    control = shutil.which("nvidia-cuda-mps-control") or next(
+        map(str, Path("/usr/local/nvidia").glob("**/nvidia-cuda-mps-control")), None
+    )
+    if control is None:
+        raise RuntimeError("nvidia-cuda-mps-control is not on this machine: a card cannot be paced")
+    folder = proof.STATE / "mps"
+    folder.mkdir(exist_ok=True)
+    mine = {"CUDA_MPS_PIPE_DIRECTORY": str(folder), "CUDA_MPS_LOG_DIRECTORY": str(proof.LOGS)}
+    os.environ.update(mine)
+    try:
+        subprocess.run([control, "-d"], check=True)
+        os.environ["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = str(percent)
+        yield
+    finally:
+        subprocess.run([control], input="quit\n", text=True, check=False)
+        for name in (*mine, "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"):
+            os.environ.pop(name, None)
 
 
 def has_cuda() -> bool:

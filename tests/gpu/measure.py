@@ -2,6 +2,7 @@
 
 memory   plan against NVML, by process and card: mission models, KV cache f16 and q8_0, one device and split
 speed    the checker's tokens per second of prompt and answer against llama-bench's; same release, placement and depth
+paced    the same by mission models on so few of the card's multiprocessors that it is as slow as the reference host
 load     seconds from start to ready of each tier, with the file out of memory and in it
 fit      little memory free: our placement, llama.cpp's default, and the command that was once planned
 kld      probabilities of a split model against those of the same model on one device
@@ -111,6 +112,12 @@ SPEED_CRITERION = (
     f"the checker within {SPEED_PERCENT} % of llama-bench, prompt and answer, as a tier serves; as_the_bench tells how "
     f"much of what is missing goes into the drawing of tokens ({' '.join(AS_THE_BENCH)})"
 )
+# 14 of an H100's 132 multiprocessors: 14B Q4_K_M runs there as fast as is expected of the reference host.
+PACE_PERCENT = 12
+PACED_CRITERION = (
+    f"the checker within {SPEED_PERCENT} % of llama-bench, prompt and answer, as a tier's command line serves, both on "
+    f"{PACE_PERCENT} % of the card's multiprocessors (CUDA MPS), about as slow as the reference host"
+)
 # What the first card of the reference host has room for of DEEP (its trial's placement): a token takes there about as
 # long as on that host's cards, for the layers that the host has to compute.
 LAYERS_OF_ONE_CARD = 37
@@ -153,33 +160,41 @@ def large() -> Path:
     return path
 
 
+def timed(client: llama_server.LlamaServer) -> Speed:
+    tokens = client.tokenize(checker_text.read())
+    return exercise.short_speed(client, tokens, client.props().ctx_size, checker_measure.SEED)
+
+
+def started(path: Path, choice: placement.Choice, *more: str) -> Speed:
+    """Time a server with the command line that the product would give it, and `more`."""
+    command, environment = [*engine.server_argv(path, choice), *more], engine.environment(choice.cards)
+    with engine.serving(command, environment) as running:
+        return timed(running.client)
+
+
+def compared(what: str, path: Path, choice: placement.Choice, **ours: Speed) -> dict[str, Any]:
+    """Hold speeds of a placement, by how they were taken, against llama-bench's of the same prompt and answer."""
+    depth = ours["as_a_tier"].context_tokens
+    bench = engine.bench(path, choice, exercise.SHORT_ANSWER, times=5, prompt=depth, depths=(0, depth))
+    case: dict[str, Any] = {
+        "what": what,
+        "model": path.stem,
+        "tensor_split": list(choice.placement.tensor_split),
+        "llama_bench": bench,
+        **{name: {"checker": asdict(one), **agreement(one, bench)} for name, one in ours.items()},
+    }
+    case["passed"] = case["as_a_tier"]["passed"]
+    print(path.stem, {name: case[name]["off_percent"] for name in ours}, case["passed"], flush=True)
+    return case
+
+
 def speed() -> None:
     used = engine.shown()[:1]
     found: list[dict[str, Any]] = []
 
-    def timed(client: llama_server.LlamaServer) -> Speed:
-        tokens = client.tokenize(checker_text.read())
-        return exercise.short_speed(client, tokens, client.props().ctx_size, checker_measure.SEED)
-
-    def started(path: Path, choice: placement.Choice, *more: str) -> Speed:
-        command, environment = [*engine.server_argv(path, choice), *more], engine.environment(choice.cards)
-        with engine.serving(command, environment) as running:
-            return timed(running.client)
-
     def add(what: str, path: Path, choice: placement.Choice, as_a_tier: Speed) -> None:
-        depth = as_a_tier.context_tokens
-        bench = engine.bench(path, choice, exercise.SHORT_ANSWER, times=5, prompt=depth, depths=(0, depth))
-        ours = {"as_a_tier": as_a_tier, "as_the_bench": started(path, choice, *AS_THE_BENCH)}
-        case: dict[str, Any] = {
-            "what": what,
-            "model": path.stem,
-            "tensor_split": list(choice.placement.tensor_split),
-            "llama_bench": bench,
-            **{name: {"checker": asdict(one), **agreement(one, bench)} for name, one in ours.items()},
-        }
-        case["passed"] = case["as_a_tier"]["passed"]
-        found.append(case)
-        print(path.stem, {name: case[name]["off_percent"] for name in ours}, case["passed"], flush=True)
+        as_the_bench = started(path, choice, *AS_THE_BENCH)
+        found.append(compared(what, path, choice, as_a_tier=as_a_tier, as_the_bench=as_the_bench))
         document("speed", found, criterion=SPEED_CRITERION)
 
     tiers = [(spec, timed(llama_server.LlamaServer.of(spec))) for spec in tier.load_all()]
@@ -192,6 +207,19 @@ def speed() -> None:
             layers = LAYERS_OF_ONE_CARD if name == DEEP else header.n_layer + 1
             choice = engine.explicit(header, (layers,), used)
             add("beside the tiers", path, choice, started(path, choice))
+
+
+def paced() -> None:
+    devices = engine.shown()
+    found: list[dict[str, Any]] = []
+    with tiers_stopped(), engine.paced(PACE_PERCENT):
+        for name in (*synthesize.SERVED, *synthesize.MEASURED):
+            path = synthesize.file_of(name)
+            header = engine.file_header(path)
+            used = devices if name == DEEP else devices[:1]
+            choice = engine.explicit(header, engine.uneven(header.n_layer + 1, len(used)), used)
+            found.append(compared("on a share of the card", path, choice, as_a_tier=started(path, choice)))
+            document("paced", found, criterion=PACED_CRITERION, active_thread_percentage=PACE_PERCENT)
 
 
 def switch() -> None:
@@ -430,6 +458,7 @@ def _named(choice: placement.Choice) -> dict[str, Any]:
 PARTS: dict[str, Callable[[], None]] = {
     "memory": memory,
     "speed": speed,
+    "paced": paced,
     "load": load,
     "fit": fit,
     "kld": kld,
