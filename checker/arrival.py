@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from checker import hardware, others, tier
+from checker import before, hardware, tier
 
 CARDS_S = 60.0
 MEMORY_S = 15.0
@@ -100,7 +100,7 @@ def _write_down(spec: tier.TierSpec) -> None:
     if directory is None:
         return
     try:
-        others.write_down(spec.cards, Path(directory))
+        before.write(spec.cards, Path(directory))
     except (hardware.HardwareError, OSError) as error:
         print(f"{spec.name}: what its cards hold before the load is not known: {error}", file=sys.stderr)
 

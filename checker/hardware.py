@@ -1,7 +1,7 @@
 """GPUs of this host through NVML: the only module that imports `pynvml` (distribution nvidia-ml-py).
 
-Every public function opens NVML, reads and closes it again, so that a long-lived process sees a card
-that comes back. Nothing here judges what it reads.
+Every reading opens NVML and closes it again, so that a long-lived process sees a card that comes back; several that
+belong together go into one `opened()`. Nothing here judges what it reads.
 """
 
 from __future__ import annotations
@@ -103,6 +103,16 @@ class GpuLostError(HardwareError):
         self.found = found
         answering = ", ".join(f"{gpu.uuid} ({gpu.name})" for gpu in found) or "none"
         super().__init__(f"{', '.join(lost)}: {_LOST}. GPUs that answer: {answering}")
+
+
+@contextmanager
+def opened() -> Iterator[None]:
+    """Keep NVML open for the readings of the block, for a start waits while it is opened; HardwareError if it cannot be.
+
+    NVML counts who has opened it, so a reading opens it once more, which costs nothing.
+    """
+    with _nvml():
+        yield
 
 
 def read_driver() -> Driver:

@@ -79,8 +79,10 @@ def _prove(spec: tier.TierSpec, server: LlamaServer, main_pid: int) -> str | Non
     faults = verdict.model_faults(spec, served)
     # A first pass over cold weights takes as long as a load; a backend may allocate with it, so memory comes after.
     server.complete(PROMPT, max_tokens=1, temperature=0, seed=SEED, timeout_s=spec.criteria.max_load_s)
-    held = {uuid: held_mib(uuid, main_pid) for uuid in dict.fromkeys(device.uuid for device in spec.devices)}
-    return "; ".join([*faults, *memory_verdict.memory_faults(spec, held), *_strays(spec, main_pid)]) or None
+    with hardware.opened():
+        held = {uuid: held_mib(uuid, main_pid) for uuid in dict.fromkeys(device.uuid for device in spec.devices)}
+        strays = _strays(spec, main_pid)
+    return "; ".join([*faults, *memory_verdict.memory_faults(spec, held), *strays]) or None
 
 
 def _strays(spec: tier.TierSpec, main_pid: int) -> list[str]:

@@ -461,6 +461,21 @@ def test_what_is_stopped_all_together_stays_stopped_when_a_cooldown_is_over() ->
     assert ask("fast")["code"] == "200"
 
 
+def test_one_that_has_to_be_killed_when_all_are_stopped_opens_no_port() -> None:
+    change_deep("KillSignal=SIGURG")
+    wait_for("fast")
+    try:
+        assert ask("deep")["code"] == "200"
+        ssh_ok("systemctl stop llama-tiers.target")
+        wait_for("deep", "failed")
+        assert "stop-sigterm' timed out" in journal("deep")
+        assert ssh_ok("systemctl list-units 'llama-tier*' --no-legend --plain --state=active,activating") == ""
+    finally:
+        deep_again()
+        ssh_ok("systemctl start llama-tiers.target")
+    assert ask("fast")["code"] == "200"
+
+
 def test_a_limit_of_memory_hits_the_tier_that_needs_more_alone() -> None:
     change_deep("MemoryMax=60M")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,6 +111,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(systemd, "journal", lambda *run: [line.text for line in printed(*run)])
     monkeypatch.setattr(ports, "listeners", lambda port: played.listeners)
     monkeypatch.setattr(ports, "who", lambda pid: played.names.get(pid, ("", "")))
+    monkeypatch.setattr(hardware, "opened", nullcontext)
     monkeypatch.setattr(hardware, "read_gpus", lambda: told(played.gpus))
     monkeypatch.setattr(hardware, "processes", processes)
     monkeypatch.setattr(exercise, "host_mib", lambda pid: 240.0)

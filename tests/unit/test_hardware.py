@@ -194,6 +194,14 @@ def test_the_wrong_distribution_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         hardware.read_driver()
 
 
+def test_readings_that_belong_together_have_nvml_opened_until_the_last_one_is_done(nvml: FakeNvml) -> None:
+    with hardware.opened():
+        hardware.read_gpus()
+        assert nvml.open == 1
+        hardware.processes("GPU-a")
+        assert nvml.open == 1
+
+
 def test_the_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(hardware.HardwareError, match="nvidia-ml-py is absent"):

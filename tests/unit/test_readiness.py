@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     monkeypatch.setattr(
         hardware, "processes", lambda uuid: (hardware.GpuProcess(1, 500.0), hardware.GpuProcess(PID, mib[uuid]))
     )
+    monkeypatch.setattr(hardware, "opened", nullcontext)
     monkeypatch.setattr(hardware, "read_gpus", lambda: (*OWN, STRAY))
     return mib
 
