@@ -1,7 +1,7 @@
 """What was in use on a tier's cards before its server was started.
 
-It is known only until the server loads: `checker wait` writes it down in the RuntimeDirectory= of the tier's unit, where
-it lasts as long as this run of the unit does. A request waits for that start: this imports little.
+It is known only until the server loads: `checker wait` writes it down in the RuntimeDirectory= of the tier's unit,
+where it lasts as long as this run of the unit does. A request waits for that start: this imports little.
 """
 
 from __future__ import annotations

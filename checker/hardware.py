@@ -107,9 +107,9 @@ class GpuLostError(HardwareError):
 
 @contextmanager
 def opened() -> Iterator[None]:
-    """Keep NVML open for the readings of the block, for a start waits while it is opened; HardwareError if it cannot be.
+    """Keep NVML open for the readings of the block; HardwareError if it cannot be opened.
 
-    NVML counts who has opened it, so a reading opens it once more, which costs nothing.
+    A start waits while it is opened. NVML counts who has: a reading inside opens it once more, which costs nothing.
     """
     with _nvml():
         yield
