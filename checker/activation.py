@@ -222,6 +222,8 @@ def _activate(
         ports=_on_other_ports(specs),
         releases=_on_other_releases([spec for spec in specs if spec.name in changed]),
     )
+    # A start that fails closes its port for a while, on a host's first run too: that needs the target.
+    systemd.start_alone(tier.TARGET)
     try:
         order = _start_in_turn(changes, leaving, room, given_up, way_back, report)
         _bring_back([spec for spec in specs if spec.pinned and spec.name not in given_up], report)
@@ -496,16 +498,12 @@ def _move_back(moved: Sequence[tier.TierSpec]) -> tuple[list[str], list[str]]:
 
 
 def _at_boot(specs: Sequence[tier.TierSpec]) -> None:
-    """Have all ports opened at boot, those of tiers that were given up too, and the pinned tiers started.
-
-    The target is up from now on, by itself: without it nothing comes back after a failure.
-    """
+    """Have all ports opened at boot, those of tiers that were given up too, and the pinned tiers started."""
     sockets = [tier.Front(spec.name).socket for spec in specs]
     systemd.enable(tier.TARGET, _RESUME, *sockets, *(spec.unit for spec in specs if spec.pinned))
     on_demand = [spec.unit for spec in specs if not spec.pinned]
     if on_demand:
         systemd.disable(*on_demand)
-    systemd.start_alone(tier.TARGET)
 
 
 def _shut(name: str) -> None:

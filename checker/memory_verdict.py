@@ -231,18 +231,25 @@ def _parts(devices: list[DeviceEvidence], held: float) -> str:
 
 
 def memory_faults(spec: TierSpec, held_mib: Mapping[str, float]) -> list[str]:
-    """Say which cards of the tier hold less than the weights planned for them; `held_mib` is by UUID."""
+    """Say which cards of the tier hold less than what is planned of the engine there; `held_mib` is by UUID.
+
+    What CUDA takes besides is only known once a tier has been measured on such a card, for which it has to come up: so
+    nothing is too much here. Of row and tensor split only the weights count, for the engine has no estimate of the rest.
+    """
     faults = []
     for uuid in dict.fromkeys(device.uuid for device in spec.devices):
         here = [device for device in spec.devices if device.uuid == uuid]
-        planned = sum(device.weights_mib or 0 for device in here)
+        weights = sum(device.weights_mib or 0 for device in here)
+        beside = sum((device.kv_mib or 0) + (device.compute_mib or 0) for device in here)
+        known = beside if spec.placement.split_mode in ("none", "layer") else 0
         held = held_mib[uuid]
         if held == 0:
             faults.append(f"{spec.name}: {_holds_nothing(spec, uuid, here[0].gpu)}")
-        elif held < planned - _slack(planned):
+        elif held < weights - _slack(weights) + max(known - _GOOD_MIB, 0):
             faults.append(
-                f"{spec.name}: holds {mib(held)} on {uuid} ({here[0].gpu}), planned are {mib(planned)} of weights "
-                f"alone: compare --tensor-split and --device of {spec.unit} with the inventory"
+                f"{spec.name}: holds {mib(held)} on {uuid} ({here[0].gpu}), planned are {mib(weights)} of weights"
+                + (f" and {mib(known)} of KV cache and buffers" if known else " alone")
+                + f": compare --tensor-split, --device and --no-kv-offload of {spec.unit} with the inventory"
             )
     return faults
 

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import proof
 
@@ -365,26 +366,50 @@ def holding(free_mib: Mapping[str, int]) -> Iterator[dict[str, int]]:
             holder.wait()
 
 
+_MULTIPROCESSORS = """
+import ctypes
+cuda, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+cuda.cuInit(0)
+cuda.cuDeviceGetAttribute(ctypes.byref(count), 16, 0)
+print(count.value)
+"""
+
+
+def multiprocessors() -> int:
+    """Return how many multiprocessors of the first card a program that is started now can use."""
+    told = subprocess.run([sys.executable, "-c", _MULTIPROCESSORS], capture_output=True, text=True, check=True)
+    return int(told.stdout)
+
+
 @contextmanager
-def paced(percent: int) -> Iterator[None]:
-    """Have programs that are started meanwhile use only this share of each card's multiprocessors, by CUDA MPS."""
-    control = shutil.which("nvidia-cuda-mps-control") or next(
-        map(str, Path("/usr/local/nvidia").glob("**/nvidia-cuda-mps-control")), None
-    )
+def paced(percent: int) -> Iterator[int]:
+    """Have programs that are started meanwhile use this share of each card's multiprocessors, by CUDA MPS.
+
+    Yields how many those are. RuntimeError when they are as many as before: without its daemon MPS is passed over.
+    """
+    control = shutil.which("nvidia-cuda-mps-control", path=f"{os.environ['PATH']}:/usr/local/nvidia/bin")
     if control is None:
         raise RuntimeError("nvidia-cuda-mps-control is not on this machine: a card cannot be paced")
-    folder = proof.STATE / "mps"
-    folder.mkdir(exist_ok=True)
-    mine = {"CUDA_MPS_PIPE_DIRECTORY": str(folder), "CUDA_MPS_LOG_DIRECTORY": str(proof.LOGS)}
-    os.environ.update(mine)
-    try:
+    whole = multiprocessors()
+    folders = {"CUDA_MPS_PIPE_DIRECTORY": proof.STATE / "mps", "CUDA_MPS_LOG_DIRECTORY": proof.LOGS / "mps"}
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    with mock.patch.dict(os.environ, {name: str(folder) for name, folder in folders.items()}):
+        # One that a run left behind.
+        _end_mps(control)
         subprocess.run([control, "-d"], check=True)
-        os.environ["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = str(percent)
-        yield
-    finally:
-        subprocess.run([control], input="quit\n", text=True, check=False)
-        for name in (*mine, "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"):
-            os.environ.pop(name, None)
+        try:
+            with mock.patch.dict(os.environ, {"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": str(percent)}):
+                share = multiprocessors()
+                if share >= whole:
+                    raise RuntimeError(f"MPS has no effect: {share} of {whole} multiprocessors for {percent} %")
+                yield share
+        finally:
+            _end_mps(control)
+
+
+def _end_mps(control: str) -> None:
+    subprocess.run([control], input="quit -t 10\n", text=True, capture_output=True, timeout=60, check=False)
 
 
 def has_cuda() -> bool:

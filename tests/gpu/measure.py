@@ -2,7 +2,7 @@
 
 memory   plan against NVML, by process and card: mission models, KV cache f16 and q8_0, one device and split
 speed    the checker's tokens per second of prompt and answer against llama-bench's; same release, placement and depth
-paced    the same by mission models on so few of the card's multiprocessors that it is as slow as the reference host
+paced    the same of an H100 by mission models, on a share of the card that is about as slow as the reference host
 load     seconds from start to ready of each tier, with the file out of memory and in it
 fit      little memory free: our placement, llama.cpp's default, and the command that was once planned
 kld      probabilities of a split model against those of the same model on one device
@@ -112,11 +112,12 @@ SPEED_CRITERION = (
     f"the checker within {SPEED_PERCENT} % of llama-bench, prompt and answer, as a tier serves; as_the_bench tells how "
     f"much of what is missing goes into the drawing of tokens ({' '.join(AS_THE_BENCH)})"
 )
-# 14 of an H100's 132 multiprocessors: 14B Q4_K_M runs there as fast as is expected of the reference host.
-PACE_PERCENT = 12
+# Shares of an H100's multiprocessors on which a model runs about as fast as is expected of the reference host
+# (`checker plan -i inventories/reference`): 24 tokens/s of 14B on both cards, 52 to 58 of 8B and 7B on the first one.
+PACES_PERCENT = {synthesize.MEASURED[1]: 24, synthesize.SERVED[1]: 24, DEEP: 12, DEEP_Q5: 12}
 PACED_CRITERION = (
     f"the checker within {SPEED_PERCENT} % of llama-bench, prompt and answer, as a tier's command line serves, both on "
-    f"{PACE_PERCENT} % of the card's multiprocessors (CUDA MPS), about as slow as the reference host"
+    "a share of the card's multiprocessors (CUDA MPS)"
 )
 # What the first card of the reference host has room for of DEEP (its trial's placement): a token takes there about as
 # long as on that host's cards, for the layers that the host has to compute.
@@ -160,22 +161,24 @@ def large() -> Path:
     return path
 
 
-def timed(client: llama_server.LlamaServer) -> Speed:
+def speed_of(client: llama_server.LlamaServer) -> Speed:
+    """Time a server as the checker does with a short prompt."""
     tokens = client.tokenize(checker_text.read())
     return exercise.short_speed(client, tokens, client.props().ctx_size, checker_measure.SEED)
 
 
-def started(path: Path, choice: placement.Choice, *more: str) -> Speed:
+def speed_served(path: Path, choice: placement.Choice, *more: str) -> Speed:
     """Time a server with the command line that the product would give it, and `more`."""
     command, environment = [*engine.server_argv(path, choice), *more], engine.environment(choice.cards)
     with engine.serving(command, environment) as running:
-        return timed(running.client)
+        return speed_of(running.client)
 
 
-def compared(what: str, path: Path, choice: placement.Choice, **ours: Speed) -> dict[str, Any]:
+def compared(what: str, path: Path, choice: placement.Choice, as_a_tier: Speed, **more: Speed) -> dict[str, Any]:
     """Hold speeds of a placement, by how they were taken, against llama-bench's of the same prompt and answer."""
-    depth = ours["as_a_tier"].context_tokens
+    depth = as_a_tier.context_tokens
     bench = engine.bench(path, choice, exercise.SHORT_ANSWER, times=5, prompt=depth, depths=(0, depth))
+    ours = {"as_a_tier": as_a_tier, **more}
     case: dict[str, Any] = {
         "what": what,
         "model": path.stem,
@@ -193,11 +196,10 @@ def speed() -> None:
     found: list[dict[str, Any]] = []
 
     def add(what: str, path: Path, choice: placement.Choice, as_a_tier: Speed) -> None:
-        as_the_bench = started(path, choice, *AS_THE_BENCH)
-        found.append(compared(what, path, choice, as_a_tier=as_a_tier, as_the_bench=as_the_bench))
+        found.append(compared(what, path, choice, as_a_tier, as_the_bench=speed_served(path, choice, *AS_THE_BENCH)))
         document("speed", found, criterion=SPEED_CRITERION)
 
-    tiers = [(spec, timed(llama_server.LlamaServer.of(spec))) for spec in tier.load_all()]
+    tiers = [(spec, speed_of(llama_server.LlamaServer.of(spec))) for spec in tier.load_all()]
     with tiers_stopped():
         for spec, as_served in tiers:
             add(f"tier {spec.name}", Path(spec.model.file), choice_of(spec), as_served)
@@ -206,20 +208,24 @@ def speed() -> None:
             header = engine.file_header(path)
             layers = LAYERS_OF_ONE_CARD if name == DEEP else header.n_layer + 1
             choice = engine.explicit(header, (layers,), used)
-            add("beside the tiers", path, choice, started(path, choice))
+            add("beside the tiers", path, choice, speed_served(path, choice))
 
 
 def paced() -> None:
     devices = engine.shown()
     found: list[dict[str, Any]] = []
-    with tiers_stopped(), engine.paced(PACE_PERCENT):
-        for name in (*synthesize.SERVED, *synthesize.MEASURED):
+    with tiers_stopped():
+        for name, percent in PACES_PERCENT.items():
             path = synthesize.file_of(name)
+            if not path.exists():
+                continue
             header = engine.file_header(path)
             used = devices if name == DEEP else devices[:1]
             choice = engine.explicit(header, engine.uneven(header.n_layer + 1, len(used)), used)
-            found.append(compared("on a share of the card", path, choice, as_a_tier=started(path, choice)))
-            document("paced", found, criterion=PACED_CRITERION, active_thread_percentage=PACE_PERCENT)
+            with engine.paced(percent) as multiprocessors:
+                case = compared("on a share of the card", path, choice, speed_served(path, choice))
+            found.append({**case, "active_thread_percentage": percent, "multiprocessors": multiprocessors})
+            document("paced", found, criterion=PACED_CRITERION)
 
 
 def switch() -> None:

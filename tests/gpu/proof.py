@@ -54,10 +54,18 @@ def head(what: str, command: str) -> dict[str, Any]:
         "command": command,
         "cards": [{key: dataclasses.asdict(gpu)[key] for key in _CARD} for gpu in gpus],
         "driver": driver.version,
+        "cpu": cpu(),
         "engine": built.get("commit"),
         "release": built.get("name"),
         "toolkit": built.get("toolkit"),
     }
+
+
+def cpu() -> str:
+    """Name the processor and how many of its cores are there."""
+    told = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    name = next((line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("model name")), "?")
+    return f"{os.cpu_count()} cores, {name}"
 
 
 _CARD = ("name", "uuid", "compute_capability", "total_mib", "used_mib", "bandwidth_gb_s")

@@ -39,7 +39,7 @@ from checker.cards import default_reserved_mib
 TIERS = ("fast", "deep", "small")
 PORTS = {"fast": 8080, "deep": 8081, "small": 8082}
 IDLE_S, COOLDOWN_S = 4, 3
-ALL_RUNNING = "systemctl list-units 'llama-tier*' --no-legend --plain --state=failed"
+FAILED_UNITS = "systemctl list-units 'llama-tier*' --no-legend --plain --state=failed"
 
 
 def variables(**changes: Any) -> dict[str, Any]:
@@ -281,7 +281,7 @@ def test_twenty_switches_and_twenty_first_requests_leave_nothing_behind() -> Non
     wait_for("fast", seconds=IDLE_S + 60)
     assert rivals_up() == ["fast"]
     assert on_the_cards() == main_pids(*(tier for tier, state in states().items() if state == "active"))
-    assert ssh_ok(ALL_RUNNING).strip() == ""
+    assert ssh_ok(FAILED_UNITS).strip() == ""
     assert ssh_ok("systemctl list-jobs --no-legend").strip() in ("", "No jobs running.")
 
 
@@ -337,7 +337,7 @@ def test_a_load_that_fails_is_tried_once_and_the_fallback_answers_on_its_port() 
         deep_again()
     assert ask("deep")["code"] == "200"
     assert "deep" in rivals_up()
-    assert ssh_ok(ALL_RUNNING).strip() == ""
+    assert ssh_ok(FAILED_UNITS).strip() == ""
 
 
 def test_a_fallback_that_fails_too_is_tried_once_and_answers_again_after_its_cooldown() -> None:
@@ -446,6 +446,21 @@ def test_a_pinned_tier_that_is_killed_is_back_after_its_cooldown() -> None:
     assert ask("fast")["code"] == "000"
     wait_for("fast", seconds=COOLDOWN_S + 30)
     assert ask("fast")["code"] == "200"
+
+
+def test_a_pinned_tier_that_ends_by_itself_is_loaded_again_and_still_gives_way() -> None:
+    wait_for("fast")
+    (before,) = main_pids("fast")
+    ssh_ok(f"kill {before}; timeout 20 sh -c 'while [ -e /proc/{before} ]; do sleep 0.1; done'")
+    wait_for("fast")
+    assert main_pids("fast") != {before}
+    assert ask("fast")["code"] == "200"
+    ssh_ok("kill $(systemctl show -P MainPID llama-tier-fast)")
+    assert ask("fast")["code"] == "200"
+    assert ask("deep")["code"] == "200"
+    assert rivals_up() == ["deep"]
+    wait_for("fast", seconds=IDLE_S + 30)
+    assert ssh_ok(FAILED_UNITS) == ""
 
 
 def test_what_is_stopped_all_together_stays_stopped_when_a_cooldown_is_over() -> None:

@@ -145,6 +145,8 @@ class Played:
             return
         if (self.units / unit).exists():
             self.loaded.setdefault(unit, (self.units / unit).read_text())
+        if not all(map(self.is_active, self.told(unit, "Requisite"))):
+            raise systemd.SystemdError(f"systemctl start {unit} failed (exit 1): dependency")
         others = [other for other in self.loaded if unit in self.told(other, "Conflicts")]
         self.stop(*self.told(unit, "Conflicts"), *others)
         if self.states.get(unit) in UP:
@@ -250,7 +252,8 @@ def unit_files(spec: tier.TierSpec, words: str) -> dict[str, str]:
         spec.unit: f"[Unit]\nConflicts={rivals}\nOnFailure={front.cooldown}{rivals_back}\n[Service]\n# {words}\n",
         front.socket: listen,
         front.proxy: f"[Unit]\nBindsTo={spec.unit}\n",
-        front.cooldown: f"[Unit]\nConflicts={front.socket}\nOnSuccess=llama-tiers-port@{spec.name}.service{again}\n",
+        front.cooldown: f"[Unit]\nRequisite={TARGET}\nConflicts={front.socket}\n"
+        f"OnSuccess=llama-tiers-port@{spec.name}.service{again}\n",
     }
     if spec.fallback:
         files[front.cooldown] += f"Wants={front.stand_in_socket}\n"
@@ -1033,13 +1036,13 @@ def test_what_systemd_cannot_do_after_a_failure_hides_no_reason_of_it(
     prove(host, "deep")
     host.write("deep", model=BROKEN, unit="two")
 
-    def in_vain(unit: str) -> None:
-        raise systemd.SystemdError(f"systemctl start {unit}: no answer within 240 s")
+    def in_vain(*units: str) -> None:
+        raise systemd.SystemdError(f"systemctl enable {units[0]}: no answer within 240 s")
 
-    monkeypatch.setattr(systemd, "start_alone", in_vain)
+    monkeypatch.setattr(systemd, "enable", in_vain)
     told = refused("deep")
     assert "tier deep did not become ready" in told
-    assert told.endswith("systemctl start llama-tiers.target: no answer within 240 s")
+    assert told.endswith("systemctl enable llama-tiers.target: no answer within 240 s")
 
 
 def test_after_a_failure_current_and_previous_are_what_they_were(host: Played) -> None:

@@ -409,6 +409,35 @@ def test_faults_of_memory_name_the_card(big: float, small: float, said: list[str
         assert "--device" in fault
 
 
+def large(split_mode: str = "layer") -> TierSpec:
+    """Return a tier whose first card has 38 layers of a 14B."""
+    big, small = SPEC.devices
+    devices = (replace(big, weights_mib=6282.0, kv_mib=1216.0, compute_mib=119.0), small)
+    return replace(SPEC, devices=devices, placement=replace(SPEC.placement, split_mode=split_mode))
+
+
+@pytest.mark.parametrize(
+    ("held_mib", "passed"),
+    [
+        (6282 + 1216 + 119 + 250, True),
+        (6282 + 1216 + 119, True),
+        (6282 + 1216 + 119 - 150, True),
+        (6282 + 119 + 250, False),
+        (6282 - 2 * 165 + 36 / 38 * 1216 + 119 + 100, False),
+    ],
+    ids=["with CUDA's own", "without", "a little less", "KV cache in host memory", "two layers on the CPU"],
+)
+def test_kv_cache_and_buffers_have_to_be_on_the_card_too(held_mib: float, passed: bool) -> None:
+    faults = memory_faults(large(), {BIG["uuid"]: held_mib, SMALL["uuid"]: 93.0})
+    assert (not faults) == passed
+    for fault in faults:
+        assert "planned are 6,282.0 MiB of weights and 1,335.0 MiB of KV cache and buffers: compare " in fault
+
+
+def test_of_row_split_the_weights_alone_count() -> None:
+    assert memory_faults(large("row"), {BIG["uuid"]: 6282 + 119, SMALL["uuid"]: 93.0}) == []
+
+
 LANGUAGE = {
     "english": "Quantum computing uses the laws of quantum mechanics to solve what classical computers cannot.",
     "short": "Yes.",
