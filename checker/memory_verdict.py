@@ -234,7 +234,7 @@ def memory_faults(spec: TierSpec, held_mib: Mapping[str, float]) -> list[str]:
     """Say which cards of the tier hold less than what is planned of the engine there; `held_mib` is by UUID.
 
     What CUDA takes besides is only known once a tier has been measured on such a card, for which it has to come up: so
-    nothing is too much here. Of row and tensor split only the weights count, for the engine has no estimate of the rest.
+    nothing is too much here. Of row and tensor split the weights alone count: the engine has no estimate of the rest.
     """
     faults = []
     for uuid in dict.fromkeys(device.uuid for device in spec.devices):

@@ -409,7 +409,7 @@ def test_faults_of_memory_name_the_card(big: float, small: float, said: list[str
         assert "--device" in fault
 
 
-def large(split_mode: str = "layer") -> TierSpec:
+def large(split_mode: str = "layer") -> tier.TierSpec:
     """Return a tier whose first card has 38 layers of a 14B."""
     big, small = SPEC.devices
     devices = (replace(big, weights_mib=6282.0, kv_mib=1216.0, compute_mib=119.0), small)
