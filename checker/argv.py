@@ -117,7 +117,7 @@ def server_argv(
         *("--flash-attn", placement.flash_attn),
         *(("--n-cpu-moe", str(placement.n_cpu_moe)) if placement.n_cpu_moe else ()),
         *(("--override-tensor", _NO_PIPELINE) if not placement.pipeline_parallel and len(devices) > 1 else ()),
-        *("--cache-ram", str(tier.cache_ram_mib)),
+        *("--cache-ram", str(placement.cache_ram_mib)),
         *flags.load_mode_mmap,
         *("--fit", "off"),
         *flags.no_ui,

@@ -43,7 +43,8 @@ def demand(entry: TierEntry, candidate: Candidate) -> Demand:
         gpu_layers=written.n_gpu_layers,
         flash_attn=written.flash_attn,
         parallel=entry.parallel,
-        cache_ram_mib=entry.cache_ram_mib,
+        cache_ram_mib=entry.cache_ram_mib.min,
+        most_cache_ram_mib=entry.cache_ram_mib.max,
         n_cpu_moe=written.n_cpu_moe,
         split_mode=written.split_mode,
         split=tuple(written.tensor_split) if written.tensor_split else None,
@@ -73,8 +74,9 @@ def admits(demand: Demand, found: Placement, layers: int) -> bool:
         and found.ubatch_size in demand.ubatch_sizes
         and (found.cache_type_k, found.cache_type_v) in demand.cache_types
         and demand.context <= found.ctx_size <= max(demand.context, demand.most_context)
-        and (found.flash_attn, found.parallel, found.cache_ram_mib, found.n_cpu_moe)
-        == (demand.flash_attn, demand.parallel, demand.cache_ram_mib, demand.n_cpu_moe)
+        and demand.cache_ram_mib <= found.cache_ram_mib <= max(demand.cache_ram_mib, demand.most_cache_ram_mib)
+        and (found.flash_attn, found.parallel, found.n_cpu_moe)
+        == (demand.flash_attn, demand.parallel, demand.n_cpu_moe)
     )
 
 

@@ -202,6 +202,7 @@ class CriteriaEntry(Written):
 
 _Tokens = Annotated[int, Field(ge=LEAST_CONTEXT, le=headers.MAX_CONTEXT)]
 _TOKENS = TypeAdapter(_Tokens)
+_MIB = TypeAdapter(Mib)
 
 
 class ContextRange(Written):
@@ -215,6 +216,29 @@ class ContextRange(Written):
         if self.max < self.min:
             raise ValueError(f"min {self.min} is above max {self.max}: exchange them, or write one number")
         return self
+
+
+class CacheRamRange(Written):
+    """MiB of host memory that a tier must have for cached prompts, and up to how many it gets where they are left."""
+
+    min: Mib
+    max: Mib
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> CacheRamRange:
+        if self.max < self.min:
+            raise ValueError(f"min {self.min} is above max {self.max}: exchange them, or write one number")
+        return self
+
+
+def _one_size_is_a_range(value: Any) -> Any:
+    if isinstance(value, Mapping | CacheRamRange):
+        return value
+    try:
+        mib = _MIB.validate_python(value)
+    except ValidationError:
+        raise ValueError("expected MiB of host memory, or a range such as {min: 0, max: 8192}") from None
+    return {"min": mib, "max": mib}
 
 
 def _one_number_is_a_range(value: Any) -> Any:
@@ -231,9 +255,9 @@ def _one_number_is_a_range(value: Any) -> Any:
 class TierEntry(Written):
     """One tier of the inventory; the first candidate that fits is the one that is served.
 
-    `context` as written is a number of tokens or a range, and always a range here. `cache_types` are the types of the
-    KV cache that the planner may choose, the preferred one first. `engine` is a name of the engine table, None for the
-    host's (`llama_cpp_engine`). A `pinned` tier is always loaded, but while a rival without room beside it is asked
+    `context` and `cache_ram_mib` as written are a number or a range, and always a range here. `cache_types` are the
+    types of the KV cache that the planner may choose, the preferred one first. `engine` is a name of the engine table,
+    None for the host's (`llama_cpp_engine`). A `pinned` tier is always loaded, but while a rival without room beside it is asked
     for; one that is `on_demand` is loaded by its first request. `fallback` names the tier that answers on this one's
     port after it failed. `arguments` end the server's command line (`argv.EXTRA`).
     """
@@ -242,7 +266,7 @@ class TierEntry(Written):
     port: int = Field(ge=1, le=65535)
     context: Annotated[ContextRange, BeforeValidator(_one_number_is_a_range)]
     parallel: int = Field(default=1, ge=1)
-    cache_ram_mib: Mib = 0
+    cache_ram_mib: Annotated[CacheRamRange, BeforeValidator(_one_size_is_a_range)] = CacheRamRange(min=0, max=0)
     api: Api = Api()
     arguments: list[Annotated[str, Field(pattern=ONE_LINE_PATTERN, coerce_numbers_to_str=True)]] = []
     gpus: Annotated[list[str], Field(min_length=1)] | Literal["any"]

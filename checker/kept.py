@@ -144,6 +144,8 @@ def better(kept: Choice, anew: Choice, demand: Demand) -> str | None:
         gains.append(f"KV cache {'/'.join(dict.fromkeys(cache[0]))}")
     if anew.placement.ubatch_size > kept.placement.ubatch_size:
         gains.append(f"micro-batch {anew.placement.ubatch_size}")
+    if anew.placement.cache_ram_mib > kept.placement.cache_ram_mib:
+        gains.append(f"prompt cache {anew.placement.cache_ram_mib:,} MiB")
     if not gains and speed < _CLEARLY:
         return None
     return f"{placement.split_words(anew)} ({', '.join([f'{speed - 1:+.0%} tokens/s expected', *gains])})"

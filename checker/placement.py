@@ -43,7 +43,8 @@ class Demand:
     """What a placement has to be; the tuples are choices, the preferred one first.
 
     `context` in tokens; where `most_context` is above it, the context is the largest up to there that leaves as many
-    layers on the cards, and the same type of KV cache, as `context` itself. `cache_types` are pairs (K, V).
+    layers on the cards, and the same type of KV cache, as `context` itself. `cache_ram_mib` is what cached prompts have
+    of the host's memory, up to `most_cache_ram_mib` where a plan finds it left. `cache_types` are pairs (K, V).
     `gpu_layers` None is every layer, a number that many (the output layer counts as one), "auto" as many as fit.
     `split` fixes the layers of each card, in the order of the host's cards; `all_in_order` asks for a split over all of
     them in this order.
@@ -62,6 +63,7 @@ class Demand:
     split: tuple[int, ...] | None = None
     all_in_order: bool = False
     most_context: int = 0
+    most_cache_ram_mib: int = 0
 
 
 @dataclass(frozen=True)

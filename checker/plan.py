@@ -250,6 +250,7 @@ def make(gpus: Sequence[GpuEntry], tiers: Sequence[TierEntry], models: Mapping[s
             together, exclusions = _rivals(switched, host)
     planned |= {each.name: each for each in all_at_once or ()}
     _raise_contexts(planned, together, host, lambda group: not _over(group, host))
+    _raise_prompt_caches(planned, together, host)
     return Plan(host.cards, tuple(planned.values()), together, exclusions)
 
 
@@ -452,6 +453,7 @@ def keep(
             if every:
                 by_name = {each.name: each for each in every}
                 _raise_contexts(by_name, [tuple(by_name)], host, lambda _: True)
+                _raise_prompt_caches(by_name, [tuple(by_name)], host)
                 compared = tuple(_compared(by_name[each.name], each, planned) for each in planned.tiers)
                 return Plan(host.cards, compared, (tuple(each.name for each in compared),), ())
     return planned
@@ -476,6 +478,7 @@ def _keep_switched(
     contexts = {each.name: each for each in compared}
     together, exclusions = _rivals(compared, host)
     _raise_contexts(contexts, together, host, lambda group: not _over(group, host))
+    _raise_prompt_caches(contexts, together, host)
     return Plan(host.cards, tuple(contexts.values()), together, exclusions)
 
 
@@ -646,6 +649,28 @@ def _raise_contexts(
         if isinstance(result, Choice) and result.placement.n_gpu_layers == least.choice.placement.n_gpu_layers:
             raised = replace(least, result=_on_whole_cards(result, whole, host.ram), start=least.choice)
             planned[name] = _with(each, raised)
+
+
+def _raise_prompt_caches(planned: dict[str, TierPlan], together: Sequence[Sequence[str]], host: Host) -> None:
+    """Give tiers, in their order, the prompt cache of their range that is left of the host's memory.
+
+    What tiers that are resident at once are planned to hold of it goes before, and what their servers take themselves.
+    """
+    room = host.ram.room_mib
+    if room is None:
+        return
+    for name, each in planned.items():
+        least = each.chosen
+        if not each.fits or least.kept or least.demand.most_cache_ram_mib <= least.demand.cache_ram_mib:
+            continue
+        groups = [[planned[other].chosen.choice for other in names] for names in together if name in names]
+        held = max(sum(choice.estimate.host.total_mib + _SERVER_MIB for choice in group) for group in groups)
+        mib = min(least.demand.most_cache_ram_mib, least.demand.cache_ram_mib + math.floor(room - held))
+        if mib > least.demand.cache_ram_mib:
+            choice = least.choice
+            more = replace(choice.placement, cache_ram_mib=mib)
+            result = placement.evaluate(least.header, more, choice.cards, choice.ram, least.model)
+            planned[name] = _with(each, replace(least, result=result))
 
 
 def refusal(name: str, candidate: CandidatePlan) -> str:

@@ -148,6 +148,8 @@ def _words(tier: dict[str, Any]) -> list[str]:
         words.append(f"engine {tier['engine']}")
     if len(tier["devices"]) > 1 and not placement["pipeline_parallel"]:
         words.append("no pipeline parallelism")
+    if placement["cache_ram_mib"]:
+        words.append(f"prompt cache {placement['cache_ram_mib']:,} MiB")
     ram = tier["host_ram"]
     if ram["kv_mib"] or ram["weights_mib"] > 1024:
         words.append(f"{ram['needed_mib']:,.0f} MiB of host memory")

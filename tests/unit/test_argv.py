@@ -19,13 +19,12 @@ ENTRY = TierEntry.model_validate(
         "port": 8081,
         "context": 4096,
         "parallel": 2,
-        "cache_ram_mib": 256,
         "api": {"bind": "127.0.0.2"},
         "gpus": [BIG["uuid"], SMALL["uuid"]],
         "candidates": [{"model": "tiny", "placement": {"tensor_split": [3, 2]}}],
     }
 )
-PLACEMENT = tier.Placement("layer", (3, 2), 5, 4096, "q8_0", "f16", 512, "on")
+PLACEMENT = tier.Placement("layer", (3, 2), 5, 4096, "q8_0", "f16", 512, "on", cache_ram_mib=256)
 LOCAL = (
     tier.Device("CUDA0", BIG["uuid"], BIG["name"], 3, 6.0),
     tier.Device("CUDA1", SMALL["uuid"], SMALL["name"], 2, 9.0),
