@@ -257,9 +257,9 @@ class TierEntry(Written):
 
     `context` and `cache_ram_mib` as written are a number or a range, and always a range here. `cache_types` are the
     types of the KV cache that the planner may choose, the preferred one first. `engine` is a name of the engine table,
-    None for the host's (`llama_cpp_engine`). A `pinned` tier is always loaded, but while a rival without room beside it is asked
-    for; one that is `on_demand` is loaded by its first request. `fallback` names the tier that answers on this one's
-    port after it failed. `arguments` end the server's command line (`argv.EXTRA`).
+    None for the host's (`llama_cpp_engine`). A `pinned` tier is always loaded, but while a rival without room beside it
+    is asked for; one that is `on_demand` is loaded by its first request. `fallback` names the tier that answers on this
+    one's port after it failed. `arguments` end the server's command line (`argv.EXTRA`).
     """
 
     name: str = Field(pattern=NAME_PATTERN)
