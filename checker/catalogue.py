@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, ip_address, ip_network
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -201,55 +201,53 @@ class CriteriaEntry(Written):
 
 
 _Tokens = Annotated[int, Field(ge=LEAST_CONTEXT, le=headers.MAX_CONTEXT)]
-_TOKENS = TypeAdapter(_Tokens)
-_MIB = TypeAdapter(Mib)
 
 
-class ContextRange(Written):
+class _Range(Written):
+    min: int
+    max: int
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.max < self.min:
+            raise ValueError(f"min {self.min} is above max {self.max}: exchange them, or write one number")
+        return self
+
+
+class ContextRange(_Range):
     """Tokens of context that a tier must have, and up to how many it may get where they cost no layers on the cards."""
 
     min: _Tokens
     max: _Tokens
 
-    @model_validator(mode="after")
-    def _is_a_range(self) -> ContextRange:
-        if self.max < self.min:
-            raise ValueError(f"min {self.min} is above max {self.max}: exchange them, or write one number")
-        return self
 
-
-class CacheRamRange(Written):
+class CacheRamRange(_Range):
     """MiB of host memory that a tier must have for cached prompts, and up to how many it gets where they are left."""
 
     min: Mib
     max: Mib
 
-    @model_validator(mode="after")
-    def _is_a_range(self) -> CacheRamRange:
-        if self.max < self.min:
-            raise ValueError(f"min {self.min} is above max {self.max}: exchange them, or write one number")
-        return self
+
+def _or_range(number: TypeAdapter[int], expected: str) -> BeforeValidator:
+    """Take one number for the range of that alone; what is neither is answered with what was expected."""
+
+    def as_range(value: Any) -> Any:
+        if isinstance(value, Mapping | _Range):
+            return value
+        try:
+            one = number.validate_python(value)
+        except ValidationError:
+            raise ValueError(f"expected {expected}") from None
+        return {"min": one, "max": one}
+
+    return BeforeValidator(as_range)
 
 
-def _one_size_is_a_range(value: Any) -> Any:
-    if isinstance(value, Mapping | CacheRamRange):
-        return value
-    try:
-        mib = _MIB.validate_python(value)
-    except ValidationError:
-        raise ValueError("expected MiB of host memory, or a range such as {min: 0, max: 8192}") from None
-    return {"min": mib, "max": mib}
-
-
-def _one_number_is_a_range(value: Any) -> Any:
-    if isinstance(value, Mapping | ContextRange):
-        return value
-    try:
-        tokens = _TOKENS.validate_python(value)
-    except ValidationError:
-        low, high = LEAST_CONTEXT, headers.MAX_CONTEXT
-        raise ValueError(f"expected {low} to {high} tokens, or a range such as {{min: 4096, max: 16384}}") from None
-    return {"min": tokens, "max": tokens}
+_CONTEXT = _or_range(
+    TypeAdapter(_Tokens),
+    f"{LEAST_CONTEXT} to {headers.MAX_CONTEXT} tokens, or a range such as {{min: 4096, max: 16384}}",
+)
+_CACHE_RAM = _or_range(TypeAdapter(Mib), "MiB of host memory, or a range such as {min: 0, max: 8192}")
 
 
 class TierEntry(Written):
@@ -264,9 +262,9 @@ class TierEntry(Written):
 
     name: str = Field(pattern=NAME_PATTERN)
     port: int = Field(ge=1, le=65535)
-    context: Annotated[ContextRange, BeforeValidator(_one_number_is_a_range)]
+    context: Annotated[ContextRange, _CONTEXT]
     parallel: int = Field(default=1, ge=1)
-    cache_ram_mib: Annotated[CacheRamRange, BeforeValidator(_one_size_is_a_range)] = CacheRamRange(min=0, max=0)
+    cache_ram_mib: Annotated[CacheRamRange, _CACHE_RAM] = CacheRamRange(min=0, max=0)
     api: Api = Api()
     arguments: list[Annotated[str, Field(pattern=ONE_LINE_PATTERN, coerce_numbers_to_str=True)]] = []
     gpus: Annotated[list[str], Field(min_length=1)] | Literal["any"]

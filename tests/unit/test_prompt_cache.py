@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -78,6 +79,22 @@ def test_all_caches_and_servers_have_room_or_are_as_small_as_can_be(
     assert all(least <= mib <= least + more for mib, (least, more) in zip(found, ranges, strict=True))
     if found != [least for least, _ in ranges]:
         assert sum(found) + SERVER_MIB * len(found) <= ram_mib - SYSTEM_MIB
+
+
+@given(
+    cards=st.floats(0.9, 3.5),
+    ram_mib=st.integers(3_000, 20_000),
+    residencies=st.lists(st.sampled_from(["pinned", "on_demand"]), min_size=2, max_size=4),
+)
+def test_whoever_may_be_up_together_has_room_for_its_cache(cards: float, ram_mib: int, residencies: list[str]) -> None:
+    tiers = [tiny(f"t{i}", how, gpus=BOUND, cache_ram_mib=ALL) for i, how in enumerate(residencies)]
+    try:
+        specs = served(ram_mib, *tiers, cards=cards)
+    except InventoryError:
+        return
+    for one, two in itertools.combinations(specs, 2):
+        if two.name not in one.rivals and cached(one) + cached(two):
+            assert cached(one) + cached(two) + 2 * SERVER_MIB <= ram_mib - SYSTEM_MIB
 
 
 def test_what_is_proven_is_kept_while_it_lies_in_the_range_and_more_is_told() -> None:
