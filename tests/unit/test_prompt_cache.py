@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_plan_switching import BOUND, host, site, tiny
+from test_plan_switching import BOUND, host, made, site, tiny
 
-from checker import tier
+from checker import plan_document, tier
 from checker.catalogue import InventoryError
+from checker.reports import plans
 
 # What of the host's memory is not for tiers, and what is left for a server itself (checker/cards.py, checker/plan.py).
 SYSTEM_MIB, SERVER_MIB = 1536, 2048
@@ -42,6 +43,13 @@ def test_the_limit_of_memory_grows_with_it() -> None:
     (none,), (much,) = served(64_000, tiny("one")), served(64_000, tiny("one", cache_ram_mib=ALL))
     assert none.memory_max_mib is not None and much.memory_max_mib is not None
     assert much.memory_max_mib - none.memory_max_mib == 8192
+
+
+def test_a_plan_tells_it_where_there_is_one() -> None:
+    for written, told in ((ALL, True), (0, False)):
+        planned = made(host(10) | {"ram_mib": 64_000}, tiny("one", cache_ram_mib=written))
+        shown = plans.render([plan_document.to_json(planned, "tower")], "table")
+        assert ("prompt cache 8,192 MiB" in " ".join(shown.split())) == told
 
 
 def test_of_two_that_are_up_at_once_the_first_one_gets_it() -> None:
