@@ -14,6 +14,9 @@ _WEIGHTS_SLACK_SHARE = 0.01
 # What gguf-parser claims for its own estimates; and what leaves a plan's margins no meaning any more.
 _GOOD_MIB = 100.0
 _RECALIBRATE_MIB = 300.0
+# More than what CUDA takes beside the engine's buffers can be off where nobody has measured it: the priors are 120 to
+# 615 MiB (checker.memory).
+_TOO_MUCH_MIB = 1024.0
 
 
 def findings(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
@@ -231,25 +234,35 @@ def _parts(devices: list[DeviceEvidence], held: float) -> str:
 
 
 def memory_faults(spec: TierSpec, held_mib: Mapping[str, float]) -> list[str]:
-    """Say which cards of the tier hold less than what is planned of the engine there; `held_mib` is by UUID.
+    """Say which cards of the tier hold less than what is planned of the engine there, or far more; by UUID, in MiB.
 
     What CUDA takes besides is only known once a tier has been measured on such a card, for which it has to come up: so
-    nothing is too much here. Of row and tensor split the weights alone count: the engine has no estimate of the rest.
+    the band is wide upwards, and `findings` has the narrow one. Of row and tensor split the weights alone count: the
+    engine has no estimate of the rest.
     """
+    estimated = spec.placement.split_mode in ("none", "layer")
     faults = []
     for uuid in dict.fromkeys(device.uuid for device in spec.devices):
         here = [device for device in spec.devices if device.uuid == uuid]
         weights = sum(device.weights_mib or 0 for device in here)
-        beside = sum((device.kv_mib or 0) + (device.compute_mib or 0) for device in here)
-        known = beside if spec.placement.split_mode in ("none", "layer") else 0
+        beside = sum((device.kv_mib or 0) + (device.compute_mib or 0) for device in here) if estimated else 0
+        whole = [device.predicted_mib for device in here]
+        most = sum(mib or 0 for mib in whole) + _TOO_MUCH_MIB if estimated and None not in whole else None
         held = held_mib[uuid]
+        holds = f"{spec.name}: holds {mib(held)} on {uuid} ({here[0].gpu}), planned are "
+        compare = f"of {spec.unit} with the inventory"
         if held == 0:
             faults.append(f"{spec.name}: {_holds_nothing(spec, uuid, here[0].gpu)}")
-        elif held < weights - _slack(weights) + max(known - _GOOD_MIB, 0):
+        elif held < weights - _slack(weights) + max(beside - _GOOD_MIB, 0):
             faults.append(
-                f"{spec.name}: holds {mib(held)} on {uuid} ({here[0].gpu}), planned are {mib(weights)} of weights"
-                + (f" and {mib(known)} of KV cache and buffers" if known else " alone")
-                + f": compare --tensor-split, --device and --no-kv-offload of {spec.unit} with the inventory"
+                f"{holds}{mib(weights)} of weights"
+                + (f" and {mib(beside)} of KV cache and buffers" if beside else " alone")
+                + f": compare --tensor-split, --device and --no-kv-offload {compare}"
+            )
+        elif most is not None and held > most:
+            faults.append(
+                f"{holds}{mib(most - _TOO_MUCH_MIB)} with all that CUDA takes: compare --tensor-split, --device, "
+                f"--ctx-size and --ubatch-size {compare}"
             )
     return faults
 

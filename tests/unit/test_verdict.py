@@ -435,7 +435,24 @@ def test_kv_cache_and_buffers_have_to_be_on_the_card_too(held_mib: float, passed
 
 
 def test_of_row_split_the_weights_alone_count() -> None:
-    assert memory_faults(large("row"), {BIG["uuid"]: 6282 + 119, SMALL["uuid"]: 93.0}) == []
+    for held_mib in (6282 + 119, 6282 + 1216 + 119 + 2048):
+        assert memory_faults(large("row"), {BIG["uuid"]: held_mib, SMALL["uuid"]: 93.0}) == []
+
+
+@pytest.mark.parametrize(
+    ("held_mib", "passed"),
+    [(7617 + 300 + 700, True), (7617 + 300 + 8 * 165 + 8 / 38 * 1216, False)],
+    ids=["a card whose CUDA takes more than its prior", "eight layers of the other card"],
+)
+def test_a_card_that_holds_far_more_than_planned_is_not_ready(held_mib: float, passed: bool) -> None:
+    spec = large()
+    big, small = spec.devices
+    spec = replace(spec, devices=(replace(big, overhead_mib=300.0), small))
+    faults = memory_faults(spec, {BIG["uuid"]: held_mib, SMALL["uuid"]: 93.0})
+    assert (not faults) == passed
+    for fault in faults:
+        assert f"holds 9,493.0 MiB on {BIG['uuid']}" in fault
+        assert "planned are 7,917.0 MiB with all that CUDA takes: compare --tensor-split, --device, " in fault
 
 
 LANGUAGE = {
