@@ -200,7 +200,8 @@ def _activate(
         if spec.fallback is None:
             _without_stand_in(spec.name)
     around = [spec.name for spec in specs if proven.exists(spec.name) and not proven.has_proven_units(spec.name)]
-    if around or leftovers or any(systemd.needs_daemon_reload(spec.unit) for spec in specs):
+    units = (tier.SLICE, *(spec.unit for spec in specs))
+    if around or leftovers or any(systemd.needs_daemon_reload(unit) for unit in units):
         systemd.daemon_reload()
     given_up = {} if retry else {spec.name: reason for spec in specs if (reason := _given_up(spec))}
     changes = [

@@ -43,7 +43,10 @@ TEMPLATED = (
 )
 
 # Flags that the tables of engines may spell, and whether a value follows.
-_OF_ENGINE = {"--load-mode": True, "--mmap": False, "--log-jsonl": False, "--log-verbosity": True, "--no-ui": False}
+_OF_ENGINE = {
+    **dict.fromkeys(("--load-mode", "--log-verbosity"), True),
+    **dict.fromkeys(("--mmap", "--no-mmap", "--direct-io", "--log-jsonl", "--no-ui"), False),
+}
 
 # Flags that a tier may be given besides, and whether a value follows: how the model answers, and with how many threads.
 # None of them changes where the server listens, who may ask it, what it serves or what it holds.
@@ -90,6 +93,7 @@ def server_argv(
     binary: str,
     model_file: str,
     key_file: str,
+    load_mode: str,
 ) -> tuple[str, ...]:
     """Return the whole command line of a tier's llama-server.
 
@@ -118,7 +122,7 @@ def server_argv(
         *(("--n-cpu-moe", str(placement.n_cpu_moe)) if placement.n_cpu_moe else ()),
         *(("--override-tensor", _NO_PIPELINE) if not placement.pipeline_parallel and len(devices) > 1 else ()),
         *("--cache-ram", str(placement.cache_ram_mib)),
-        *flags.load_mode_mmap,
+        *getattr(flags.load_mode, load_mode),
         *("--fit", "off"),
         *flags.no_ui,
         *flags.log,

@@ -385,10 +385,17 @@ def model_path(model: ModelEntry, directory: str) -> str:
     return f"{directory}/{first.sha256[:12] if first.sha256 else 'sha256-not-known'}/{first.file}"
 
 
+class LoadModes(Written):
+    """How one engine spells how it reads a model's file, by the newer engines' own words (`checker.tier`)."""
+
+    mmap: list[str]
+    dio: list[str]
+
+
 class EngineFlags(Written):
     """How one engine spells what differs between engines; each value is the argv fragment to use."""
 
-    load_mode_mmap: list[str]
+    load_mode: LoadModes
     log: list[str]
     no_ui: list[str]
 

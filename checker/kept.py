@@ -133,6 +133,11 @@ def steady(planned: tier.TierSpec, proven: tier.TierSpec | None) -> tier.TierSpe
     return replace(planned, devices=tuple(replace(now, overhead_mib=before.overhead_mib) for now, before in pairs))
 
 
+def load_mode(planned: Choice, proven: tier.TierSpec | None) -> str | None:
+    """Return how the server that is proven reads its model's file; None when another placement is planned."""
+    return proven.load_mode if proven is not None and proven.placement == planned.placement else None
+
+
 def better(kept: Choice, anew: Choice, demand: Demand) -> str | None:
     """Say what a new choice would be and have before the kept one; None when it is not clearly better."""
     speed = anew.speed.expected / kept.speed.expected if anew.speed and kept.speed else 1.0

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from checker import argv, asked, decision, kept, placement, tier
+from checker import argv, asked, decision, host_memory, kept, placement, tier
 from checker.cards import Card, Host, Ram
 from checker.cards import host as join_host
 from checker.catalogue import (
@@ -39,8 +39,6 @@ from checker.tier import is_here
 _ORDERED_TIERS = 4
 # A context of a range below this share of the speed that its start has is remarked on.
 _COSTS_SPEED = 0.95
-# Room for what a server holds of the host besides the plan's buffers: CUDA's own, requests, answers (MiB).
-_SERVER_MIB = 2048
 # The engine tells no estimate of its own for these (docs/evidence/README.md).
 _UNPROVEN_MODES = ("row", "tensor")
 
@@ -209,6 +207,12 @@ class Plan:
         """Name the tiers that cannot be resident beside one, in the inventory's order; each stops when it starts."""
         beside = {other for exclusion in self.switched for other in exclusion.tiers if name in exclusion.tiers}
         return tuple(each.name for each in self.tiers if each.name in beside and each.name != name)
+
+    def load_mode(self, name: str) -> str:
+        """Return how the server of a tier is to read its model's file (`checker.host_memory`)."""
+        choices = {each.name: each.chosen.choice for each in self.tiers}
+        groups = [[choices[other] for other in names] for names in self.resident_together if name in names]
+        return host_memory.load_mode(choices[name], groups or [[choices[name]]])
 
     @property
     def switched(self) -> tuple[Exclusion, ...]:
@@ -664,7 +668,7 @@ def _raise_prompt_caches(planned: dict[str, TierPlan], together: Sequence[Sequen
         if not each.fits or least.kept or least.demand.most_cache_ram_mib <= least.demand.cache_ram_mib:
             continue
         groups = [[planned[other].chosen.choice for other in names] for names in together if name in names]
-        held = max(sum(choice.estimate.host.total_mib + _SERVER_MIB for choice in group) for group in groups)
+        held = max(sum(choice.estimate.host.total_mib + host_memory.SERVER_MIB for choice in group) for group in groups)
         mib = min(least.demand.most_cache_ram_mib, least.demand.cache_ram_mib + math.floor(room - held))
         if mib > least.demand.cache_ram_mib:
             choice = least.choice
@@ -742,6 +746,7 @@ def _spec(
     backend: str,
     places: Places,
     rivals: tuple[str, ...],
+    load_mode: str,
     decided: str | None,
 ) -> tier.TierSpec:
     choice = chosen.choice
@@ -772,6 +777,7 @@ def _spec(
             binary=f"{release}/bin/llama-server",
             model_file=model_file,
             key_file=key_file,
+            load_mode=load_mode,
         ),
         # Named by UUID, so that neither the order of the slots nor that of the driver decides which card is CUDA0.
         environment={"CUDA_VISIBLE_DEVICES": ",".join(cuda)} if backend == "cuda" else {},
@@ -781,20 +787,11 @@ def _spec(
         residency=entry.residency,
         rivals=rivals,
         fallback=entry.fallback,
-        memory_max_mib=_memory_max_mib(choice),
+        memory_max_mib=host_memory.most_mib(choice, load_mode),
+        load_mode=load_mode,
         allow=tuple(entry.api.allow),
         decided=decided,
     )
-
-
-def _memory_max_mib(choice: Choice) -> int:
-    """Return the most host memory that a tier may hold: what is predicted, the server itself, its file in the cache.
-
-    No more than is for tiers: beyond that it is this tier that gives way, and not the host.
-    """
-    host, weights = choice.estimate.host, sum(need.weights_mib for need in choice.estimate.devices)
-    most = math.ceil(host.total_mib + weights) + _SERVER_MIB
-    return most if choice.ram.room_mib is None else min(most, choice.ram.room_mib)
 
 
 class SitePlan(NamedTuple):
@@ -803,8 +800,9 @@ class SitePlan(NamedTuple):
     One spec and one readable line for each tier, one sentence for each candidate that was passed over, the remarks on
     the chosen ones, and the names of the tiers that keep a proven placement instead of another that would be chosen
     now. `room_mib` is what tiers may hold of each card whose memory is known, by UUID. `figures` says of each card on
-    which tiers lie what is taken of it besides them, and whether that is measured or a prior. `left_out` are tiers
-    without a spec, for only what is served was asked for.
+    which tiers lie what is taken of it besides them, and whether that is measured or a prior. `ram_room_mib` is what
+    tiers may hold of the host's memory, None where that is not known. `left_out` are tiers without a spec, for only
+    what is served was asked for.
     """
 
     specs: tuple[tier.TierSpec, ...]
@@ -814,6 +812,7 @@ class SitePlan(NamedTuple):
     kept: tuple[str, ...]
     room_mib: dict[str, int]
     figures: tuple[str, ...]
+    ram_room_mib: int | None = None
     left_out: tuple[str, ...] = ()
 
 
@@ -890,6 +889,9 @@ def for_site(
             backend,
             places,
             planned.rivals(entry.name),
+            # That of a tier which serves stays: what lies beside it now is no reason to load it anew.
+            (None if replan else kept.load_mode(each.chosen.choice, proven.get(entry.name)))
+            or planned.load_mode(entry.name),
             evidence.get(entry.name),
         )
         for entry, each in zip(parsed_tiers, planned.tiers, strict=True)
@@ -922,6 +924,7 @@ def for_site(
             f"{placement.overhead(card).mib:,.0f} MiB for each tier ({placement.overhead_source(card)})"
             for card in _held(planned.tiers)
         ),
+        ram_room_mib=host.ram.room_mib,
         left_out=left_out,
     )
 

@@ -25,7 +25,7 @@ def to_json(
         "host": host,
         "remarks": list(remarks),
         "gpus": [{"name": card.name, "uuid": _uuid(card)} for card in planned.cards],
-        "tiers": [_tier_json(each, decided) for each in planned.tiers],
+        "tiers": [_tier_json(each, planned.load_mode(each.name), decided) for each in planned.tiers],
         "resident_together": [list(names) for names in planned.resident_together],
         "exclusions": [
             {"tiers": list(item.tiers), "reason": item.reason, "switched": item in planned.switched}
@@ -34,12 +34,13 @@ def to_json(
     }
 
 
-def _tier_json(planned: TierPlan, decided: DecisionEntry | None) -> dict[str, Any]:
+def _tier_json(planned: TierPlan, load_mode: str, decided: DecisionEntry | None) -> dict[str, Any]:
     return {
         "name": planned.name,
         "residency": tier.PINNED if planned.pinned else tier.ON_DEMAND,
         "engine": planned.engine,
         "decided": decision.words(decided, planned.name) if decided else None,
+        "load_mode": load_mode,
         **_candidate_json(planned.name, planned.chosen),
         "unused_gpus": [card.name for card in planned.cards if card not in planned.chosen.choice.cards],
         "candidates": [tried_json(candidate) for candidate in planned.candidates],

@@ -16,8 +16,12 @@ SCHEMA = "llama-tiers/tier/1"
 DIRECTORY = Path("/etc/llama-tiers/tiers")
 
 PINNED, ON_DEMAND = "pinned", "on_demand"
+# How a server reads its model's file: through the page cache, or past it (direct I/O); the words are llama.cpp's.
+MMAP, DIO = "mmap", "dio"
 # The unit that keeps pinned tiers up.
 TARGET = "llama-tiers.target"
+# The unit that has them all as a part, for what they hold together of the host's memory.
+SLICE = "llama-tiers.slice"
 
 
 def unit_of(name: str) -> str:
@@ -183,9 +187,10 @@ class TierSpec:
 
     `residency` is PINNED or ON_DEMAND; `rivals` are the tiers that cannot be resident beside this one, so that each
     stops when another starts. `fallback` is the tier that answers in this one's place after it failed.
-    `memory_max_mib` is the most that it may hold of the host's memory, the cached file of its model included. `allow`
-    are the networks that may reach its port, besides the host itself; none when `bind` is of the loopback. `decided` is
-    the evidence (sha256) by which its candidate was decided, None when the inventory's order chose it.
+    `load_mode` is MMAP or DIO. `memory_max_mib` is the most that it may hold of the host's memory, the cached file of
+    its model included where it is read through the cache. `allow` are the networks that may reach its port, besides the
+    host itself; none when `bind` is of the loopback. `decided` is the evidence (sha256) by which its candidate was
+    decided, None when the inventory's order chose it.
     """
 
     name: str
@@ -205,6 +210,7 @@ class TierSpec:
     rivals: tuple[str, ...] = ()
     fallback: str | None = None
     memory_max_mib: int | None = None
+    load_mode: str = MMAP
     allow: tuple[str, ...] = ()
     decided: str | None = None
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from checker.header import KNOWN
 from checker.placement import layers_words, short_name
 from checker.reports.console import printed
+from checker.tier import DIO
 
 _BAR = 28
 # Parts of a card, in the order of the bar: key, character, style, word of the legend.
@@ -150,6 +151,8 @@ def _words(tier: dict[str, Any]) -> list[str]:
         words.append("no pipeline parallelism")
     if placement["cache_ram_mib"]:
         words.append(f"prompt cache {placement['cache_ram_mib']:,} MiB")
+    if tier["load_mode"] == DIO:
+        words.append("read past the page cache (no room there)")
     ram = tier["host_ram"]
     if ram["kv_mib"] or ram["weights_mib"] > 1024:
         words.append(f"{ram['needed_mib']:,.0f} MiB of host memory")

@@ -72,6 +72,10 @@ room_mib:
   description: MiB that tiers may hold of each card whose memory is known, by UUID
   type: dict
   returned: success
+ram_room_mib:
+  description: MiB that tiers may hold of the host's memory, none where that is not known
+  type: int
+  returned: success
 kept:
   description: Names of the tiers that keep a proven placement where another would be chosen now
   type: list
@@ -140,6 +144,7 @@ def main() -> None:
         remarks=list(planned.remarks),
         kept=list(planned.kept),
         room_mib=planned.room_mib,
+        ram_room_mib=planned.ram_room_mib,
         figures=list(planned.figures),
         left_out=list(planned.left_out),
     )

@@ -221,7 +221,7 @@ def test_schemas_are_strict_and_described(name: str) -> None:
             LATER,
             LATER_OF_A_TIER,
             {"limits"},
-            {"decided"},
+            {"decided", "load_mode"},
         )
         assert schema["required"] == [key for key in schema["properties"] if key in schema["required"]]
         for key, value in schema["properties"].items():

@@ -26,7 +26,7 @@ from checker.evidence import steps
 from checker.gguf import read_header
 from checker.header import Header
 from checker.planning import read_yaml
-from checker.tier import Device, Placement
+from checker.tier import MMAP, Device, Placement
 
 PORT = 8090
 KEY = proof.STATE / "key"
@@ -95,7 +95,7 @@ def flags() -> EngineFlags:
     return EngineFlags.model_validate(entry["flags"])
 
 
-def server_argv(model: Path, choice: placement.Choice) -> list[str]:
+def server_argv(model: Path, choice: placement.Choice, load_mode: str = MMAP) -> list[str]:
     """Return the command line that the product would give a tier with this placement."""
     document = {"name": "proof", "port": PORT, "context": CONTEXT, "gpus": "any", "candidates": [{"model": "m"}]}
     return list(
@@ -108,6 +108,7 @@ def server_argv(model: Path, choice: placement.Choice) -> list[str]:
             binary=str(proof.RELEASE / "bin/llama-server"),
             model_file=str(model),
             key_file=str(KEY),
+            load_mode=load_mode,
         )
     )
 

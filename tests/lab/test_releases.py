@@ -41,7 +41,7 @@ def test_a_release_whose_server_fails_its_test_moves_nothing_and_the_tiers_go_on
         "targets": ["llama-server", "ggml-rpc-server"],
         "cmake_flags": {},
         "split_modes": {"rpc": ["none", "layer"]},
-        "flags": {"load_mode_mmap": [], "log": [], "no_ui": []},
+        "flags": {"load_mode": {"mmap": [], "dio": []}, "log": [], "no_ui": []},
     }
     before = links(), main_pids()
     changed = {"engines": {"broken": broken}, "llama_cpp_engine": "broken", "llama_cpp_source": "git"}

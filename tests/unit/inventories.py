@@ -43,12 +43,20 @@ ENGINES: dict[str, Any] = {
     "new": {
         "commit": "0" * 40,
         "split_modes": {"cuda": ["none", "layer", "tensor"], "cpu": ["none", "layer"], "rpc": ["none", "layer"]},
-        "flags": {"load_mode_mmap": ["--load-mode", "mmap"], "log": ["--log-jsonl"], "no_ui": ["--no-ui"]},
+        "flags": {
+            "load_mode": {"mmap": ["--load-mode", "mmap"], "dio": ["--load-mode", "dio"]},
+            "log": ["--log-jsonl"],
+            "no_ui": ["--no-ui"],
+        },
     },
     "old": {
         "commit": "1" * 40,
         "split_modes": {"cuda": ["none", "layer", "row"], "cpu": ["none", "layer"], "rpc": ["none", "layer"]},
-        "flags": {"load_mode_mmap": [], "log": ["--log-verbosity", "4"], "no_ui": ["--no-ui"]},
+        "flags": {
+            "load_mode": {"mmap": [], "dio": ["--direct-io"]},
+            "log": ["--log-verbosity", "4"],
+            "no_ui": ["--no-ui"],
+        },
     },
 }
 

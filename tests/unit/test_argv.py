@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -35,7 +36,7 @@ REMOTE = (
 )
 
 
-def command(devices: Sequence[tier.Device] = LOCAL, engine: str = "new") -> tuple[str, ...]:
+def command(devices: Sequence[tier.Device] = LOCAL, engine: str = "new", load_mode: str = tier.MMAP) -> tuple[str, ...]:
     return argv.server_argv(
         ENTRY,
         "tiny",
@@ -45,6 +46,7 @@ def command(devices: Sequence[tier.Device] = LOCAL, engine: str = "new") -> tupl
         binary="/r/bin/llama-server",
         model_file="/m/tiny.gguf",
         key_file="/k/deep",
+        load_mode=load_mode,
     )
 
 
@@ -83,12 +85,16 @@ COMMON = {
 
 
 @pytest.mark.parametrize(
-    ("engine", "own"),
-    [("new", {"--load-mode": ["mmap"], "--log-jsonl": []}), ("old", {"--log-verbosity": ["4"]})],
-    ids=["new", "old"],
+    ("engine", "load_mode", "own"),
+    [
+        ("new", "mmap", {"--load-mode": ["mmap"], "--log-jsonl": []}),
+        ("new", "dio", {"--load-mode": ["dio"], "--log-jsonl": []}),
+        ("old", "mmap", {"--log-verbosity": ["4"]}),
+        ("old", "dio", {"--direct-io": [], "--log-verbosity": ["4"]}),
+    ],
 )
-def test_a_split_tier_has_every_flag_once_with_its_value(engine: str, own: dict[str, list[str]]) -> None:
-    binary, *words = command(engine=engine)
+def test_a_split_tier_has_every_flag_once_with_its_value(engine: str, load_mode: str, own: dict[str, Any]) -> None:
+    binary, *words = command(engine=engine, load_mode=load_mode)
     assert binary == "/r/bin/llama-server"
     assert values(words) == COMMON | own
 
@@ -154,8 +160,9 @@ def test_the_templated_flags_are_those_that_a_command_line_can_hold(engine: str)
         binary="/r/bin/llama-server",
         model_file="/m/tiny.gguf",
         key_file="/k/deep",
+        load_mode=tier.MMAP,
     )
-    of_engine = {word for words in flags.model_dump().values() for word in words}
+    of_engine = {*flags.load_mode.mmap, *flags.log, *flags.no_ui}
     assert {word for word in everything if word.startswith("--")} - of_engine == set(argv.TEMPLATED)
 
 

@@ -64,6 +64,7 @@ SPECS = st.builds(
     rivals=st.lists(WORDS, max_size=3).map(tuple),
     fallback=st.none() | WORDS,
     memory_max_mib=st.none() | COUNTS,
+    load_mode=st.sampled_from([tier.MMAP, tier.DIO]),
 )
 
 
@@ -147,7 +148,7 @@ def test_a_missing_part_is_named(part: str) -> None:
 
 def test_a_spec_of_before_tiers_switched_is_of_one_that_is_pinned_and_alone() -> None:
     document = spec().to_json()
-    for part in ("residency", "rivals", "fallback", "memory_max_mib"):
+    for part in ("residency", "rivals", "fallback", "memory_max_mib", "load_mode"):
         del document[part]
     assert tier.from_json(document) == spec()
     assert spec().pinned
