@@ -226,7 +226,7 @@ def _unit(spec: TierSpec, problems: list[str]) -> tuple[UnitState | None, UnitEv
     except systemd.SystemdError as error:
         problems.append(str(error))
         return None, UnitEvidence(active_state="unknown", invocation_id="", main_pid=None, load_s=None)
-    if state.active_state == "failed":
+    if systemd.has_failed(spec.unit, state):
         problems.append(systemd.why_failed(spec.unit))
     load_s = None
     if state.active_state == "active" and 0 < state.started_monotonic_us <= state.active_monotonic_us:

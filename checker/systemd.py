@@ -20,6 +20,8 @@ _FIRST_LINES = 10_000
 # systemd found it ended.
 ENDED = "llama-server ended before it was ready"
 _ABORT = re.compile(r"\S+\.(?:c|cpp|cu|h|cuh):\d+: ")
+# systemd's own id of "Failed with result ..." (sd-messages.h, SD_MESSAGE_UNIT_FAILURE_RESULT).
+_UNIT_FAILED = "d9b373ed55a64feb8242e02dbe79a49c"
 _END = re.compile(r": Main process exited, |: A process of this unit has been killed by the OOM killer")
 
 
@@ -119,6 +121,14 @@ def _line(entry: dict[str, Any]) -> Line:
     # What is not UTF-8 comes as a list of bytes.
     text = bytes(said).decode(errors="replace") if isinstance(said, list) else said
     return Line(int(entry["__MONOTONIC_TIMESTAMP"]), int(entry.get("_PID") or 0), text)
+
+
+def has_failed(unit: str, state: UnitState) -> bool:
+    """Whether the last run of a unit failed; the end of its cooldown has systemd forget that, and not the journal."""
+    if state.active_state != "inactive" or not state.invocation_id:
+        return state.active_state == "failed"
+    last = (f"UNIT={unit}", f"INVOCATION_ID={state.invocation_id}", f"MESSAGE_ID={_UNIT_FAILED}")
+    return bool(_run("journalctl", "--no-pager", "--quiet", "--output=cat", "--lines=1", *last).strip())
 
 
 def why_failed(unit: str) -> str:

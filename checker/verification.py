@@ -93,7 +93,8 @@ def _is_active(spec: TierSpec) -> bool:
 def _sleeps(spec: TierSpec) -> bool:
     """Whether a tier is not loaded for nobody asks for it, or a rival is asked for; not because it failed."""
     try:
-        if systemd.unit_state(spec.unit).active_state != "inactive":
+        state = systemd.unit_state(spec.unit)
+        if state.active_state != "inactive" or systemd.has_failed(spec.unit, state):
             return False
         return not spec.pinned or any(systemd.is_active(unit_of(rival)) for rival in spec.rivals)
     except systemd.SystemdError:

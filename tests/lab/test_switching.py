@@ -41,6 +41,7 @@ PORTS = {"fast": 8080, "deep": 8081, "small": 8082}
 IDLE_S, COOLDOWN_S = 4, 3
 GONE = "timeout 20 sh -c 'while [ -e /proc/{} ]; do sleep 0.05; done'"
 FAILED_UNITS = "systemctl list-units 'llama-tier*' --no-legend --plain --state=failed"
+UNITS_UP = "systemctl list-units 'llama-tier*' --no-legend --plain --type=service,socket --state=active,activating"
 
 
 def variables(**changes: Any) -> dict[str, Any]:
@@ -380,8 +381,13 @@ def test_the_port_is_its_own_again_when_the_time_of_the_fallback_is_over() -> No
         assert ssh_ok(f"ps -o args= -p {clock}").strip() == "/usr/bin/sleep 3600"
         ssh_ok(f"kill {clock}")
         ssh_ok("timeout 40 sh -c 'until systemctl is-active -q llama-tier-deep.socket; do sleep 0.5; done'")
+        assert ssh_ok(FAILED_UNITS).strip() == ""
+        code, document = verify()
+        assert code == 1
+        assert "Control process exited, code=exited, status=1" in reasons(document, "deep")[0]
         assert ask("deep")["code"] == "200"
         assert "deep" in rivals_up()
+        assert reasons(verify()[1], "deep") == []
     finally:
         deep_again()
 
@@ -472,7 +478,7 @@ def test_what_is_stopped_all_together_stays_stopped_when_a_cooldown_is_over() ->
     ssh_ok("systemctl stop llama-tiers.target")
     try:
         time.sleep(COOLDOWN_S + 2)
-        assert ssh_ok("systemctl list-units 'llama-tier*' --no-legend --plain --state=active,activating") == ""
+        assert ssh_ok(UNITS_UP) == ""
     finally:
         ssh_ok("systemctl start llama-tiers.target")
     assert ask("fast")["code"] == "200"
@@ -486,11 +492,71 @@ def test_one_that_has_to_be_killed_when_all_are_stopped_opens_no_port() -> None:
         ssh_ok("systemctl stop llama-tiers.target")
         wait_for("deep", "failed")
         assert "stop-sigterm' timed out" in journal("deep")
-        assert ssh_ok("systemctl list-units 'llama-tier*' --no-legend --plain --state=active,activating") == ""
+        assert ssh_ok(UNITS_UP) == ""
     finally:
         deep_again()
         ssh_ok("systemctl start llama-tiers.target")
     assert ask("fast")["code"] == "200"
+
+
+def test_one_that_is_killed_while_all_are_stopped_and_another_one_is_drained_opens_no_port() -> None:
+    """The target itself is down before the last tier is: the cooldown must not start in between."""
+    change("small", "KillSignal=SIGURG")
+    wait_for("fast")
+    body = json.dumps({"prompt": "Count:", "n_predict": 150, "stream": True, "ignore_eos": True})
+    stream_of_fast = (
+        'curl -sN -H "Authorization: Bearer $(head -1 /etc/llama-tiers/keys/fast)" '
+        f"http://127.0.0.1:8080/completion -d '{body}' | grep -c '^data:'"
+    )
+    try:
+        assert ask("small")["code"] == "200"
+        with ThreadPoolExecutor() as pool:
+            stream = pool.submit(ssh, stream_of_fast)
+            time.sleep(1)
+            ssh_ok("systemctl stop --no-block llama-tiers.target; sleep 0.3")
+            ssh_ok("kill -9 $(systemctl show -P MainPID llama-tier-small)")
+            assert int(stream.result().stdout) >= 150, "the case of this test: it was drained meanwhile"
+        ssh_ok("timeout 60 sh -c 'until [ $(systemctl is-active llama-tier-fast) = inactive ]; do sleep 0.1; done'")
+        assert states()["small"] == "failed"
+        assert ssh_ok("systemctl list-jobs --no-legend").strip() in ("", "No jobs running.")
+        assert ssh_ok(UNITS_UP) == ""
+    finally:
+        deep_again()
+        ssh_ok("systemctl start llama-tiers.target")
+    assert ask("fast")["code"] == "200"
+
+
+def test_the_tiers_together_have_all_of_the_hosts_memory_but_the_systems() -> None:
+    (total_kib,) = re.findall(r"^MemTotal:\s+(\d+) kB", ssh_ok("cat /proc/meminfo"), re.MULTILINE)
+    room_mib = int(total_kib) // 1024 - 1536
+    assert ssh_ok("systemctl show -P MemoryHigh llama-tiers.slice").strip() == str(room_mib * 1024 * 1024)
+    wait_for("fast")
+    group = ssh_ok("systemctl show -P ControlGroup llama-tier-fast").strip()
+    assert group.endswith("/llama-tiers.slice/llama-tier-fast.service")
+
+
+def test_a_server_that_reads_its_model_past_the_page_cache_leaves_nothing_of_it_there() -> None:
+    spec = json.loads(ssh_ok("cat /etc/llama-tiers/tiers/deep.json"))
+    words = [{"mmap": "dio"}.get(word, word) for word in spec["argv"]]
+    assert words != spec["argv"]
+    file = shlex.quote(spec["model"]["file"])
+
+    def cached_share() -> float:
+        """Load deep with nothing of its model's file cached; return how much of it is then."""
+        ssh_ok(f"systemctl stop llama-tiers.target; dd if={file} iflag=nocache count=0 status=none")
+        ssh_ok("systemctl start llama-tiers.target llama-tier-deep")
+        cached, size = ssh_ok(f"fincore -n -b -o RES,SIZE {file}").split()
+        return int(cached) / int(size)
+
+    try:
+        through = cached_share()
+        change_deep(f"ExecStart=\nExecStart={' '.join(words)}")
+        past = cached_share()
+        assert ask("deep")["code"] == "200"
+    finally:
+        deep_again()
+    assert past < 0.1
+    assert through > 0.9
 
 
 def test_a_limit_of_memory_hits_the_tier_that_needs_more_alone() -> None:

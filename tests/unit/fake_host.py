@@ -77,6 +77,7 @@ class Host:
     names: dict[int, tuple[str, str]] = field(default_factory=lambda: {12: ("ollama", "ollama.service")})
     verified: str | None = "ab" * 32
     readings: dict[str, object] = field(default_factory=dict)
+    failed_before: bool = False
     booted: set[str] | systemd.SystemdError = field(default_factory=set)
 
 
@@ -106,6 +107,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Host:
 
     monkeypatch.setattr(systemd, "unit_state", unit_state)
     monkeypatch.setattr(systemd, "is_active", lambda unit: unit_state(unit).active_state == "active")
+    monkeypatch.setattr(systemd, "has_failed", lambda _, now: now.active_state == "failed" or played.failed_before)
     monkeypatch.setattr(systemd, "came_with_boot", lambda unit: unit in told(played.booted))
     monkeypatch.setattr(systemd, "printed", printed)
     monkeypatch.setattr(systemd, "journal", lambda *run: [line.text for line in printed(*run)])

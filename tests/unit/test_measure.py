@@ -147,6 +147,15 @@ def test_a_unit_that_has_failed_is_a_problem_with_the_reason(host: Host, server:
     )
 
 
+def test_a_unit_whose_last_run_failed_is_one_although_systemd_has_forgotten_it(
+    host: Host, server: fake_tier.Server
+) -> None:
+    host.state = systemd.UnitState("inactive", "dead", None, RUN, "success", 1_000_000, 0)
+    host.journal = lines(["not ready: deep: holds nothing on GPU-1"])
+    host.failed_before = True
+    assert "not ready: deep: holds nothing on GPU-1" in quick(server.spec).problems
+
+
 def test_a_journal_without_buffers_says_how_to_get_them(host: Host, server: fake_tier.Server) -> None:
     host.journal = lines(["Started llama.cpp tier deep."])
     evidence = quick(server.spec)

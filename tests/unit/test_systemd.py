@@ -151,6 +151,27 @@ def test_a_failure_is_told_by_its_cause_and_not_by_what_follows(
     assert re.search(why, systemd.why_failed("deep.service"))
 
 
+@pytest.mark.parametrize(
+    ("active_state", "invocation", "script", "failed"),
+    [
+        ("failed", "abc", "echo of no use; exit 1", True),
+        ("active", "abc", "echo of no use; exit 1", False),
+        ("inactive", "", "echo of no use; exit 1", False),
+        ("inactive", "abc", "echo \"deep.service: Failed with result 'exit-code'.\"", True),
+        ("inactive", "abc", "true", False),
+    ],
+    ids=["failed", "active", "never started", "forgotten", "stopped"],
+)
+def test_a_failure_that_systemd_was_told_to_forget_is_known_by_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, active_state: str, invocation: str, script: str, failed: bool
+) -> None:
+    journalctl(tmp_path, monkeypatch, script)
+    state = systemd.UnitState(active_state, "", None, invocation, "success", 0, 0)
+    assert systemd.has_failed("deep.service", state) is failed
+    if (tmp_path / "asked").exists():
+        assert {"UNIT=deep.service", "INVOCATION_ID=abc"} < set((tmp_path / "asked").read_text().split())
+
+
 LISTED = """\
 /run/dbus/system_bus_socket dbus.socket               dbus.service
 127.0.0.1:18081             other.socket              other.service

@@ -254,6 +254,7 @@ class Switching:
         self.loads = True
         self.strange_files: tuple[str, ...] = ()
         self.booted: set[str] = set()
+        self.failed: set[str] = set()
 
     @staticmethod
     def tier(unit: str) -> str:
@@ -290,6 +291,7 @@ def switching(monkeypatch: pytest.MonkeyPatch) -> Switching:
     monkeypatch.setattr(verification, "front", lambda spec: FRONT)
     monkeypatch.setattr(verification, "strange_files", lambda spec: played.strange_files)
     monkeypatch.setattr(systemd, "came_with_boot", lambda unit: unit in played.booted)
+    monkeypatch.setattr(systemd, "has_failed", lambda unit, _: played.tier(unit) in played.failed)
     for name in ("unit_state", "is_active", "start"):
         monkeypatch.setattr(systemd, name, getattr(played, name))
     return played
@@ -316,6 +318,14 @@ def test_a_tier_that_sleeps_is_judged_by_what_was_measured_of_the_same_command(s
     third = verified(LAZY, FAST, earlier=again)
     assert third.tiers[0] == told, "as often as nobody asks for it"
     assert switching.starts == []
+
+
+def test_a_tier_whose_last_load_failed_does_not_sleep(switching: Switching) -> None:
+    first = verified(LAZY, FAST)
+    switching.failed = {"deep"}
+    again = verified(LAZY, FAST, earlier=first)
+    assert not again.tiers[0].evidence.asleep
+    assert not again.passed
 
 
 def test_a_quality_that_was_measured_just_now_counts_for_a_tier_that_sleeps(switching: Switching) -> None:
