@@ -4,6 +4,7 @@ memory   plan against NVML, by process and card: mission models, KV cache f16 an
 speed    the checker's tokens per second of prompt and answer against llama-bench's; same release, placement and depth
 paced    the same of an H100 by mission models, on a share of the card that is about as slow as the reference host
 load     seconds from start to ready of each tier, with the file out of memory and in it
+modes    a model's file read through the page cache and past it, with all memory of the host and with less than the file
 fit      little memory free: our placement, llama.cpp's default, and the command that was once planned
 kld      probabilities of a split model against those of the same model on one device
 search   two cards: our placement against every split that fits
@@ -26,7 +27,7 @@ import engine
 import proof
 import synthesize
 
-from checker import cards, exercise, llama_server, placement, systemd, tier
+from checker import cards, exercise, llama_server, placement, plan, systemd, tier
 from checker import measure as checker_measure
 from checker import memory as checker_memory
 from checker import text as checker_text
@@ -282,6 +283,40 @@ def load() -> None:
         document("load", found)
 
 
+def modes() -> None:
+    path = synthesize.file_of(DEEP)
+    header, used = engine.file_header(path), engine.shown()[:1]
+    whole, size_mib = header.n_layer + 1, path.stat().st_size // 2**20
+    found: list[dict[str, Any]] = []
+    with tiers_stopped():
+        for layers, limit_mib in ((whole, None), (whole, size_mib // 2), (LAYERS_OF_ONE_CARD, None)):
+            choice = engine.explicit(header, (layers,), used)
+            scope = ("systemd-run", "--scope", "--quiet", f"--property=MemoryMax={limit_mib}M") if limit_mib else ()
+            for mode in (tier.MMAP, tier.DIO, tier.DIO, tier.MMAP):
+                _page_cache(str(path), "drop")
+                case = {"load_mode": mode, "layers_on_card": layers, "file_mib": size_mib, "limit_mib": limit_mib}
+                found.append(case | _read_as(path, choice, mode, scope))
+                print(found[-1], flush=True)
+                document("modes", found)
+
+
+def _read_as(path: Path, choice: placement.Choice, mode: str, scope: Sequence[str]) -> dict[str, Any]:
+    command = [*scope, *engine.server_argv(path, choice, mode)]
+    try:
+        with engine.serving(command, engine.environment(choice.cards)) as running:
+            told = dict(line.split(": ") for line in Path(f"/proc/{running.pid}/io").read_text().splitlines())
+            return {
+                "load_s": running.load_s,
+                "read_mib": int(told["read_bytes"]) // 2**20,
+                "pages_in_memory": _page_cache(str(path)),
+                "tokens_per_second": engine.rate(running),
+                "measured_mib": engine.held_mib(running.pid),
+                "predicted_mib": engine.predicted_mib(plan.devices(choice)),
+            }
+    except (engine.NotServedError, llama_server.ServerError) as error:
+        return {"error": str(error)}
+
+
 def _by_hand(name: str, model: Path, flags: Sequence[str], extra: dict[str, str]) -> dict[str, Any]:
     """Run llama-server with flags of somebody else's."""
     own = ["--model", str(model), "--ctx-size", str(engine.CONTEXT), "--log-verbosity", "4"]
@@ -466,6 +501,7 @@ PARTS: dict[str, Callable[[], None]] = {
     "speed": speed,
     "paced": paced,
     "load": load,
+    "modes": modes,
     "fit": fit,
     "kld": kld,
     "search": search,

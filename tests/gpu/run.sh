@@ -11,7 +11,7 @@
 #   row_real  the same with the small real model, and how far its answers are from those of the whole model
 #   verify    checker verify, with the quality of each split
 #   build     the engine compiled for these cards and for llama.cpp's default architectures; goes on where it was cut off
-#   measure PART...  tests/gpu/measure.py: memory speed paced load fit kld search two switch
+#   measure PART...  tests/gpu/measure.py: memory speed paced load modes fit kld search two switch
 #   guard PART...    tests/gpu/guard.py: sandbox faults
 #   keep      puts the release into OUT, in parts
 #   status    what runs, and the end of the logs
