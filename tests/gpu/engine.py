@@ -172,6 +172,21 @@ def serving(command: Sequence[str], extra: Mapping[str, str]) -> Iterator[Runnin
         process.wait()
 
 
+@contextmanager
+def limited(mib: int | None) -> Iterator[tuple[str, ...]]:
+    """Yield the words before a command that let it and its page cache have so much of the host's memory (cgroup v2)."""
+    if mib is None:
+        yield ()
+        return
+    group = Path("/sys/fs/cgroup/gpu-proof")
+    group.mkdir()
+    try:
+        (group / "memory.max").write_text(str(mib * 2**20), encoding="ascii")
+        yield ("sh", "-c", f'echo $$ >{group}/cgroup.procs && exec "$@"', "sh")
+    finally:
+        group.rmdir()
+
+
 def rate(running: Running, times: int = 3) -> dict[str, Any]:
     """Return tokens per second as the checker asks for them, and with the most probable token always."""
     template = running.client.props().chat_template

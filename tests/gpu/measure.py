@@ -14,6 +14,7 @@ switch   after `run.sh switching`: a request to a tier whose rival is loaded, wi
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -284,24 +285,24 @@ def load() -> None:
 
 
 def modes() -> None:
-    path = synthesize.file_of(DEEP)
+    # On the disk: what fills the memory there is no page cache.
+    path = Path(shutil.copy(synthesize.file_of(DEEP), proof.STATE))
     header, used = engine.file_header(path), engine.shown()[:1]
     whole, size_mib = header.n_layer + 1, path.stat().st_size // 2**20
     found: list[dict[str, Any]] = []
     with tiers_stopped():
         for layers, limit_mib in ((whole, None), (whole, size_mib // 2), (LAYERS_OF_ONE_CARD, None)):
             choice = engine.explicit(header, (layers,), used)
-            scope = ("systemd-run", "--scope", "--quiet", f"--property=MemoryMax={limit_mib}M") if limit_mib else ()
             for mode in (tier.MMAP, tier.DIO, tier.DIO, tier.MMAP):
                 _page_cache(str(path), "drop")
                 case = {"load_mode": mode, "layers_on_card": layers, "file_mib": size_mib, "limit_mib": limit_mib}
-                found.append(case | _read_as(path, choice, mode, scope))
+                with engine.limited(limit_mib) as within:
+                    found.append(case | _read_as(path, choice, [*within, *engine.server_argv(path, choice, mode)]))
                 print(found[-1], flush=True)
                 document("modes", found)
 
 
-def _read_as(path: Path, choice: placement.Choice, mode: str, scope: Sequence[str]) -> dict[str, Any]:
-    command = [*scope, *engine.server_argv(path, choice, mode)]
+def _read_as(path: Path, choice: placement.Choice, command: Sequence[str]) -> dict[str, Any]:
     try:
         with engine.serving(command, engine.environment(choice.cards)) as running:
             told = dict(line.split(": ") for line in Path(f"/proc/{running.pid}/io").read_text().splitlines())
