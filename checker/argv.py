@@ -66,6 +66,7 @@ _FINAL = {**dict.fromkeys(TEMPLATED, True), "--offline": False, **_OF_ENGINE, **
 _KNOWN_AS = {
     "api.bind": "--host",
     "port": "--port",
+    "api.tls": "--ssl-key-file --ssl-cert-file",
     "tiers_api_keys": "--api-key --api-key-file",
     "context": "-c --ctx-size",
     "parallel": "-np --parallel",

@@ -42,6 +42,7 @@ CAPABILITY_PATTERN = r"^\d{1,2}\.\d$"
 REPOSITORY_PATTERN = r"^[^/\s]+/[^/\s]+$"
 URL_PATTERN = r"^https?://"
 ONE_LINE_PATTERN = r"^[^\x00-\x1f\x7f]+$"
+PATH_PATTERN = r"^/[A-Za-z0-9._+@/-]+$"
 
 
 LEAST_CONTEXT = 256
@@ -121,14 +122,26 @@ def _network(written: str) -> str:
 EVERYBODY = ("0.0.0.0/0", "::/0")
 
 
+class Tls(Written):
+    """Where a tier is reached over TLS, and the files of its host that this takes, both as absolute paths.
+
+    `certificate` holds the certificate and its chain, `key` its private key, without a password.
+    """
+
+    port: int = Field(ge=1, le=65535)
+    certificate: str = Field(pattern=PATH_PATTERN)
+    key: str = Field(pattern=PATH_PATTERN)
+
+
 class Api(Written):
-    """Where a tier listens, and which networks may reach it there.
+    """Where a tier listens, and which networks may reach it there; with `tls` that is its port alone.
 
     Its key is no part of this: see `tiers_api_keys` of the role tiers.
     """
 
     bind: str = "127.0.0.1"
     allow: list[Annotated[str, AfterValidator(_network)]] = []
+    tls: Tls | None = None
 
     @field_validator("bind")
     @classmethod
@@ -422,9 +435,10 @@ _PATTERNS = {
     REPOSITORY_PATTERN: "owner/name",
     URL_PATTERN: "an address that begins with http:// or https://",
     ONE_LINE_PATTERN: "text on one line",
+    PATH_PATTERN: "an absolute path of letters, digits and -._+@, such as /etc/ssl/llm/fullchain.pem",
 }
 # What people look for and is had in another way.
-_ELSEWHERE = {"tls": ': a tier has no TLS of its own, put a web server in front of it (docs/inventory.md, "TLS")'}
+_ELSEWHERE = {"tls": ': write it under api (docs/inventory.md, "TLS")'}
 # In the place of an error that is in a union, pydantic names which part of the union was tried.
 _PART_OF_UNION = re.compile(r"(constrained-\w+|int|str|(literal|list|function-\w+)\[.*)$")
 
@@ -685,8 +699,10 @@ def check_inventory(
     problems += [f"tiers: name {name!r} stands there twice" for name in _duplicates(t.name for t in parsed_tiers)]
     if not in_trial and any(tier.name == TRIAL for tier in parsed_tiers):
         problems.append(f"tier {TRIAL}: name {TRIAL!r} is a trial's own, for its candidate; give the tier another name")
-    for port in _duplicates(tier.port for tier in parsed_tiers):
-        names = " and ".join(tier.name for tier in parsed_tiers if tier.port == port)
+    ports = [(tier.port, tier.name) for tier in parsed_tiers]
+    ports += [(tier.api.tls.port, f"{tier.name} (TLS)") for tier in parsed_tiers if tier.api.tls]
+    for port in _duplicates(port for port, _ in ports):
+        names = " and ".join(name for each, name in ports if each == port)
         problems.append(f"tiers {names}: port {port} is used twice; give each tier a port of its own")
 
     named = [tier.get("name") for tier in tiers if isinstance(tier, Mapping)]

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 from checker import argv, asked, decision, host_memory, kept, placement, tier
@@ -19,6 +20,7 @@ from checker.cards import Card, Host, Ram
 from checker.cards import host as join_host
 from checker.catalogue import (
     EVERYBODY,
+    Api,
     EngineFlags,
     GpuEntry,
     InventoryError,
@@ -756,7 +758,7 @@ def _spec(
     cuda = [device.uuid for device in named if device.rpc_endpoint is None]
     return tier.TierSpec(
         name=entry.name,
-        bind=entry.api.bind,
+        bind=_plain_bind(entry.api),
         port=entry.port,
         key_file=key_file,
         model=tier.Model(name=chosen.model, file=model_file, sha256=model.sha256 or ""),
@@ -789,8 +791,28 @@ def _spec(
         fallback=entry.fallback,
         memory_max_mib=host_memory.most_mib(choice, load_mode),
         load_mode=load_mode,
-        allow=tuple(entry.api.allow),
+        allow=() if entry.api.tls else tuple(entry.api.allow),
         decided=decided,
+        tls=_tls(entry.api),
+    )
+
+
+def _plain_bind(api: Api) -> str:
+    """Return where a tier listens without TLS: on the loopback where it is reached over TLS."""
+    if api.tls is None:
+        return api.bind
+    return "127.0.0.1" if ip_address(api.bind).version == 4 else "::1"
+
+
+def _tls(api: Api) -> tier.Tls | None:
+    if api.tls is None:
+        return None
+    return tier.Tls(
+        bind=api.bind,
+        port=api.tls.port,
+        allow=tuple(api.allow),
+        certificate=api.tls.certificate,
+        key=api.tls.key,
     )
 
 
@@ -931,9 +953,11 @@ def for_site(
 
 def exposed(tiers: Sequence[TierEntry]) -> list[str]:
     """Say of each tier that is open to every address that it is."""
+    plain = "where keys and answers can be read on their way: name your own networks, or give it api.tls"
+    over_tls = "where everybody may try keys, and every connection loads a tier on demand: name your own networks"
     return [
-        f"{entry.name}: {network} lets every address reach it, where keys and answers can be read on their way: name "
-        'your own networks, or put a web server with TLS in front of it (docs/inventory.md, "TLS")'
+        f"{entry.name}: {network} lets every address reach it, {over_tls if entry.api.tls else plain} "
+        '(docs/inventory.md, "TLS")'
         for entry in tiers
         for network in entry.api.allow
         if network in EVERYBODY

@@ -143,7 +143,7 @@ def put_back_port(name: str) -> None:
             _copy(kept, UNITS / unit)
     before = _read_spec(DIRECTORY / name / "spec.json")
     if before is not None:
-        spec = replace(tier.load(name), bind=before.bind, port=before.port, allow=before.allow)
+        spec = replace(tier.load(name), bind=before.bind, port=before.port, allow=before.allow, tls=before.tls)
         whole.write(spec_file(name), json.dumps(spec.to_json(), indent=2) + "\n")
 
 

@@ -34,6 +34,14 @@ def socket_of(name: str) -> str:
     return f"/run/llama-tier-{name}/api.sock"
 
 
+def reached_at(bind: str) -> str:
+    """Return the address at which this host reaches what listens at `bind`, which may be all of its addresses."""
+    address = ip_address(bind)
+    if not address.is_unspecified:
+        return str(address)
+    return "127.0.0.1" if address.version == 4 else "::1"
+
+
 def is_here(rpc_endpoint: str | None) -> bool:
     """Whether a card is in the host itself: one behind another host's RPC server is not."""
     if not rpc_endpoint:
@@ -80,18 +88,23 @@ class Front:
         """Name of the unit that passes connections on to the fallback."""
         return f"llama-tier-{self.name}-fallback.service"
 
+    @property
+    def tls(self) -> str:
+        """Name of the unit that takes the tier's connections over TLS, and passes them on to its port."""
+        return f"llama-tier-{self.name}-tls.service"
+
     def holds_port(self, unit: str) -> bool:
         """Whether a unit is one of those that may listen on the tier's port."""
         return unit in self.units
 
     @property
     def units(self) -> tuple[str, ...]:
-        """Name all of them, those first that have to stop first."""
+        """Name those before the tier's own port, those first that have to stop first."""
         return (self.cooldown, self.stand_in_socket, self.socket, self.stand_in, self.proxy)
 
 
 # A tier of such a name would have the units of another one.
-RESERVED_ENDINGS = ("-proxy", "-cooldown", "-fallback")
+RESERVED_ENDINGS = ("-proxy", "-cooldown", "-fallback", "-tls")
 # So is the candidate called that a trial runs; a tier of that name would be taken for one that was left, and removed.
 TRIAL = "trial"
 
@@ -182,6 +195,20 @@ class Predicted:
 
 
 @dataclass(frozen=True)
+class Tls:
+    """Where a tier is reached over TLS, and which networks may reach it there, besides the host itself.
+
+    `certificate` and `key` are files of the host; the certificate's chain follows it in its file.
+    """
+
+    bind: str
+    port: int
+    allow: tuple[str, ...]
+    certificate: str
+    key: str
+
+
+@dataclass(frozen=True)
 class TierSpec:
     """Everything about one tier on one host. `argv` excludes nothing: it is the unit's whole command line.
 
@@ -190,7 +217,8 @@ class TierSpec:
     `load_mode` is MMAP or DIO. `memory_max_mib` is the most that it may hold of the host's memory, the cached file of
     its model included where it is read through the cache. `allow` are the networks that may reach its port, besides the
     host itself; none when `bind` is of the loopback. `decided` is the evidence (sha256) by which its candidate was
-    decided, None when the inventory's order chose it.
+    decided, None when the inventory's order chose it. With `tls` other hosts reach it there alone, and `bind` is of the
+    loopback.
     """
 
     name: str
@@ -213,6 +241,7 @@ class TierSpec:
     load_mode: str = MMAP
     allow: tuple[str, ...] = ()
     decided: str | None = None
+    tls: Tls | None = None
 
     @property
     def socket(self) -> str:
@@ -232,10 +261,8 @@ class TierSpec:
     @property
     def base_url(self) -> str:
         """URL at which the host's clients reach the tier's HTTP API, without a path. A request there loads the tier."""
-        address = ip_address(self.bind)
-        if address.is_unspecified:
-            address = ip_address("127.0.0.1" if address.version == 4 else "::1")
-        return f"http://[{address}]:{self.port}" if address.version == 6 else f"http://{address}:{self.port}"
+        address = reached_at(self.bind)
+        return f"http://[{address}]:{self.port}" if ":" in address else f"http://{address}:{self.port}"
 
     @property
     def cards(self) -> tuple[str, ...]:
@@ -281,6 +308,7 @@ def from_json(document: dict[str, Any]) -> TierSpec:
                 "argv": tuple(fields["argv"]),
                 "rivals": tuple(fields.get("rivals") or ()),
                 "allow": tuple(fields.get("allow") or ()),
+                "tls": Tls(**{**fields["tls"], "allow": tuple(fields["tls"]["allow"])}) if fields.get("tls") else None,
                 "predicted": Predicted(**fields["predicted"]) if fields.get("predicted") else None,
             }
         )

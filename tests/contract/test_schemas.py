@@ -221,7 +221,8 @@ def test_schemas_are_strict_and_described(name: str) -> None:
             LATER,
             LATER_OF_A_TIER,
             {"limits"},
-            {"decided", "load_mode"},
+            {"decided", "load_mode", "tls"},
+            {"tls"},
         )
         assert schema["required"] == [key for key in schema["properties"] if key in schema["required"]]
         for key, value in schema["properties"].items():

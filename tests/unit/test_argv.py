@@ -279,6 +279,8 @@ def test_every_argument_of_ones_own_may_be_given_once(flags: list[str]) -> None:
         (["--ctx_size", "9"], ["--ctx_size is refused: use context instead"]),
         (["-ngl", "9"], ["-ngl is refused: use the placement of a candidate instead"]),
         (["--host=0.0.0.0"], ["--host is refused: use api.bind instead"]),
+        (["--ssl-key-file", "/k"], ["--ssl-key-file is refused: use api.tls instead"]),
+        (["--ssl_cert_file", "/c"], ["--ssl_cert_file is refused: use api.tls instead"]),
         (["--tools", "all"], ["--tools is refused: docs/inventory.md lists what a tier may be given"]),
         (["--temp", "--top-k", "4"], ["--temp is without its value"]),
         (["--seed", "-1", "--temp"], ["--temp is without its value"]),

@@ -32,6 +32,7 @@ def test_a_right_inventory_has_no_problems() -> None:
 DEEP = ("tiers", 1)
 CANDIDATE = (*DEEP, "candidates", 0)
 LAN = {"bind": "10.0.0.1"}
+TLS = {"port": 8443, "certificate": "/etc/ssl/llm/fullchain.pem", "key": "/etc/ssl/llm/privkey.pem"}
 PLACEMENT = (*CANDIDATE, "placement")
 
 
@@ -67,12 +68,29 @@ PLACEMENT = (*CANDIDATE, "placement")
             ["api.allow[0] '10.1.2.3/8' is wrong: expected 10.0.0.0/8 for the network, or 10.1.2.3 for the one"],
         ),
         ((*DEEP, "api"), LAN | {"allow": ["fd00::/8"]}, ["allow fd00::/8 is of another IP version than bind 10.0.0.1"]),
-        ((*DEEP, "tls"), {"certificate": "/c"}, ["tier deep: tls is not a known key: a tier has no TLS of its own"]),
+        ((*DEEP, "tls"), TLS, ["tier deep: tls is not a known key: write it under api"]),
+        ((*DEEP, "api"), {"tls": {"key": "/k"}}, ["tier deep: api.tls.certificate is missing"]),
+        ((*DEEP, "api"), {"tls": TLS | {"cert": "/c"}}, ["tier deep: api.tls.cert is not a known key"]),
         (
             (*DEEP, "api"),
-            {"tls": {"key": "/k"}},
-            ["tier deep: api.tls is not a known key: a tier has no TLS of its own"],
+            {"tls": TLS | {"key": "privkey.pem"}},
+            ["tier deep: api.tls.key is wrong: expected an absolute path of letters, digits and"],
         ),
+        (
+            (*DEEP, "api"),
+            {"tls": TLS | {"certificate": "/etc/my certificate.pem"}},
+            ["tier deep: api.tls.certificate '/etc/my certificate.pem' is wrong: expected an absolute path"],
+        ),
+        ((*DEEP, "api"), {"tls": TLS | {"port": 8080}}, ["tiers fast and deep (TLS): port 8080 is used twice; give"]),
+        ((*DEEP, "api"), {"tls": TLS | {"port": 8081}}, ["tiers deep and deep (TLS): port 8081 is used twice; give"]),
+        ((*DEEP, "api"), {"tls": TLS | {"port": 0}}, ["tier deep: api.tls.port 0 is wrong: expected 1 or more"]),
+        (
+            (*DEEP, "api"),
+            {"tls": TLS, "allow": ["10.0.0.0/8"]},
+            ["bind 127.0.0.1 is reached by this host alone: leave allow out"],
+        ),
+        ((*DEEP, "api"), {"tls": TLS, "bind": "0.0.0.0"}, ["bind 0.0.0.0 is reached by other hosts, and allow"]),
+        ((*DEEP, "name"), "deep-tls", ["a tier's name does not end in", "-tls"]),
         ((*DEEP, "arguments"), "--temp 0.6", ["tier deep: arguments is wrong: expected a list"]),
         ((*DEEP, "arguments"), ["--reasoning", True], ["tier deep: arguments[1] is wrong: expected text"]),
         ((*DEEP, "arguments"), ["--samplers", "a\nb"], ["tier deep: arguments[1] is wrong: expected text on one line"]),
@@ -172,6 +190,17 @@ def test_a_tier_on_the_loopback_names_nobody(bind: str) -> None:
     whole = inventory()
     whole["tiers"][1]["api"] = {"bind": bind}
     assert check_inventory(**whole) == []
+
+
+def test_two_tiers_have_tls_at_ports_of_their_own() -> None:
+    whole = inventory()
+    for tier, port in zip(whole["tiers"], (8443, 8444), strict=True):
+        tier["api"] = LAN | {"allow": ["10.0.0.0/8"], "tls": TLS | {"port": port}}
+    assert check_inventory(**whole) == []
+    whole["tiers"][1]["api"]["tls"]["port"] = 8443
+    assert check_inventory(**whole) == [
+        "tiers fast (TLS) and deep (TLS): port 8443 is used twice; give each tier a port of its own"
+    ]
 
 
 @given(st.ip_addresses(), st.lists(st.ip_addresses(network="0.0.0.0/0") | st.ip_addresses(network="::/0"), max_size=2))

@@ -292,6 +292,29 @@ def test_a_tier_that_other_hosts_reach_says_so_and_which() -> None:
     assert tier.from_json(made["deep"].to_json()) == made["deep"]
 
 
+@pytest.mark.parametrize(("bind", "plain"), [("192.168.1.10", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "::1")])
+def test_a_tier_with_tls_is_on_the_loopback_without(bind: str, plain: str) -> None:
+    tiers = inventory()["tiers"]
+    allow = ["192.168.1.0/24" if plain == "127.0.0.1" else "fd00::/8"]
+    tiers[1] |= {"api": {"bind": bind, "allow": allow, "tls": {"port": 8443, "certificate": "/c.pem", "key": "/k.pem"}}}
+    made = specs(tiers=tiers)
+    assert made["fast"].tls is None
+    deep = made["deep"]
+    assert (deep.bind, deep.port, deep.allow) == (plain, 8081, ())
+    assert deep.tls == tier.Tls(bind, 8443, tuple(allow), "/c.pem", "/k.pem")
+    assert tier.from_json(deep.to_json()) == deep
+    assert deep.running() == specs()["deep"].running(), "no reason to load it again"
+
+
+def test_a_tier_that_everybody_reaches_over_tls_is_remarked_on_for_what_is_left() -> None:
+    tiers = inventory()["tiers"]
+    own = {"port": 8443, "certificate": "/c.pem", "key": "/k.pem"}
+    tiers[1] |= {"api": {"bind": "0.0.0.0", "allow": ["0.0.0.0/0"], "tls": own}}
+    (said,) = plan.for_site(**inventory(tiers=tiers), places=PLACES).remarks
+    assert said.startswith("deep: 0.0.0.0/0 lets every address reach it, where everybody may try keys")
+    assert "on their way" not in said
+
+
 @pytest.mark.parametrize(("bind", "network"), [("0.0.0.0", "0.0.0.0/0"), ("::", "::/0"), ("::", "0.0.0.0/0")])
 def test_a_tier_that_everybody_reaches_is_remarked_on(bind: str, network: str) -> None:
     tiers = inventory()["tiers"]

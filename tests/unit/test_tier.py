@@ -65,6 +65,15 @@ SPECS = st.builds(
     fallback=st.none() | WORDS,
     memory_max_mib=st.none() | COUNTS,
     load_mode=st.sampled_from([tier.MMAP, tier.DIO]),
+    tls=st.none()
+    | st.builds(
+        tier.Tls,
+        bind=WORDS,
+        port=st.integers(1, 65535),
+        allow=st.lists(WORDS, max_size=2).map(tuple),
+        certificate=FILES,
+        key=FILES,
+    ),
 )
 
 
@@ -78,6 +87,12 @@ def test_a_spec_survives_its_file_and_fits_its_schema(any_spec: tier.TierSpec) -
     document = json.loads(json.dumps(any_spec.to_json()))
     SCHEMA.validate(document)
     assert tier.from_json(document) == any_spec
+
+
+def test_a_spec_of_before_tls_has_none() -> None:
+    document = spec().to_json()
+    del document["tls"]
+    assert tier.from_json(document) == spec()
 
 
 def test_url_and_unit_follow_from_the_spec() -> None:
