@@ -17,6 +17,7 @@ from checker.accepted import Speeds
 from checker.evidence import Evidence, Report, TierReport
 from checker.measure import Depth
 from checker.tier import TierSpec
+from checker.verdict import OVER_TLS
 
 
 def read(path: Path) -> Speeds:
@@ -84,7 +85,9 @@ def _serves_and_fails(told: TierReport) -> bool:
     evidence = told.evidence
     degraded = evidence.front is not None and evidence.front.fallback is not None
     serves = evidence.unit.active_state == "active" and not degraded and not evidence.asleep
-    return told.verdict.verdict == "fail" and serves and not _is_unknown(evidence)
+    # A certificate is none of the server's business.
+    wrong = {check.name for check in told.verdict.checks if not check.passed} != {OVER_TLS}
+    return told.verdict.verdict == "fail" and wrong and serves and not _is_unknown(evidence)
 
 
 def _is_unknown(evidence: Evidence) -> bool:
@@ -95,7 +98,7 @@ def _is_unknown(evidence: Evidence) -> bool:
 
 def _seen(spec: TierSpec) -> object:
     """Return what a client could see of a change."""
-    return spec.running(), spec.port, spec.bind, spec.allow
+    return spec.running(), spec.port, spec.bind, spec.allow, spec.tls
 
 
 def _was_otherwise(name: str) -> bool:

@@ -46,17 +46,32 @@ class UnitEvidence:
 
 
 @dataclass(frozen=True)
+class TlsEvidence:
+    """What came of a handshake with a tier, which is to serve the certificate of its file.
+
+    `valid_until` is UTC (2026-10-01T12:00:00Z), `days_left` how many days that was from then; None where there is a
+    `fault` (one of `checker.tls.Fault`), of which `said` has the words.
+    """
+
+    valid_until: str | None = None
+    days_left: float | None = None
+    fault: str | None = None
+    said: str | None = None
+
+
+@dataclass(frozen=True)
 class FrontEvidence:
     """What is before a tier: the state of the socket that holds its port, and of its fallback there.
 
     `stranger` names a process, with its unit, that listens on the port and is no part of the tier; `fallback` the tier
-    that answers there because this one failed, for the `reason` of its last start.
+    that answers there because this one failed, for the `reason` of its last start. `tls` is None of a tier without TLS.
     """
 
     socket_state: str
     stranger: str | None = None
     fallback: str | None = None
     reason: str | None = None
+    tls: TlsEvidence | None = None
 
 
 @dataclass(frozen=True)

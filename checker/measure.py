@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from checker import exercise, fetched, hardware, llama_server, load, others, ports, residuals, systemd
+from checker import exercise, fetched, hardware, llama_server, load, others, ports, residuals, systemd, tls
 from checker.evidence import (
     Completion,
     DeviceEvidence,
@@ -23,6 +23,7 @@ from checker.evidence import (
     Quality,
     Served,
     Thorough,
+    TlsEvidence,
     UnitEvidence,
     quality_from_json,
     steps,
@@ -31,7 +32,7 @@ from checker.evidence import (
 from checker.llama_server import BrokenError, Buffers, LlamaServer, LoggedBuffers, ServerError
 from checker.others import Others
 from checker.systemd import Line, UnitState
-from checker.tier import Front, TierSpec, unit_of
+from checker.tier import Front, TierSpec, Tls, reached_at, unit_of
 from checker.watch import Watch
 
 PROMPT = "Explain quantum computing in simple terms."
@@ -214,10 +215,21 @@ def front(spec: TierSpec) -> FrontEvidence | None:
             stranger=", ".join(f"{each.name} (pid {each.pid}, {each.unit or 'no unit'})" for each in strangers) or None,
             fallback=stands_in,
             reason=systemd.why_failed(spec.unit) if stands_in else None,
+            tls=None if spec.tls is None else handshake(spec.tls),
         )
     except systemd.SystemdError:
         # What the tier's own unit is asked says so.
         return None
+
+
+def handshake(own: Tls) -> TlsEvidence:
+    """Connect to a tier over TLS, and leave."""
+    try:
+        until = tls.served(reached_at(own.bind), own.port, Path(own.certificate))
+    except tls.TlsError as error:
+        return TlsEvidence(fault=error.fault.value, said=str(error))
+    left = until - datetime.now(timezone.utc)
+    return TlsEvidence(until.strftime("%Y-%m-%dT%H:%M:%SZ"), round(left.total_seconds() / 86400, 1))
 
 
 def _unit(spec: TierSpec, problems: list[str]) -> tuple[UnitState | None, UnitEvidence]:

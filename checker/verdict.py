@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from checker import memory_verdict, speed_verdict
 from checker.accepted import Gate, slower
-from checker.evidence import Check, Completion, Evidence, Load, Quality, Served, Stability, Verdict
+from checker.evidence import Check, Completion, Evidence, Load, Quality, Served, Stability, TlsEvidence, Verdict
 from checker.findings import Finding
 from checker.language import garbage
-from checker.tier import Front, TierSpec
+from checker.tier import Front, TierSpec, Tls
+from checker.tls import Fault
 
 # llama.cpp rounds the context of a slot up to whole blocks of this size (GGML_PAD in llama-context.cpp).
 _CONTEXT_BLOCK = 256
@@ -17,6 +18,10 @@ _CONTEXT_BLOCK = 256
 _GROWTH_MIB = 1.0
 _MEAN_KLD = 1e-3
 _SAME_TOP_SHARE = 0.99
+# The check of what is no doing of the tier's server.
+OVER_TLS = "TLS"
+# What renews certificates by itself does so earlier.
+_RENEWED_DAYS = 14
 
 
 def judge(spec: TierSpec, evidence: Evidence, gate: Gate | None = None) -> Verdict:
@@ -105,6 +110,27 @@ def _front(spec: TierSpec, evidence: Evidence) -> Iterator[Finding]:
         Check("port open", front.socket_state == "active", "active", front.socket_state),
         f"{spec.name}: {own.socket} is {front.socket_state}, so no client reaches the tier: "
         f"systemctl start {own.socket}",
+    )
+    if spec.tls is not None and front.tls is not None:
+        yield _over_tls(spec, spec.tls, front.tls)
+
+
+def _over_tls(spec: TierSpec, own: Tls, found: TlsEvidence) -> Finding:
+    unit = Front(spec.name).tls
+    renew = f"renew it, then systemctl reload {unit}"
+    said = {
+        None: "",
+        Fault.NOT_OF_NOW.value: f"serves a certificate that is not valid now ({found.said}): {renew}",
+        Fault.OTHER.value: f"serves another certificate than {own.certificate} ({found.said}): systemctl reload {unit}",
+        Fault.NONE.value: f"serves no certificate ({found.said}): see journalctl -u {unit}, then systemctl restart "
+        f"{unit}",
+    }[found.fault]
+    ends = f"valid until {found.valid_until}"
+    soon = found.days_left is not None and found.days_left < _RENEWED_DAYS
+    return Finding(
+        Check(OVER_TLS, found.fault is None, f"serves {own.certificate}", found.said or ends),
+        f"{spec.name}: TLS port {own.port} {said}",
+        note=f"{spec.name}: {own.certificate} is {ends}: {renew}" if soon else "",
     )
 
 

@@ -14,7 +14,7 @@ from test_activation import BROKEN, ROOM, Played, have_releases, played, unit_fi
 
 from checker import acceptance, accepted, activation, hardware, proven, releases, tier, verification
 from checker.accepted import Speeds
-from checker.evidence import Evidence, Report
+from checker.evidence import Evidence, FrontEvidence, Report, TlsEvidence
 from checker.measure import Depth
 
 NAMES = ("deep", "fast")
@@ -31,6 +31,7 @@ class Site:
     speeds: Speeds = field(default_factory=Speeds)
     tokens_per_second: dict[Any, float] = field(default_factory=lambda: {"deep": 61.0, "fast": 61.0})
     driver: str = "580.126.09"
+    certificate: TlsEvidence = field(default_factory=lambda: TlsEvidence("2026-12-24T15:00:00Z", 30.0))
 
     def plan(self, name: str, release: str = "old", split: tuple[int, int] = (13, 6), **changes: Any) -> tier.TierSpec:
         path = str(self.host.root / "releases" / release)
@@ -67,6 +68,7 @@ class Site:
             engine=replace(evidence.engine, release=serving.engine.release),
             placement=serving.placement,
             argv=serving.argv,
+            front=FrontEvidence("active", tls=self.certificate if serving.tls else None),
             thorough=None if depth is Depth.QUICK else replace(evidence.thorough, short=measured),
         )
 
@@ -109,6 +111,19 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
 
 def reasons(found: Report, name: str) -> tuple[str, ...]:
     return next(each.verdict.reasons for each in found.tiers if each.name == name)
+
+
+def test_a_certificate_that_is_not_served_is_no_reason_to_go_back(site: Site) -> None:
+    over_tls = tier.Tls("10.0.0.1", 8443, ("10.0.0.0/8",), "/c.pem", "/k.pem")
+    site.activate(site.plan("deep", split=(10, 9), tls=over_tls))
+    site.certificate = TlsEvidence(fault="other", said="self-signed certificate")
+
+    found = site.verify()
+
+    assert [each.verdict.verdict for each in found.tiers] == ["fail", "pass"]
+    assert site.serves("deep") == ("old", (10, 9))
+    site.tokens_per_second["deep", "old", (10, 9)] = 40.0
+    assert "rolled back" in reasons(site.verify(), "deep")[-1], "slow it is all the same"
 
 
 def test_a_placement_that_is_only_slower_gives_way_and_the_reason_says_to_what(site: Site) -> None:

@@ -11,9 +11,10 @@ from example_report import report
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checker.evidence import Evidence, FrontEvidence, from_json
+from checker.evidence import Evidence, FrontEvidence, TlsEvidence, from_json
 
-FRONT = FrontEvidence("inactive", "nginx (pid 7, nginx.service)", "fast", "not ready: out of memory")
+TLS = TlsEvidence("2026-12-24T15:00:00Z", 30.0)
+FRONT = FrontEvidence("inactive", "nginx (pid 7, nginx.service)", "fast", "not ready: out of memory", TLS)
 
 
 @pytest.mark.parametrize("changes", [{}, {"failed": True}, {"unreadable": True}], ids=["pass", "fail", "unreadable"])

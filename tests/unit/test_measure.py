@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import certificates
 import fake_tier
 import pytest
 from example_report import report
@@ -25,11 +26,12 @@ from checker.evidence import (
     HostEvidence,
     ModelId,
     Served,
+    TlsEvidence,
     UnitEvidence,
 )
 from checker.measure import PLAIN_PROMPT, QUICK_TOKENS, Depth, front, measure
 from checker.ports import Listener
-from checker.tier import ON_DEMAND, TierSpec
+from checker.tier import ON_DEMAND, TierSpec, Tls
 from checker.verdict import judge
 from inventories import BIG, SMALL
 
@@ -503,6 +505,22 @@ def test_what_is_before_a_tier_is_evidence(host: Host) -> None:
     assert found.stranger == "nginx (pid 77, nginx.service), python3 (pid 78, no unit)"
     host.front = systemd.SystemdError("no bus")
     assert front(spec) is None
+
+
+def test_a_handshake_is_evidence_of_a_tier_with_tls(host: Host, tmp_path: Path) -> None:
+    own, other = certificates.make(tmp_path / "own", days=20), certificates.make(tmp_path / "other")
+    with certificates.serving(own) as port:
+        over_tls = Tls("0.0.0.0", port, ("10.0.0.0/8",), str(own.certificate), str(own.key))
+        found = front(fake_tier.spec(tls=over_tls))
+        assert found is not None
+        assert found.tls == TlsEvidence(own.until.strftime("%Y-%m-%dT%H:%M:%SZ"), 20.0)
+        found = front(fake_tier.spec(tls=replace(over_tls, certificate=str(other.certificate))))
+        assert found is not None
+        assert found.tls == TlsEvidence(fault="other", said="self-signed certificate")
+    found = front(fake_tier.spec(tls=over_tls))
+    assert found is not None
+    assert found.tls is not None
+    assert (found.tls.fault, found.tls.said) == ("none", "[Errno 111] Connection refused")
 
 
 def test_a_fallback_in_front_is_evidence_with_the_reason(host: Host) -> None:

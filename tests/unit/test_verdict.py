@@ -10,7 +10,7 @@ from example_report import PLANNED, card, report, speed
 from fake_tier import COMMIT
 
 from checker import tier
-from checker.evidence import DeviceEvidence, Evidence, FrontEvidence, Load, Served, Speed
+from checker.evidence import DeviceEvidence, Evidence, FrontEvidence, Load, Served, Speed, TlsEvidence
 from checker.language import garbage
 from checker.memory_verdict import memory_faults
 from checker.verdict import judge, model_faults, page_cache
@@ -316,6 +316,48 @@ def test_a_tier_whose_fallback_answers_says_only_that_and_why() -> None:
         assert reason.startswith("deep: degraded, fast answers on port 9 in its place: not ready: out of memory; mend")
         assert "`systemctl start llama-tier-deep.socket`" in reason
         assert "llama_tiers_retry=true" in reason
+
+
+TLS = replace(SPEC, tls=tier.Tls("10.0.0.1", 8443, ("10.0.0.0/8",), "/etc/ssl/llm/fullchain.pem", "/k.pem"))
+
+
+def over_tls(**found: Any) -> Evidence:
+    return replace(GOOD, front=FrontEvidence("active", tls=TlsEvidence(**found)))
+
+
+@pytest.mark.parametrize(
+    ("fault", "said", "fix"),
+    [
+        ("none", "Connection refused", ["serves no certificate", "systemctl restart llama-tier-deep-tls.service"]),
+        (
+            "other",
+            "self-signed certificate",
+            ["another certificate than /etc/ssl/llm/fullchain.pem", "systemctl reload llama-tier-deep-tls.service"],
+        ),
+        (
+            "not of now",
+            "/etc/ssl/llm/fullchain.pem: certificate has expired",
+            ["is not valid now", "renew it, then systemctl reload llama-tier-deep-tls.service"],
+        ),
+    ],
+)
+def test_a_certificate_that_is_not_served_fails_a_tier_with_tls_alone(fault: str, said: str, fix: list[str]) -> None:
+    evidence = over_tls(fault=fault, said=said)
+    assert failed_checks(evidence, TLS) == ["TLS"]
+    (reason,) = judge(TLS, evidence).reasons
+    assert reason.startswith("deep: TLS port 8443 serves ")
+    assert [part for part in (said, *fix) if part not in reason] == []
+    assert failed_checks(evidence, SPEC) == []
+
+
+def test_a_certificate_that_ends_soon_is_noted() -> None:
+    assert judge(TLS, over_tls(valid_until="2026-12-24T15:00:00Z", days_left=14.0)).notes == judge(SPEC, GOOD).notes
+    found = judge(TLS, over_tls(valid_until="2026-12-08T14:00:00Z", days_left=13.9))
+    assert found.verdict == "pass"
+    assert found.notes[0] == (
+        "deep: /etc/ssl/llm/fullchain.pem is valid until 2026-12-08T14:00:00Z: renew it, then "
+        "systemctl reload llama-tier-deep-tls.service"
+    )
 
 
 def test_a_tier_that_is_not_loaded_says_from_when_its_evidence_is() -> None:

@@ -1,0 +1,77 @@
+"""Certificates: what can be served, what is served, and what people have to mend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import certificates
+import pytest
+
+from checker import tls
+from checker.tls import Fault, TlsError
+
+
+def test_a_certificate_with_its_key_can_be_served_until_it_ends(tmp_path: Path) -> None:
+    own = certificates.make(tmp_path / "own", days=30)
+    assert tls.check(own.certificate, own.key) == own.until
+    of_authority = certificates.make(tmp_path / "signed", days=20, by=own)
+    assert tls.check(of_authority.certificate, of_authority.key) == of_authority.until
+
+
+def refused(certificate: Path, key: Path) -> tuple[Fault, str]:
+    with pytest.raises(TlsError) as caught:
+        tls.check(certificate, key)
+    return caught.value.fault, str(caught.value)
+
+
+def test_files_that_do_not_go_together_are_named(tmp_path: Path) -> None:
+    own, other = certificates.make(tmp_path / "own"), certificates.make(tmp_path / "other")
+    fault, said = refused(own.certificate, other.key)
+    assert (fault, str(own.certificate) in said, str(other.key) in said) == (Fault.NONE, True, True)
+    assert "KEY_VALUES_MISMATCH" in said
+    assert refused(own.key, own.key)[0] is Fault.NONE
+    assert refused(own.certificate, own.certificate)[0] is Fault.NONE
+    absent = tmp_path / "absent.pem"
+    assert refused(absent, own.key) == (Fault.NONE, f"{absent} cannot be read (No such file or directory)")
+    assert refused(own.certificate, absent) == (Fault.NONE, f"{absent} cannot be read (No such file or directory)")
+    absent.write_bytes(b"\xff\xfe\x00")
+    assert refused(absent, own.key) == (Fault.NONE, f"{absent} cannot be read (it is no PEM)")
+    absent.write_text("")
+    assert refused(absent, own.key)[0] is Fault.NONE
+
+
+def test_a_key_with_a_password_is_refused_and_nobody_is_asked_for_it(tmp_path: Path) -> None:
+    locked = certificates.make(tmp_path, password="sesame")
+    assert "asks for a password" in refused(locked.certificate, locked.key)[1]
+
+
+@pytest.mark.parametrize(("begins", "days", "said"), [(-9, -1, "expired"), (1, 9, "not yet valid")])
+def test_a_certificate_that_is_not_of_now_is_refused(tmp_path: Path, begins: float, days: float, said: str) -> None:
+    old = certificates.make(tmp_path, days=days, begins=begins)
+    fault, words = refused(old.certificate, old.key)
+    assert fault is Fault.NOT_OF_NOW
+    assert said in words
+    assert str(old.certificate) in words
+
+
+def test_what_is_served_is_held_against_the_file(tmp_path: Path) -> None:
+    authority = certificates.make(tmp_path / "authority")
+    own = certificates.make(tmp_path / "own", days=20, by=authority)
+    # Of the same authority: clients would take it, and it is another one all the same.
+    renewed = certificates.make(tmp_path / "renewed", days=90, by=authority)
+    with certificates.serving(own) as port:
+        assert tls.served("127.0.0.1", port, own.certificate) == own.until
+        for other in (renewed, authority):
+            with pytest.raises(TlsError) as caught:
+                tls.served("127.0.0.1", port, other.certificate)
+            assert caught.value.fault is Fault.OTHER
+    with pytest.raises(TlsError, match="refused") as caught:
+        tls.served("127.0.0.1", port, own.certificate)
+    assert caught.value.fault is Fault.NONE
+
+
+def test_a_certificate_that_has_ended_while_it_is_served_is_not_of_now(tmp_path: Path) -> None:
+    old = certificates.make(tmp_path, days=-1)
+    with certificates.serving(old) as port, pytest.raises(TlsError) as caught:
+        tls.served("127.0.0.1", port, old.certificate)
+    assert caught.value.fault is Fault.NOT_OF_NOW
