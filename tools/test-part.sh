@@ -8,14 +8,14 @@ read -ra command <<<"${1#*: }"
 log=build/test/$(tr -cs 'a-zA-Z0-9.\n' - <<<"$name").log
 export LAB_DIRECTORY=$PWD/.lab/test-$LANE
 
-# What no part on a test host reads; docs/inventory.md has an example that one of them tries.
+# What no part on a test host reads.
 unseen=('*.md' docs/evidence tests/unit tests/module tests/gpu tests/benchmarks tests/truth)
 
 content() { # one hash of all that a part on a test host can see
     local index tree
     index=$(mktemp --dry-run)
     export GIT_INDEX_FILE=$index
-    git add --all -- . "${unseen[@]/#/:!}" && git add docs/inventory.md && tree=$(git write-tree)
+    git add --all -- . "${unseen[@]/#/:!}" && tree=$(git write-tree)
     rm -f "$index"
     echo "${tree:?}" "${command[@]}" "$(uname -rm)" "$(cat /etc/os-release)" | sha256sum | cut -c1-32
 }

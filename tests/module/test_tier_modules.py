@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import certificates
 import fake_tier
 import pytest
 from modules import run, run_here
 
-from checker import accepted, activation, proven, releases, tier, verification
+from checker import accepted, activation, ports, proven, releases, tier, verification
 
 GIVEN = "a-key-that-somebody-gave"
 root_only = pytest.mark.skipif(os.getuid() != 0, reason="the key files belong to root")
@@ -205,6 +206,70 @@ def test_who_holds_a_port_is_named(family: socket.AddressFamily, address: str) -
 
 def test_a_free_port_is_fine() -> None:
     assert preflight(free_port())["changed"] is False
+
+
+def over_tls(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Check a tier whose files are in a folder."""
+    own = {"bind": "127.0.0.1", "port": free_port(), "allow": [], "certificate": f"{folder}/fullchain.pem"}
+    spec = {"name": "fast", "port": free_port(), "argv": ["/nonexistent/llama-server"]}
+    return run("tier_preflight", specs=[spec | {"tls": own | {"key": f"{folder}/privkey.pem"} | changes}])
+
+
+def test_a_certificate_that_can_be_served_is_fine(tmp_path: Path) -> None:
+    certificates.make(tmp_path)
+    assert over_tls(tmp_path)["changed"] is False
+
+
+def test_a_certificate_that_cannot_be_served_is_refused_with_what_to_mend(tmp_path: Path) -> None:
+    assert over_tls(tmp_path)["problems"] == [
+        f"tier fast: api.tls: {tmp_path}/fullchain.pem cannot be read (No such file or directory); "
+        "mend the files on the host, or name others"
+    ]
+    certificates.make(tmp_path, days=-1)
+    (problem,) = over_tls(tmp_path)["problems"]
+    assert problem.startswith(f"tier fast: api.tls: {tmp_path}/fullchain.pem: certificate has expired; renew it")
+    certificates.make(tmp_path, password="sesame")
+    (problem,) = over_tls(tmp_path)["problems"]
+    assert problem.startswith("tier fast: api.tls: the private key asks for a password")
+
+
+def test_who_holds_a_tls_port_is_named(tmp_path: Path) -> None:
+    certificates.make(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        (problem,) = over_tls(tmp_path, port=port)["problems"]
+    assert problem.startswith(f"tier fast: TLS port {port} is taken by ")
+    assert f"(pid {os.getpid()}" in problem
+    assert problem.endswith("stop it, or give the tier another port")
+
+
+@pytest.mark.parametrize(
+    ("unit", "plain", "over"),
+    [
+        ("llama-tier-deep.socket", True, True),
+        ("llama-tier-deep-tls.service", False, True),
+        ("nginx.service", False, False),
+    ],
+)
+def test_a_port_may_change_hands_but_for_one_that_is_held_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str, plain: bool, over: bool
+) -> None:
+    pair = certificates.make(tmp_path)
+    own = tier.Tls("127.0.0.1", 8443, (), str(pair.certificate), str(pair.key))
+
+    def problems(taken: int) -> list[str]:
+        held = (ports.Listener(7, "holder", unit),)
+        monkeypatch.setattr(ports, "listeners", lambda port: held if port == taken else ())
+        spec = fake_tier.spec(port=8081, tls=own, argv=("/nonexistent/llama-server",))
+        found: list[str] = run_here("tier_preflight", {"specs": [spec.to_json()], "accepted": None}).get("problems", [])
+        return found
+
+    assert (problems(8081) == [], problems(8443) == []) == (plain, over)
+    if unit.endswith("-tls.service"):
+        assert problems(8081) == [
+            "tier deep: port 8081 is taken by holder (pid 7, llama-tier-deep-tls.service); that is freed later than "
+            "this port is opened: take another one now, and this one in a later run"
+        ]
 
 
 def test_a_damaged_proof_proves_nothing_and_is_said(tmp_path: Path) -> None:

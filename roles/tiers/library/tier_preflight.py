@@ -5,9 +5,10 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: tier_preflight
-short_description: Check ports, flags and what was rolled back before anything is written
+short_description: Check ports, certificates, flags and what was rolled back before anything is written
 description:
-  - Fails when a tier's port is taken by a process that is no tier, naming that process.
+  - Fails when a tier's port is taken by a process that is no tier, or by the TLS of one, naming that process.
+  - Fails when a tier's certificate cannot be served with its key, or is not valid now.
   - Fails when a tier's command line has a flag that its llama-server does not name in C(--help).
   - With O(accepted), fails when a tier that is to be started failed its verification, or was slower than what was
     accepted before, when it was just so (cards, driver, model, release, placement and flags), and nothing as slow was
@@ -25,7 +26,7 @@ author: [llama-tiers]
 """
 
 EXAMPLES = r"""
-- name: Check ports, flags and what was rolled back
+- name: Check ports, certificates, flags and what was rolled back
   tier_preflight:
     specs: "{{ specs }}"
     accepted: /var/lib/llama-tiers/accepted.json
@@ -55,6 +56,42 @@ def _unknown_flags(module, spec, help_of):
         )
 
 
+def _taken(name, what, port, is_ours):
+    from checker import ports
+
+    for listener in ports.listeners(port):
+        if not is_ours(listener.unit):
+            unit = f", {listener.unit}" if listener.unit else ""
+            fix = "stop it, or give the tier another port"
+            if listener.unit.startswith("llama-tier-"):
+                fix = "that is freed later than this port is opened: take another one now, and this one in a later run"
+            yield f"tier {name}: {what} {port} is taken by {listener.name} (pid {listener.pid}{unit}); {fix}"
+
+
+def _ports(spec):
+    # The proxy of a tier has its socket too.
+    yield from _taken(
+        spec["name"],
+        "port",
+        spec["port"],
+        lambda unit: unit.startswith("llama-tier-") and not unit.endswith("-tls.service"),
+    )
+    if spec.get("tls"):
+        yield from _taken(spec["name"], "TLS port", spec["tls"]["port"], lambda unit: unit.startswith("llama-tier-"))
+
+
+def _certificate(spec):
+    from checker import tls
+
+    if not spec.get("tls"):
+        return
+    try:
+        tls.check(Path(spec["tls"]["certificate"]), Path(spec["tls"]["key"]))
+    except tls.TlsError as error:
+        fix = "renew it" if error.fault is tls.Fault.NOT_OF_NOW else "mend the files on the host, or name others"
+        yield f"tier {spec['name']}: api.tls: {error}; {fix}"
+
+
 def _rolled_back(module, documents, path):
     from checker import acceptance, tier
 
@@ -74,20 +111,12 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    from checker import ports
-
     problems = []
     help_of: dict[str, str] = {}
     for spec in module.params["specs"]:
         problems += _unknown_flags(module, spec, help_of)
-        for listener in ports.listeners(spec["port"]):
-            # The proxy of a tier has its socket too.
-            if not listener.unit.startswith("llama-tier-"):
-                unit = f", {listener.unit}" if listener.unit else ""
-                problems.append(
-                    f"tier {spec['name']}: port {spec['port']} is taken by {listener.name} (pid {listener.pid}{unit}); "
-                    "stop it, or give the tier another port"
-                )
+        problems += _ports(spec)
+        problems += _certificate(spec)
     if module.params["accepted"]:
         problems += _rolled_back(module, module.params["specs"], Path(module.params["accepted"]))
     if problems:
