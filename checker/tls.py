@@ -14,6 +14,7 @@ from enum import Enum
 from pathlib import Path
 
 _TIMEOUT_S = 10
+_CHUNK = 16384
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 # X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL's x509_vfy.h.
 _NOT_YET, _EXPIRED = 9, 10
@@ -41,7 +42,7 @@ def check(certificate: Path, key: Path) -> datetime:
     for path in (certificate, key):
         _read(path)
     try:
-        server.load_cert_chain(certificate, key, password=_refuse_password)
+        server.load_cert_chain(certificate, key, password=lambda: _refuse_password(key))
     except ssl.SSLError as error:
         raise TlsError(
             Fault.NONE,
@@ -51,14 +52,23 @@ def check(certificate: Path, key: Path) -> datetime:
 
 
 def served(address: str, port: int, certificate: Path) -> datetime:
-    """Return until when the certificate of a file is valid that is served at an address; TlsError when it is not."""
+    """Return until when the certificate of a file is valid that is served at an address; TlsError when it is not.
+
+    The handshake is left before its end, with which a tier on demand would be loaded.
+    """
     own = _own(certificate)
+    received, to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
     try:
-        with (
-            socket.create_connection((address, port), timeout=_TIMEOUT_S) as connection,
-            _trusting(own).wrap_socket(connection) as tls,
-        ):
-            return _valid_until(tls, own)
+        client = _trusting(own).wrap_bio(received, to_send)
+        with socket.create_connection((address, port), timeout=_TIMEOUT_S) as connection:
+            while True:
+                with suppress(ssl.SSLWantReadError):
+                    client.do_handshake()
+                    # What now is to be sent would be the end.
+                    return _valid_until(client, own)
+                connection.sendall(to_send.read())
+                if not received.write(connection.recv(_CHUNK)):
+                    received.write_eof()
     except ssl.SSLCertVerificationError as error:
         raise _refused(error, certificate) from error
     except OSError as error:
@@ -73,8 +83,8 @@ def _read(path: Path) -> str:
         raise TlsError(Fault.NONE, f"{path} cannot be read ({reason})") from error
 
 
-def _refuse_password() -> str:
-    raise TlsError(Fault.NONE, "the private key asks for a password, which nobody gives it when the host boots")
+def _refuse_password(key: Path) -> str:
+    raise TlsError(Fault.NONE, f"{key} has a password, for which nobody is there when the host boots")
 
 
 def _own(certificate: Path) -> str:
@@ -88,6 +98,8 @@ def _own(certificate: Path) -> str:
 def _trusting(own: str) -> ssl.SSLContext:
     """Return a client that trusts one certificate, and what it has signed."""
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # A client has seen the certificate, and verified it, before its own last word.
+    client.minimum_version = ssl.TLSVersion.TLSv1_3
     client.check_hostname = False
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     client.load_verify_locations(cadata=own)

@@ -57,12 +57,21 @@ def make(folder: Path, days: float = 30, *, password: str = "", by: Pair | None 
     return pair
 
 
+@dataclass
+class Server:
+    """Who serves a certificate on a port of the loopback, and how many handshakes have come to their end there."""
+
+    port: int
+    finished: int = 0
+
+
 @contextmanager
-def serving(pair: Pair) -> Iterator[int]:
-    """Serve a certificate on a port of the loopback, which is given."""
+def serving(pair: Pair) -> Iterator[Server]:
+    """Serve a certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pair.certificate, pair.key)
     with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = Server(listening.getsockname()[1])
 
         def answer() -> None:
             while True:
@@ -71,13 +80,14 @@ def serving(pair: Pair) -> Iterator[int]:
                 except OSError:
                     return
                 try:
-                    context.wrap_socket(connection, server_side=True).close()
+                    with context.wrap_socket(connection, server_side=True):
+                        server.finished += 1
                 except OSError:
-                    # The client refuses the certificate.
+                    # The client refuses the certificate, or has seen enough.
                     connection.close()
 
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
-        yield int(listening.getsockname()[1])
+        yield server
         listening.shutdown(socket.SHUT_RDWR)
         thread.join(timeout=10)

@@ -509,8 +509,8 @@ def test_what_is_before_a_tier_is_evidence(host: Host) -> None:
 
 def test_a_handshake_is_evidence_of_a_tier_with_tls(host: Host, tmp_path: Path) -> None:
     own, other = certificates.make(tmp_path / "own", days=20), certificates.make(tmp_path / "other")
-    with certificates.serving(own) as port:
-        over_tls = Tls("0.0.0.0", port, ("10.0.0.0/8",), str(own.certificate), str(own.key))
+    with certificates.serving(own) as server:
+        over_tls = Tls("0.0.0.0", server.port, ("10.0.0.0/8",), str(own.certificate), str(own.key))
         found = front(fake_tier.spec(tls=over_tls))
         assert found is not None
         assert found.tls == TlsEvidence(own.until.strftime("%Y-%m-%dT%H:%M:%SZ"), 20.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import certificates
@@ -42,7 +44,7 @@ def test_files_that_do_not_go_together_are_named(tmp_path: Path) -> None:
 
 def test_a_key_with_a_password_is_refused_and_nobody_is_asked_for_it(tmp_path: Path) -> None:
     locked = certificates.make(tmp_path, password="sesame")
-    assert "asks for a password" in refused(locked.certificate, locked.key)[1]
+    assert f"{locked.key} has a password" in refused(locked.certificate, locked.key)[1]
 
 
 @pytest.mark.parametrize(("begins", "days", "said"), [(-9, -1, "expired"), (1, 9, "not yet valid")])
@@ -59,19 +61,47 @@ def test_what_is_served_is_held_against_the_file(tmp_path: Path) -> None:
     own = certificates.make(tmp_path / "own", days=20, by=authority)
     # Of the same authority: clients would take it, and it is another one all the same.
     renewed = certificates.make(tmp_path / "renewed", days=90, by=authority)
-    with certificates.serving(own) as port:
-        assert tls.served("127.0.0.1", port, own.certificate) == own.until
+    with certificates.serving(own) as server:
+        assert tls.served("127.0.0.1", server.port, own.certificate) == own.until
         for other in (renewed, authority):
             with pytest.raises(TlsError) as caught:
-                tls.served("127.0.0.1", port, other.certificate)
+                tls.served("127.0.0.1", server.port, other.certificate)
             assert caught.value.fault is Fault.OTHER
     with pytest.raises(TlsError, match="refused") as caught:
-        tls.served("127.0.0.1", port, own.certificate)
+        tls.served("127.0.0.1", server.port, own.certificate)
     assert caught.value.fault is Fault.NONE
 
 
 def test_a_certificate_that_has_ended_while_it_is_served_is_not_of_now(tmp_path: Path) -> None:
     old = certificates.make(tmp_path, days=-1)
-    with certificates.serving(old) as port, pytest.raises(TlsError) as caught:
-        tls.served("127.0.0.1", port, old.certificate)
+    with certificates.serving(old) as server, pytest.raises(TlsError) as caught:
+        tls.served("127.0.0.1", server.port, old.certificate)
     assert caught.value.fault is Fault.NOT_OF_NOW
+
+
+def test_to_look_at_a_certificate_loads_no_tier(tmp_path: Path) -> None:
+    own = certificates.make(tmp_path)
+    with certificates.serving(own) as server:
+        assert tls.served("127.0.0.1", server.port, own.certificate) == own.until
+        with socket.create_connection(("127.0.0.1", server.port)) as other:
+            other.shutdown(socket.SHUT_WR)
+            # Who came before has had its answer then.
+            other.recv(1)
+        assert server.finished == 0, "which is when a connection to the tier is made"
+
+
+def test_what_is_no_tls_serves_no_certificate(tmp_path: Path) -> None:
+    own = certificates.make(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor() as pool:
+
+        def answer(said: bytes) -> None:
+            with listening.accept()[0] as connection:
+                connection.recv(16384)
+                connection.sendall(said)
+
+        for said in (b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"):
+            answered = pool.submit(answer, said)
+            with pytest.raises(TlsError) as caught:
+                tls.served("127.0.0.1", listening.getsockname()[1], own.certificate)
+            assert caught.value.fault is Fault.NONE
+            answered.result(timeout=10)
