@@ -203,6 +203,15 @@ def records() -> dict[str, Trial]:
     return {document["model"]: trial.from_json(document) for document in trial_run.kept()}
 
 
+def test_what_was_served_over_tls_is_so_again(host: Played) -> None:
+    over_tls = tier.Front("fast").tls
+    (host.root / "etc" / over_tls).touch()
+    host.active.add(over_tls)
+    run(host, candidate(host, "one"))
+    trial_run.restore()
+    assert f"start {over_tls}" in host.asked
+
+
 def test_each_candidate_runs_alone_with_the_tiers_unit_and_is_recorded(host: Played) -> None:
     run(host, candidate(host, "one"), candidate(host, "two"))
     assert [seen["unit"] for seen in host.seen] == ["[Service]\nExecStart=one\n", "[Service]\nExecStart=two\n"]
