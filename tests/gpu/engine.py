@@ -113,10 +113,6 @@ def server_argv(model: Path, choice: placement.Choice, load_mode: str = MMAP) ->
     )
 
 
-# Of the namespaces that `run.sh boot` makes.
-_CONTROL_GROUP = Path("/sys/fs/cgroup")
-
-
 @dataclass
 class Running:
     """A server that answers: its client, process, log and seconds until it was healthy."""
@@ -174,23 +170,6 @@ def serving(command: Sequence[str], extra: Mapping[str, str]) -> Iterator[Runnin
     finally:
         process.kill()
         process.wait()
-
-
-@contextmanager
-def limited(mib: int | None) -> Iterator[tuple[str, ...]]:
-    """Yield the words before a command that let it and its page cache have so much of the host's memory (cgroup v2).
-
-    The namespace's systemd cannot have a limit for a part of it (no memory controller below), so all of it has it.
-    """
-    most = _CONTROL_GROUP / "memory.max"
-    if mib is None:
-        yield ()
-        return
-    most.write_text(str(mib * 2**20), encoding="ascii")
-    try:
-        yield ("sh", "-c", f'echo $$ >{_CONTROL_GROUP}/cgroup.procs && exec "$@"', "sh")
-    finally:
-        most.write_text("max", encoding="ascii")
 
 
 def rate(running: Running, times: int = 3) -> dict[str, Any]:

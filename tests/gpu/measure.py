@@ -4,7 +4,7 @@ memory   plan against NVML, by process and card: mission models, KV cache f16 an
 speed    the checker's tokens per second of prompt and answer against llama-bench's; same release, placement and depth
 paced    the same of an H100 by mission models, on a share of the card that is about as slow as the reference host
 load     seconds from start to ready of each tier, with the file out of memory and in it
-modes    a model's file read through the page cache and past it, with all memory of the host and with less than the file
+modes    a model's file read through the page cache and past it, whole on the card and with layers on the CPU
 fit      little memory free: our placement, llama.cpp's default, and the command that was once planned
 kld      probabilities of a split model against those of the same model on one device
 search   two cards: our placement against every split that fits
@@ -291,13 +291,12 @@ def modes() -> None:
     whole, size_mib = header.n_layer + 1, path.stat().st_size // 2**20
     found: list[dict[str, Any]] = []
     with tiers_stopped():
-        for layers, limit_mib in ((whole, None), (whole, size_mib // 2), (LAYERS_OF_ONE_CARD, None)):
+        for layers in (whole, LAYERS_OF_ONE_CARD):
             choice = engine.explicit(header, (layers,), used)
             for mode in (tier.MMAP, tier.DIO, tier.DIO, tier.MMAP):
                 _page_cache(str(path), "drop")
-                case = {"load_mode": mode, "layers_on_card": layers, "file_mib": size_mib, "limit_mib": limit_mib}
-                with engine.limited(limit_mib) as within:
-                    found.append(case | _read_as(path, choice, [*within, *engine.server_argv(path, choice, mode)]))
+                case = {"load_mode": mode, "layers_on_card": layers, "file_mib": size_mib}
+                found.append(case | _read_as(path, choice, engine.server_argv(path, choice, mode)))
                 print(found[-1], flush=True)
                 document("modes", found)
 
