@@ -86,8 +86,9 @@ static int pid_of_port(unsigned port) {
 
 static void write_down(void) {
     char text[64];
-    int size = snprintf(text, sizeof text, "%d %llu\n", client, held);
-    if (ledger >= 0 && (ftruncate(ledger, 0) || pwrite(ledger, text, (size_t)size, 0) != size)) _exit(1);
+    /* Always as long, so that it is written over at once: whoever reads meanwhile finds no empty file. */
+    int size = snprintf(text, sizeof text, "%10d %20llu\n", client, held);
+    if (ledger >= 0 && pwrite(ledger, text, (size_t)size, 0) != size) _exit(1);
 }
 
 static void open_ledger(const struct sockaddr_in *peer) {
