@@ -384,7 +384,7 @@ def test_the_port_is_its_own_again_when_the_time_of_the_fallback_is_over() -> No
         assert ssh_ok(FAILED_UNITS).strip() == ""
         code, document = verify()
         assert code == 1
-        assert "Control process exited, code=exited, status=1" in reasons(document, "deep")[0]
+        assert "Failed with result 'exit-code'" in reasons(document, "deep")[0]
         assert ask("deep")["code"] == "200"
         assert "deep" in rivals_up()
         assert reasons(verify()[1], "deep") == []
