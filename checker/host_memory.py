@@ -15,9 +15,9 @@ SERVER_MIB = 2048
 def load_mode(choice: Choice, resident: Iterable[Sequence[Choice]]) -> str:
     """Return MMAP where the page cache has room for the model's file beside what is resident, else DIO.
 
-    `resident` are the sets of tiers that may be loaded at once, this one among them. Without that room the weights of
-    layers on the CPU, which tiers read for every token, would be dropped for a file that is read once; and the file is
-    read twice, for the engine asks for all of it before it copies the first part (src/llama-mmap.cpp, prefetch).
+    `resident` are the sets of tiers that may be loaded at once, this one among them. Without that room a file that is
+    read once would push out weights of layers on the CPU, which tiers read for every token, and parts of itself before
+    they are copied: the engine asks for all of it before it copies the first part (src/llama-mmap.cpp, prefetch).
     """
     room = choice.ram.room_mib
     if room is None:
