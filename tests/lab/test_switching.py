@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import ssl
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -38,6 +40,7 @@ from checker.cards import default_reserved_mib
 
 TIERS = ("fast", "deep", "small")
 PORTS = {"fast": 8080, "deep": 8081, "small": 8082}
+TLS: dict[str, Any] = {"port": 8443, "certificate": "/etc/ssl/lab/certificate.pem", "key": "/etc/ssl/lab/key.pem"}
 IDLE_S, COOLDOWN_S = 4, 3
 GONE = "timeout 20 sh -c 'while [ -e /proc/{} ]; do sleep 0.05; done'"
 FAILED_UNITS = "systemctl list-units 'llama-tier*' --no-legend --plain --state=failed"
@@ -48,7 +51,7 @@ def variables(**changes: Any) -> dict[str, Any]:
     """Return the variables of a run in which fast and deep exclude each other."""
     tiers, gpus = inventory_tiers(), inventory_gpus()
     fast, deep = tiers
-    deep |= {"residency": "on_demand", "fallback": "small"}
+    deep |= {"residency": "on_demand", "fallback": "small", "api": {"tls": TLS}}
     small = {**fast, "name": "small", "port": PORTS["small"], "residency": "on_demand", "gpus": [gpus[1]["name"]]}
     # Room on the first card for one of fast and deep.
     gpus[0]["margin_mib"] = 8192 - default_reserved_mib(8192) - 330
@@ -141,9 +144,15 @@ def faults(*names: str) -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def as_before() -> Iterator[None]:
-    """Have the inventory's own tiers again at the end."""
+    """Have a certificate on the host, and the inventory's own tiers again at the end."""
+    ssh_ok(
+        f"mkdir -p {Path(TLS['certificate']).parent}; openssl req -x509 -nodes -days 30 -newkey ec -pkeyopt "
+        "ec_paramgen_curve:prime256v1 -subj /CN=lab -addext subjectAltName=IP:127.0.0.1 "
+        f"-keyout {TLS['key']} -out {TLS['certificate']} 2>&1"
+    )
     yield
     assert playbook("site.yml").returncode == 0
+    assert ssh_ok("systemctl list-units --all --plain --no-legend '*-tls.service'") == ""
 
 
 def test_pinned_tiers_that_exclude_each_other_are_refused_with_the_word_that_helps() -> None:
@@ -195,13 +204,16 @@ def test_a_request_to_a_cold_tier_is_answered_with_little_beside_its_load() -> N
     print(f"first request to a cold tier on {SUITE}: {min(overheads):.2f} s beside load and answer; all: {overheads}")
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_the_openai_client_is_answered_by_a_cold_tier(*, stream: bool) -> None:
+@pytest.mark.parametrize(("stream", "over_tls"), [(False, False), (True, False), (True, True)])
+def test_the_openai_client_is_answered_by_a_cold_tier(*, stream: bool, over_tls: bool) -> None:
     wait_for("fast")
+    trusted = ssl.create_default_context(cadata=ssh_ok(f"cat {TLS['certificate']}"))
     key = ssh_ok("head -1 /etc/llama-tiers/keys/deep").strip()
     question: Any = {"model": "deep", "messages": [{"role": "user", "content": "Say a word."}], "max_tokens": 16}
-    with tunnel(PORTS["deep"]) as url:
-        completions = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=120).chat.completions
+    with tunnel(TLS["port"] if over_tls else PORTS["deep"]) as url, openai.DefaultHttpxClient(verify=trusted) as client:
+        base_url = f"{url.replace('http:', 'https:') if over_tls else url}/v1"
+        known: dict[str, Any] = {"base_url": base_url, "max_retries": 0, "timeout": 120, "http_client": client}
+        completions = openai.OpenAI(api_key=key, **known).chat.completions
         if stream:
             chunks = [chunk.choices[0] for chunk in completions.create(**question, stream=True) if chunk.choices]
             assert len(chunks) > 2
@@ -213,7 +225,7 @@ def test_the_openai_client_is_answered_by_a_cold_tier(*, stream: bool) -> None:
         assert text.strip()
         assert finished in ("stop", "length")
         assert rivals_up() == ["deep"]
-        stranger = openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0, timeout=120)
+        stranger = openai.OpenAI(api_key="wrong", **known)
         with pytest.raises(openai.AuthenticationError):
             stranger.chat.completions.create(**question)
     wait_for("fast", seconds=IDLE_S + 30)
