@@ -18,7 +18,18 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from checker import calibration, cards, decision, plan, plan_document, policies, residuals, spelling, yaml_file
+from checker import (
+    calibration,
+    cards,
+    decision,
+    plan,
+    plan_document,
+    policies,
+    residuals,
+    site_plan,
+    spelling,
+    yaml_file,
+)
 from checker.catalogue import (
     CAPABILITY_PATTERN,
     LEAST_CONTEXT,
@@ -264,7 +275,7 @@ def _made(subject: Subject, wishes: Wishes, models: Mapping[str, Any], engines: 
     planned = plan.make(parsed_gpus, parsed_tiers, parsed_models, host)
     chosen = [each.chosen.model for each in planned.tiers]
     unlocked = _cannot_be_fetched([name for name in chosen if name in known], parsed_models)
-    remarks = (*subject.remarks, *_taken_as(wishes, tiers), *plan.exposed(parsed_tiers), *unlocked)
+    remarks = (*subject.remarks, *_taken_as(wishes, tiers), *site_plan.exposed(parsed_tiers), *unlocked)
     return plan_document.to_json(planned, subject.name, remarks, decided)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from checker import asked, decision, plan, tier, trial
+from checker import asked, decision, site_plan, tier, trial
 from checker.catalogue import InventoryError, check_inventory, parse_inventory
 from checker.tier import TierSpec
 from checker.trial_run import NAME
@@ -56,7 +56,7 @@ def candidates(
     engines: Mapping[str, Any],
     engine: str,
     backend: str,
-    places: plan.Places,
+    places: site_plan.Places,
     profile: Mapping[str, Any],
     ram: Mapping[str, Any],
     only: str | None,
@@ -66,8 +66,8 @@ def candidates(
 ) -> tuple[Candidate, ...]:
     """Screen every candidate of the tiers, or of the `only` one, in the inventory's order.
 
-    Arguments are those of `plan.for_site`. `known` has the documents of the records that are kept; what they answer is
-    not tried again, but for what had no room since then, so that its newest record is not that.
+    Arguments are those of `site_plan.for_site`. `known` has the documents of the records that are kept; what they
+    answer is not tried again, but for what had no room since then, so that its newest record is not that.
     InventoryError when the inventory cannot be used, or has no such tier.
     """
     problems = check_inventory(gpus, tiers, models, engines, engine, backend)
@@ -90,7 +90,7 @@ def candidates(
             spec, reason = None, None
             no_room = asked.fingerprint(entry, each, parsed_gpus)
             try:
-                planned = plan.for_site(
+                planned = site_plan.for_site(
                     gpus, [alone], models, engines, engine, backend, places, profile, ram, in_trial=True
                 )
                 spec = planned.specs[0]

@@ -112,20 +112,20 @@ def main() -> None:
         supports_check_mode=True,
     )
     try:
-        from checker import plan
+        from checker import site_plan
         from checker.catalogue import InventoryError
     except ImportError as error:
         module.fail_json(msg=f"the controller's Python has no checker ({error}); run `make setup`")
     args = module.params
     try:
-        planned = plan.for_site(
+        planned = site_plan.for_site(
             args["gpus"],
             args["tiers"],
             args["models"],
             args["engines"],
             args["engine"],
             args["backend"],
-            plan.Places(releases=args["releases"], models=args["models_directory"], keys=args["keys_directory"]),
+            site_plan.Places(releases=args["releases"], models=args["models_directory"], keys=args["keys_directory"]),
             args["profile"],
             args["ram"],
             replan=args["replan"],

@@ -16,7 +16,7 @@ import record
 import synthesize
 import trial
 
-from checker import plan, planning, trial_plan
+from checker import planning, site_plan, trial_plan
 from checker.cards import Card, card
 from checker.catalogue import GpuEntry
 
@@ -49,7 +49,7 @@ def has_room(
     variables: dict[str, Any], known: dict[str, Any], models: dict[str, Any]
 ) -> dict[tuple[str, str, str], bool]:
     """Say by tier, model as it is published and placement what has room."""
-    places = plan.Places(releases={"0c1e57098": "/releases/one"}, models="/models", keys="/keys")
+    places = site_plan.Places(releases={"0c1e57098": "/releases/one"}, models="/models", keys="/keys")
     found = trial_plan.candidates(
         variables["gpus"], variables["tiers"], models, ENGINES, "0c1e57098", "cuda", places, known,
         variables.get("ram", {}), None, (), 1800, "whole",

@@ -20,12 +20,12 @@ sys.path.insert(0, str(ROOT / "tests/unit"))
 import decision_cases  # noqa: E402
 from example_report import DECISION, report  # noqa: E402
 
-from checker import decision, plan, plan_document, planning, reports, tier, trial  # noqa: E402
+from checker import decision, plan_document, planning, reports, site_plan, tier, trial  # noqa: E402
 from checker.evidence import EVIDENCE_SCHEMA, REPORT_SCHEMA  # noqa: E402
 from inventories import BIG, SMALL, inventory  # noqa: E402
 
 RELEASES = {"new": "/opt/llama-tiers/releases/r", "old": "/opt/llama-tiers/releases/o"}
-PLACES = plan.Places(releases=RELEASES, models="/m", keys="/k")
+PLACES = site_plan.Places(releases=RELEASES, models="/m", keys="/k")
 ENDPOINTS = [BIG | {"rpc_endpoint": "127.0.0.1:50052"}, SMALL | {"rpc_endpoint": "127.0.0.1:50053"}]
 
 Document = dict[str, Any]
@@ -49,7 +49,7 @@ def verification(**changes: Any) -> Document:
 
 @pytest.mark.parametrize("changes", [{}, {"gpus": ENDPOINTS, "backend": "cpu"}], ids=["cuda", "rpc"])
 def test_a_planned_tier_fits_its_schema(changes: Document) -> None:
-    planned = plan.for_site(**inventory(**changes), places=PLACES)[0]
+    planned = site_plan.for_site(**inventory(**changes), places=PLACES)[0]
     assert planned
     for spec in planned:
         validator("tier").validate(spec.to_json())
@@ -264,7 +264,7 @@ def test_a_wrong_verification_is_refused(spoil: Callable[[Document], None]) -> N
     "wrong", [{"port": 0}, {"devices": []}, {"argv": "llama-server"}, {"api_key": "secret"}, {"key_file": "key"}]
 )
 def test_a_wrong_tier_spec_is_refused(wrong: Document) -> None:
-    document = plan.for_site(**inventory(), places=PLACES)[0][0].to_json()
+    document = site_plan.for_site(**inventory(), places=PLACES)[0][0].to_json()
     assert not validator("tier").is_valid(document | wrong)
 
 

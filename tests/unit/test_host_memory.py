@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from planning_cases import Q4, shaped
 from test_plan_switching import MODELS, PLACES, host, made
 
-from checker import plan, plan_document, tier
+from checker import plan_document, site_plan, tier
 from checker.reports import plans
 from inventories import inventory
 
@@ -23,7 +23,7 @@ def site(ram_mib: int | None, *tiers: dict[str, Any], replan: bool = False, **pr
     models = {Q4: {"file": f"{Q4}.gguf", "header": shaped(Q4).to_json()}}
     whole = inventory(tiers=list(tiers), models=MODELS | models)
     found = {**profile, **({"ram_mib": ram_mib} if ram_mib else {})}
-    return list(plan.for_site(**whole, places=PLACES, profile=found, replan=replan).specs)
+    return list(site_plan.for_site(**whole, places=PLACES, profile=found, replan=replan).specs)
 
 
 def big(name: str = "deep", **changes: Any) -> dict[str, Any]:

@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planning_cases import Q4, Q5, shaped
 
-from checker import kept, placement, plan, plan_document, tier
+from checker import kept, placement, plan, plan_document, site_plan, tier
 from checker.cards import Host
 from checker.cards import host as join_host
-from checker.catalogue import GpuEntry, InventoryError, RamEntry
+from checker.catalogue import GpuEntry, InventoryError, RamEntry, parse_inventory
 from checker.placement import Choice, Demand
 from inventories import BIG, MODELS, SMALL, inventory
 
 RELEASES = {"new": "/opt/llama-tiers/releases/r", "old": "/opt/llama-tiers/releases/o"}
-PLACES = plan.Places(releases=RELEASES, models="/m", keys="/k")
+PLACES = site_plan.Places(releases=RELEASES, models="/m", keys="/k")
 DEEP: dict[str, Any] = {
     "name": "deep",
     "port": 8081,
@@ -46,15 +46,15 @@ def site(
     replan: bool = False,
     as_served: bool = False,
     decided: dict[str, Any] | None = None,
-    places: plan.Places = PLACES,
+    places: site_plan.Places = PLACES,
     **changes: Any,
-) -> plan.SitePlan:
+) -> site_plan.SitePlan:
     models = {
         name: {"file": f"{name}.gguf", "sha256": "cd" * 32, "header": shaped(name).to_json()} for name in (Q4, Q5)
     }
     whole = inventory(tiers=list(tiers or [DEEP]), models=MODELS | models, **changes)
     how = {"replan": replan, "as_served": as_served, "decided": decided, "host_name": "tower"}
-    return plan.for_site(**whole, places=places, profile=profile, **how)
+    return site_plan.for_site(**whole, places=places, profile=profile, **how)
 
 
 def counts(spec: tier.TierSpec) -> tuple[int, ...]:
@@ -431,8 +431,8 @@ def test_no_more_is_given_up_than_has_to_be() -> None:
 def test_the_plan_document_says_what_is_kept(crowded: tier.TierSpec) -> None:
     header = shaped(Q4)
     gpus = [planning_cases.entry(card["name"]).model_copy(update={"uuid": card["uuid"]}) for card in (BIG, SMALL)]
-    entry = plan.parse_inventory([], [DEEP], {})[1][0]
-    models = plan.parse_inventory([], [], {Q4: {"file": f"{Q4}.gguf", "sha256": "cd" * 32, "header": header.to_json()}})
+    entry = parse_inventory([], [DEEP], {})[1][0]
+    models = parse_inventory([], [], {Q4: {"file": f"{Q4}.gguf", "sha256": "cd" * 32, "header": header.to_json()}})
     whole = join_host(gpus, RamEntry(), host())
     anew = plan.make(gpus, [entry], models[2], whole)
     again = plan.keep(anew, {"deep": crowded}, gpus, [entry], models[2], whole)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planning_cases import Q4, Q5, shaped
 
-from checker import argv, plan, plan_document, planning, tier
+from checker import argv, plan, plan_document, planning, site_plan, tier
 from checker.cards import default_margin_mib
 from checker.cards import host as join_host
 from checker.catalogue import InventoryError, RamEntry, parse_inventory
@@ -22,11 +22,11 @@ from inventories import BIG, ENGINES, MODELS, SMALL, inventory
 # What CUDA takes of the large card and not of the small one.
 BIG_MORE_CUDA_MIB = 250 - 120
 RELEASES = {"new": "/opt/llama-tiers/releases/r", "old": "/opt/llama-tiers/releases/o"}
-PLACES = plan.Places(releases=RELEASES, models="/m", keys="/k")
+PLACES = site_plan.Places(releases=RELEASES, models="/m", keys="/k")
 
 
 def specs(profile: Any = None, **changes: object) -> dict[str, tier.TierSpec]:
-    planned = plan.for_site(**inventory(**changes), places=PLACES, profile=profile)[0]
+    planned = site_plan.for_site(**inventory(**changes), places=PLACES, profile=profile)[0]
     return {spec.name: spec for spec in planned}
 
 
@@ -54,7 +54,7 @@ def test_a_split_tier_names_its_cards_in_order_and_weighs_their_layers() -> None
 def test_device_order_is_the_tiers_not_the_inventorys() -> None:
     given = inventory()
     given["tiers"][1]["gpus"].reverse()
-    deep = {s.name: s for s in plan.for_site(**given, places=PLACES)[0]}["deep"]
+    deep = {s.name: s for s in site_plan.for_site(**given, places=PLACES)[0]}["deep"]
     assert [device.uuid for device in deep.devices] == [SMALL["uuid"], BIG["uuid"]]
     assert deep.environment["CUDA_VISIBLE_DEVICES"].startswith(SMALL["uuid"])
 
@@ -137,7 +137,7 @@ def wanted(name: str, *models: str, port: int = 8081, gpus: Any = "any", **chang
 
 
 def test_the_first_candidate_that_fits_is_served() -> None:
-    (deep,), (passed_over,), *_ = plan.for_site(
+    (deep,), (passed_over,), *_ = site_plan.for_site(
         **mission(wanted("deep", Q5, Q4, "deepseek-r1-distill-qwen-7b-q6_k")), places=PLACES
     )
     assert passed_over.startswith(f"deep: {Q5}, context 8,192")
@@ -158,7 +158,7 @@ def test_the_first_candidate_that_fits_is_served() -> None:
 def test_the_missions_fast_and_deep_tier_exclude_each_other() -> None:
     both = mission(wanted("fast", "llama-3.1-8b-instruct-abliterated-q6_k", port=8080), wanted("deep", Q4))
     with pytest.raises(InventoryError) as refused:
-        plan.for_site(**both, places=PLACES)
+        site_plan.for_site(**both, places=PLACES)
     assert "fast and deep cannot be resident together" in str(refused.value)
 
 
@@ -166,17 +166,17 @@ def test_tiers_are_planned_one_beside_the_other_where_that_makes_them_fit() -> N
     # Alone each would take the fast card, which has not room for both.
     tiny = {"candidates": [{"model": "tiny", "placement": "auto"}], "context": 4096, "gpus": "any"}
     two = inventory(tiers=[{"name": name, "port": port, **tiny} for name, port in (("one", 8080), ("two", 8081))])
-    alone = plan.for_site(**(two | {"tiers": two["tiers"][:1]}), places=PLACES)[0][0]
+    alone = site_plan.for_site(**(two | {"tiers": two["tiers"][:1]}), places=PLACES)[0][0]
     assert [device.uuid for device in alone.devices] == [BIG["uuid"]]
     room = int(needed(alone, BIG["uuid"]) * 1.5) + 64 + 150
-    one, other = plan.for_site(**two, places=PLACES, profile=host(room))[0]
+    one, other = site_plan.for_site(**two, places=PLACES, profile=host(room))[0]
     assert [device.uuid for device in one.devices] == [BIG["uuid"]]
     assert SMALL["uuid"] in {device.uuid for device in other.devices}
 
 
 def room_for(share: float) -> int:
     """Return the MiB of a card on which so many times what one tier `tiny` needs there fits."""
-    (alone,) = plan.for_site(**inventory(tiers=[ranged("one", 8080, 4096, 4096)]), places=PLACES)[0]
+    (alone,) = site_plan.for_site(**inventory(tiers=[ranged("one", 8080, 4096, 4096)]), places=PLACES)[0]
     return int(needed(alone, BIG["uuid"]) * share) + 64 + 150
 
 
@@ -198,15 +198,15 @@ def test_the_inventorys_order_goes_before_others() -> None:
 
 def test_the_smallest_compute_buffers_are_tried_before_tiers_are_refused() -> None:
     deep = wanted("deep", Q4)
-    (alone,) = plan.for_site(**mission(deep), places=PLACES)[0]
+    (alone,) = site_plan.for_site(**mission(deep), places=PLACES)[0]
     assert alone.placement.ubatch_size > 128
     # On either card there is too little left beside that choice, but not beside the smallest buffers.
     beside = ranged("beside", 8080, 2048, 2048)
-    (tiny,) = plan.for_site(**inventory(tiers=[beside]), places=PLACES)[0]
+    (tiny,) = site_plan.for_site(**inventory(tiers=[beside]), places=PLACES)[0]
     room = int(needed(alone, SMALL["uuid"]) + needed(tiny, BIG["uuid"]) - BIG_MORE_CUDA_MIB) - 10
     profile = host(8192)
     profile["gpus"][1]["free_mib"] = room + 150
-    both = plan.for_site(**mission(deep, beside), places=PLACES, profile=profile)[0]
+    both = site_plan.for_site(**mission(deep, beside), places=PLACES, profile=profile)[0]
     assert [(spec.placement.ubatch_size, spec.placement.pipeline_parallel) for spec in both] == [(128, False)] * 2
 
 
@@ -310,7 +310,7 @@ def test_a_tier_that_everybody_reaches_over_tls_is_remarked_on_for_what_is_left(
     tiers = inventory()["tiers"]
     own = {"port": 8443, "certificate": "/c.pem", "key": "/k.pem"}
     tiers[1] |= {"api": {"bind": "0.0.0.0", "allow": ["0.0.0.0/0"], "tls": own}}
-    (said,) = plan.for_site(**inventory(tiers=tiers), places=PLACES).remarks
+    (said,) = site_plan.for_site(**inventory(tiers=tiers), places=PLACES).remarks
     assert said.startswith("deep: 0.0.0.0/0 lets every address reach it, where everybody may try keys")
     assert "on their way" not in said
 
@@ -319,7 +319,7 @@ def test_a_tier_that_everybody_reaches_over_tls_is_remarked_on_for_what_is_left(
 def test_a_tier_that_everybody_reaches_is_remarked_on(bind: str, network: str) -> None:
     tiers = inventory()["tiers"]
     tiers[1] |= {"api": {"bind": bind, "allow": ["10.0.0.0/8" if bind == "0.0.0.0" else "fd00::/8", network]}}
-    (said,) = plan.for_site(**inventory(tiers=tiers), places=PLACES).remarks
+    (said,) = site_plan.for_site(**inventory(tiers=tiers), places=PLACES).remarks
     assert said.startswith(f"deep: {network} lets every address reach it")
     given = {**inventory(tiers=tiers), "llama_cpp_engine": "new"}
     document = planning.make(planning.Subject("tower", given, {}), planning.Wishes(), MODELS, ENGINES)
@@ -374,20 +374,20 @@ def ranged(name: str, port: int, least: int, most: int, **changes: Any) -> dict[
 
 def test_a_range_of_context_is_filled_with_what_is_left() -> None:
     wide = [ranged("one", 8080, 1024, 8192)]
-    (one,) = plan.for_site(**inventory(tiers=wide), places=PLACES)[0]
+    (one,) = site_plan.for_site(**inventory(tiers=wide), places=PLACES)[0]
     assert one.placement.ctx_size == 8192
     assert pairs(one.argv)["--ctx-size"] == "8192"
-    assert "context 8,192" in plan.describe(one)
+    assert "context 8,192" in site_plan.describe(one)
 
 
 def test_a_range_of_context_excludes_no_other_tier() -> None:
     # Room for both with their least contexts, and for little more.
     big = [BIG["uuid"]]
     low = [ranged(name, port, 1024, 1024, gpus=big) for name, port in (("one", 8080), ("two", 8081))]
-    both = plan.for_site(**inventory(tiers=low), places=PLACES)[0]
+    both = site_plan.for_site(**inventory(tiers=low), places=PLACES)[0]
     room = sum(int(needed(spec, BIG["uuid"])) + 1 for spec in both) + 64 + default_margin_mib(1000)
     high = [ranged(name, port, 1024, 8192, gpus=big) for name, port in (("one", 8080), ("two", 8081))]
-    one, two = plan.for_site(**inventory(tiers=high), places=PLACES, profile=host(room + 3))[0]
+    one, two = site_plan.for_site(**inventory(tiers=high), places=PLACES, profile=host(room + 3))[0]
     assert 1024 <= two.placement.ctx_size < one.placement.ctx_size < 8192
     assert needed(one, BIG["uuid"]) + needed(two, BIG["uuid"]) <= room - 64 - default_margin_mib(1000) + 3
 
@@ -420,7 +420,7 @@ def test_a_context_that_the_model_was_not_trained_for_is_remarked_on() -> None:
 def test_what_the_driver_does_not_tell_of_our_tiers_is_remarked_on() -> None:
     held = host(8192)
     held["gpus"][0] |= {"used_mib": 8000, "tiers_mib": None}
-    said = plan.for_site(**inventory(), places=PLACES, profile=held).remarks
+    said = site_plan.for_site(**inventory(), places=PLACES, profile=held).remarks
     assert [remark.split(":")[:2] for remark in said] == [["fast", " RTX 3060 Ti"], ["deep", " RTX 3060 Ti"]]
     assert all("the host does not tell what our own tiers hold of it" in remark for remark in said)
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from checker import plan, planning, trial_plan
+from checker import planning, site_plan, trial_plan
 from checker.catalogue import InventoryError
 from checker.tier import TierSpec
 
 ROOT = Path(__file__).parents[2]
 MODELS, ENGINES = planning.read_catalogues(ROOT)
-PLACES = plan.Places(releases={"0c1e57098": "/releases/one"}, models="/models", keys="/keys")
+PLACES = site_plan.Places(releases={"0c1e57098": "/releases/one"}, models="/models", keys="/keys")
 Q4, Q7 = "deepseek-r1-distill-qwen-14b-q4_k_m", "deepseek-r1-distill-qwen-7b-q6_k"
 ON_ONE_CARD = {"split_mode": "none", "n_gpu_layers": "auto"}
 
@@ -74,7 +74,9 @@ def decision(**tiers: TierSpec) -> dict[str, Any]:
 
 
 def served(given: Mapping[str, Any], **tiers: TierSpec) -> dict[str, TierSpec]:
-    return {spec.name: spec for spec in plan.for_site(**given, decided=decision(**tiers), host_name="9-trials").specs}
+    return {
+        spec.name: spec for spec in site_plan.for_site(**given, decided=decision(**tiers), host_name="9-trials").specs
+    }
 
 
 def lies(spec: TierSpec) -> tuple[Any, ...]:

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planning_cases import Q4, shaped
 
-from checker import plan, plan_document, planning, tier
+from checker import plan, plan_document, planning, site_plan, tier
 from checker.cards import host as join_host
 from checker.catalogue import InventoryError, RamEntry, parse_inventory
 from inventories import BIG, MODELS, SMALL, inventory
 
-PLACES = plan.Places(
+PLACES = site_plan.Places(
     releases={"new": "/opt/llama-tiers/releases/r", "old": "/opt/llama-tiers/releases/o"}, models="/m", keys="/k"
 )
 LLAMA = "llama-3.1-8b-instruct-abliterated-q6_k"
@@ -32,8 +32,8 @@ def tiny(
     return {**whole, "candidates": candidates, **changes}
 
 
-def site(profile: dict[str, Any], *tiers: dict[str, Any], **models: Any) -> plan.SitePlan:
-    return plan.for_site(**inventory(tiers=list(tiers), models=MODELS | models), places=PLACES, profile=profile)
+def site(profile: dict[str, Any], *tiers: dict[str, Any], **models: Any) -> site_plan.SitePlan:
+    return site_plan.for_site(**inventory(tiers=list(tiers), models=MODELS | models), places=PLACES, profile=profile)
 
 
 def made(profile: dict[str, Any], *tiers: dict[str, Any]) -> plan.Plan:
@@ -61,7 +61,7 @@ def host(big: float, small: float = 10, *proven: tier.TierSpec) -> dict[str, Any
     return {"gpus": cards, "ram_mib": 16000, "proven": {spec.name: spec.to_json() for spec in proven}}
 
 
-def rivals(found: plan.SitePlan) -> dict[str, tuple[str, ...]]:
+def rivals(found: site_plan.SitePlan) -> dict[str, tuple[str, ...]]:
     return {spec.name: spec.rivals for spec in found.specs}
 
 

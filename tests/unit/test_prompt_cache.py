@@ -14,7 +14,7 @@ from checker import plan_document, tier
 from checker.catalogue import InventoryError
 from checker.reports import plans
 
-# What of the host's memory is not for tiers, and what is left for a server itself (checker/cards.py, checker/plan.py).
+# What of the host's memory is not for tiers, and what is left for a server itself (checker/cards.py, host_memory.py).
 SYSTEM_MIB, SERVER_MIB = 1536, 2048
 ALL = {"min": 0, "max": 8192}
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from checker import plan, trial, trial_plan
+from checker import site_plan, trial, trial_plan
 from checker.catalogue import InventoryError
 from inventories import BIG, SMALL, inventory
 
 RELEASES = {"new": "/opt/llama-tiers/releases/r", "old": "/opt/llama-tiers/releases/o"}
-PLACES = plan.Places(releases=RELEASES, models="/m", keys="/k")
+PLACES = site_plan.Places(releases=RELEASES, models="/m", keys="/k")
 SPLIT = {"tensor_split": [3, 2]}
 
 
@@ -49,7 +49,7 @@ def record(candidate: trial_plan.Candidate, day: int = 24, **changes: Any) -> di
 def test_every_candidate_gets_the_command_line_that_its_tier_would_have() -> None:
     fast, deep, auto = screened()
     assert [each.tier for each in (fast, deep, auto)] == ["fast", "deep", "deep"]
-    planned = plan.for_site(**inventory(), places=PLACES).specs[1]
+    planned = site_plan.for_site(**inventory(), places=PLACES).specs[1]
     assert deep.spec
     assert deep.spec.name == "trial"
     own = [
@@ -67,7 +67,7 @@ def test_every_candidate_gets_the_command_line_that_its_tier_would_have() -> Non
 def test_tiers_that_exclude_each_other_are_tried_all_the_same() -> None:
     small = [{**BIG, "total_mib": 350, "margin_mib": 0}, {**SMALL, "total_mib": 350, "margin_mib": 0}]
     with pytest.raises(InventoryError, match="fast and deep cannot be resident together"):
-        plan.for_site(**inventory(gpus=small), places=PLACES)
+        site_plan.for_site(**inventory(gpus=small), places=PLACES)
     assert [each.reason for each in screened(gpus=small)] == [None, None, None]
 
 

@@ -82,8 +82,8 @@ def main() -> None:
     )
     try:
         from checker.catalogue import InventoryError, check_inventory
-        from checker.plan import served
         from checker.preflight import build_needs, model_needs
+        from checker.site_plan import served
     except ImportError as error:
         module.fail_json(msg=missing_required_lib(error.name or "checker"))
     given = module.params

@@ -98,7 +98,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     try:
-        from checker import plan, trial_plan
+        from checker import site_plan, trial_plan
         from checker.catalogue import InventoryError
     except ImportError as error:
         module.fail_json(msg=f"the controller's Python has no checker ({error}); run `make setup`")
@@ -111,7 +111,7 @@ def main() -> None:
             args["engines"],
             args["engine"],
             args["backend"],
-            plan.Places(releases=args["releases"], models=args["models_directory"], keys=args["keys_directory"]),
+            site_plan.Places(releases=args["releases"], models=args["models_directory"], keys=args["keys_directory"]),
             args["profile"],
             args["ram"],
             args["only"] or None,
