@@ -16,7 +16,7 @@ from checker import accepted, activation, proven, systemd, tier, verification
 from checker.accepted import Speeds
 from checker.evidence import Evidence, Report, TierReport
 from checker.measure import Depth
-from checker.tier import TierSpec
+from checker.tier import TierSpec, Tls
 from checker.verdict import OVER_TLS
 
 
@@ -77,7 +77,7 @@ def roll_back(
     back = [spec for spec in specs if _seen(spec) != _seen(before[spec.name])]
     also = [spec.name for spec in back if spec.name not in names]
     went_too = f"; {', '.join(also)} went back too" if also else ""
-    came = {spec.name: f"rolled back: {_words(spec)}{went_too}" for spec in back}
+    came = {spec.name: f"rolled back: {_words(spec, before[spec.name].tls)}{went_too}" for spec in back}
     return _told(served, failed, came), accepted.refuse(speeds, found, names)
 
 
@@ -106,9 +106,10 @@ def _was_otherwise(name: str) -> bool:
     return before is not None and before.running() != tier.load(name).running()
 
 
-def _words(spec: TierSpec) -> str:
+def _words(spec: TierSpec, tls: Tls | None) -> str:
     split = ",".join(map(str, spec.placement.tensor_split))
-    return f"{spec.model.name} with split {split} on release {Path(spec.engine.release).name} serves again"
+    said = f"{spec.model.name} with split {split} on release {Path(spec.engine.release).name} serves again"
+    return f"{said}; its TLS is as the inventory has it before the next run" if spec.tls != tls else said
 
 
 def _told(served: Report, failed: Sequence[TierReport], came: Mapping[str, str]) -> Report:

@@ -329,6 +329,8 @@ def _is_to_start(spec: tier.TierSpec, *, retry: bool) -> bool:
         return True
     if _is_replaced(spec):
         return retry
+    if retry and systemd.has_failed(spec.unit, systemd.unit_state(spec.unit)):
+        return True
     return (spec.pinned and not systemd.is_active(spec.unit)) or systemd.is_active(tier.Front(spec.name).cooldown)
 
 

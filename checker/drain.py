@@ -31,22 +31,23 @@ _BUS = Path("/run/dbus/system_bus_socket")
 _UP = ("running", "degraded", "starting", "initializing", "maintenance")
 
 
-def drain(spec: tier.TierSpec, proxy: int, residency_s: float, most_s: float) -> str | None:
+def drain(spec: tier.TierSpec, proxy: int | None, residency_s: float, most_s: float) -> str | None:
     """Wait until a tier may be taken away; return None, or a sentence when the wait was given up.
 
     It may go when it has been ready for `residency_s` and no slot is busy, or is not there to ask, or the host goes
     down. What it works on when it has served so long has `most_s` more. A server that takes a question and gives no
     answer is busy: it computes a batch of a prompt.
-    `proxy` is the process in front of it; it may be left held (SIGSTOP): systemd's SIGTERM ends it as it is.
+    `proxy` is the process in front of it; it may be left held (SIGSTOP): systemd's SIGTERM ends it as it is. None when
+    it has ended by itself, for nobody was connected: what is worked on then is a verification's, which asks the server.
     """
     server = LlamaServer.of(spec)
     rest = max(0.0, residency_s - _ready_s(spec))
     resident_at = time.monotonic() + rest
     deadline = resident_at + most_s
     idle, held = 0, False
-    since = dict.fromkeys(_sockets(proxy), -math.inf)
+    since = dict.fromkeys(_sockets(proxy), -math.inf) if proxy else {}
     while (now := time.monotonic()) < deadline:
-        since = {name: since.get(name, now) for name in _sockets(proxy)}
+        since = {name: since.get(name, now) for name in _sockets(proxy)} if proxy else {}
         on_its_way = any(now - opened < _ON_ITS_WAY_S for opened in since.values())
         try:
             idle = 0 if server.busy_slots() or on_its_way else idle + 1
@@ -58,12 +59,12 @@ def drain(spec: tier.TierSpec, proxy: int, residency_s: float, most_s: float) ->
             return None
         resident = now >= resident_at
         if resident and idle >= _LOOKS:
-            if held:
+            if held or proxy is None:
                 return None
             held = True
             _send(proxy, signal.SIGSTOP)
             continue
-        if held:
+        if held and proxy:
             held = False
             _send(proxy, signal.SIGCONT)
         # Asked only when there is something to wait for: the answer takes as long as a whole look.
@@ -117,12 +118,10 @@ def _host_stops() -> bool:
 
 def main(name: str, residency_s: float, most_s: float) -> int:
     """Drain a tier as ExecStop; the exit code is always 0, for the proxy stops in any case."""
-    # Empty when the proxy has ended by itself: nobody is connected then.
-    proxy = os.environ.get("MAINPID")
-    if not proxy:
-        return 0
+    # Empty when the proxy has ended by itself.
+    proxy = int(os.environ.get("MAINPID") or 0) or None
     try:
-        said = drain(tier.load(name), int(proxy), residency_s, most_s)
+        said = drain(tier.load(name), proxy, residency_s if proxy else 0, most_s)
     except tier.TierSpecError as error:
         said = str(error)
     if said:

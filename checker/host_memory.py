@@ -12,28 +12,39 @@ from checker.tier import DIO, MMAP
 SERVER_MIB = 2048
 
 
-def load_mode(choice: Choice, resident: Iterable[Sequence[Choice]]) -> str:
+def held_mib(choices: Iterable[Choice]) -> float:
+    """Return what tiers hold together as planned, and what their servers take themselves at the most."""
+    return sum(choice.estimate.host.total_mib + SERVER_MIB for choice in choices)
+
+
+def load_mode(choice: Choice, beside: Sequence[Sequence[Choice]]) -> str:
     """Return MMAP where the page cache has room for the model's file beside what is resident, else DIO.
 
-    `resident` are the sets of tiers that may be loaded at once, this one among them. Without that room a file that is
-    read once would push out weights of layers on the CPU, which tiers read for every token, and parts of itself before
-    they are copied: the engine asks for all of it before it copies the first part (src/llama-mmap.cpp, prefetch).
+    `beside` are the sets of other tiers that may be resident with this one. Without that room a file that is read once
+    would push out weights of layers on the CPU, which tiers read for every token, and parts of itself before they are
+    copied: the engine asks for all of it before it copies the first part (src/llama-mmap.cpp, prefetch).
     """
     room = choice.ram.room_mib
     if room is None:
         return MMAP
-    held = max((sum(each.estimate.host.total_mib for each in group) for group in resident), default=0.0)
-    return MMAP if held + _cached_mib(choice) <= room else DIO
+    return MMAP if held_mib([choice]) + _most_held_mib(beside) + _cached_mib(choice) <= room else DIO
 
 
-def most_mib(choice: Choice, mode: str) -> int:
+def most_mib(choice: Choice, mode: str, beside: Sequence[Sequence[Choice]]) -> int:
     """Return the most that a tier may hold: what is predicted, the server itself, its file where that is cached.
 
-    No more than is for tiers: beyond that it is this tier that gives way, and not the host.
+    No more than the others leave of what is for tiers (`beside` as in `load_mode`), so that beyond that it is this tier
+    that gives way, and neither another one nor the host; but what it needs in any case.
     """
-    cached = _cached_mib(choice) if mode == MMAP else 0
-    most = math.ceil(choice.estimate.host.total_mib + cached) + SERVER_MIB
-    return most if choice.ram.room_mib is None else min(most, choice.ram.room_mib)
+    own, room = math.ceil(held_mib([choice])), choice.ram.room_mib
+    most = own + (math.ceil(_cached_mib(choice)) if mode == MMAP else 0)
+    if room is None:
+        return most
+    return min(most, max(own, math.floor(room - _most_held_mib(beside))), room)
+
+
+def _most_held_mib(groups: Sequence[Sequence[Choice]]) -> float:
+    return max(map(held_mib, groups), default=0.0)
 
 
 def _cached_mib(choice: Choice) -> float:

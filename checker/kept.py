@@ -133,9 +133,11 @@ def steady(planned: tier.TierSpec, proven: tier.TierSpec | None) -> tier.TierSpe
     return replace(planned, devices=tuple(replace(now, overhead_mib=before.overhead_mib) for now, before in pairs))
 
 
-def load_mode(planned: Choice, proven: tier.TierSpec | None) -> str | None:
-    """Return how the server that is proven reads its model's file; None when another placement is planned."""
-    return proven.load_mode if proven is not None and proven.placement == planned.placement else None
+def load_mode(model: str, planned: Choice, proven: tier.TierSpec | None) -> str | None:
+    """Return how the server that is proven reads its model's file; None when another one or placement is planned."""
+    if proven is None or (proven.model.name, proven.placement) != (model, planned.placement):
+        return None
+    return proven.load_mode
 
 
 def better(kept: Choice, anew: Choice, demand: Demand) -> str | None:

@@ -102,7 +102,7 @@ def measure(
     devices = _devices(spec, logged, loaded, held, others.around(spec, unit.main_pid), named)
     return Evidence(
         tier=spec.name,
-        base_url=spec.base_url,
+        base_url=spec.public_url,
         model=ModelId(spec.model.name, spec.model.sha256),
         engine=EngineId(spec.engine.commit, spec.engine.release),
         placement=spec.placement,
@@ -238,8 +238,11 @@ def _unit(spec: TierSpec, problems: list[str]) -> tuple[UnitState | None, UnitEv
     except systemd.SystemdError as error:
         problems.append(str(error))
         return None, UnitEvidence(active_state="unknown", invocation_id="", main_pid=None, load_s=None)
-    if systemd.has_failed(spec.unit, state):
-        problems.append(systemd.why_failed(spec.unit))
+    try:
+        if systemd.has_failed(spec.unit, state):
+            problems.append(systemd.why_failed(spec.unit))
+    except systemd.SystemdError as error:
+        problems.append(str(error))
     load_s = None
     if state.active_state == "active" and 0 < state.started_monotonic_us <= state.active_monotonic_us:
         load_s = round((state.active_monotonic_us - state.started_monotonic_us) / 1e6, 3)

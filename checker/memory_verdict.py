@@ -14,8 +14,8 @@ _WEIGHTS_SLACK_SHARE = 0.01
 # What gguf-parser claims for its own estimates; and what leaves a plan's margins no meaning any more.
 _GOOD_MIB = 100.0
 _RECALIBRATE_MIB = 300.0
-# More than what CUDA takes beside the engine's buffers can be off where nobody has measured it: the priors are 120 to
-# 615 MiB (checker.memory).
+# More than what CUDA takes beside the engine's buffers can be off where nobody has measured it (the priors are 120 to
+# 615 MiB, checker.memory): some layers of another card. What is less, verification finds.
 _TOO_MUCH_MIB = 1024.0
 
 
@@ -246,8 +246,8 @@ def memory_faults(spec: TierSpec, held_mib: Mapping[str, float]) -> list[str]:
         here = [device for device in spec.devices if device.uuid == uuid]
         weights = sum(device.weights_mib or 0 for device in here)
         beside = sum((device.kv_mib or 0) + (device.compute_mib or 0) for device in here) if estimated else 0
-        whole = [device.predicted_mib for device in here]
-        most = sum(mib or 0 for mib in whole) + _TOO_MUCH_MIB if estimated and None not in whole else None
+        predicted = [device.predicted_mib for device in here]
+        most = sum(mib or 0 for mib in predicted) + _TOO_MUCH_MIB if estimated and None not in predicted else None
         held = held_mib[uuid]
         holds = f"{spec.name}: holds {mib(held)} on {uuid} ({here[0].gpu}), planned are "
         compare = f"of {spec.unit} with the inventory"

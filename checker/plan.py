@@ -189,11 +189,17 @@ class Plan:
         beside = {other for exclusion in self.switched for other in exclusion.tiers if name in exclusion.tiers}
         return tuple(each.name for each in self.tiers if each.name in beside and each.name != name)
 
+    def beside(self, name: str) -> list[list[Choice]]:
+        """Return the sets of other tiers that may be resident with one."""
+        choices = {each.name: each.chosen.choice for each in self.tiers}
+        return [
+            [choices[other] for other in names if other != name] for names in self.resident_together if name in names
+        ]
+
     def load_mode(self, name: str) -> str:
         """Return how the server of a tier is to read its model's file (`checker.host_memory`)."""
-        choices = {each.name: each.chosen.choice for each in self.tiers}
-        groups = [[choices[other] for other in names] for names in self.resident_together if name in names]
-        return host_memory.load_mode(choices[name], groups or [[choices[name]]])
+        (own,) = (each.chosen.choice for each in self.tiers if each.name == name)
+        return host_memory.load_mode(own, self.beside(name))
 
     @property
     def switched(self) -> tuple[Exclusion, ...]:
@@ -649,7 +655,7 @@ def _raise_prompt_caches(planned: dict[str, TierPlan], together: Sequence[Sequen
         if not each.fits or least.kept or least.demand.most_cache_ram_mib <= least.demand.cache_ram_mib:
             continue
         groups = [[planned[other].chosen.choice for other in names] for names in together if name in names]
-        held = max(sum(choice.estimate.host.total_mib + host_memory.SERVER_MIB for choice in group) for group in groups)
+        held = max(map(host_memory.held_mib, groups))
         mib = min(least.demand.most_cache_ram_mib, least.demand.cache_ram_mib + math.floor(room - held))
         if mib > least.demand.cache_ram_mib:
             choice = least.choice

@@ -26,6 +26,7 @@ from checker.catalogue import (
     parse_ram,
 )
 from checker.decision import DecisionEntry
+from checker.placement import Choice
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def _spec(
     backend: str,
     places: Places,
     rivals: tuple[str, ...],
+    beside: Sequence[Sequence[Choice]],
     load_mode: str,
     decided: str | None,
 ) -> tier.TierSpec:
@@ -87,7 +89,7 @@ def _spec(
         residency=entry.residency,
         rivals=rivals,
         fallback=entry.fallback,
-        memory_max_mib=host_memory.most_mib(choice, load_mode),
+        memory_max_mib=host_memory.most_mib(choice, load_mode, beside),
         load_mode=load_mode,
         allow=() if entry.api.tls else tuple(entry.api.allow),
         decided=decided,
@@ -209,8 +211,9 @@ def for_site(
             backend,
             places,
             planned.rivals(entry.name),
+            planned.beside(entry.name),
             # That of a tier which serves stays: what lies beside it now is no reason to load it anew.
-            (None if replan else kept.load_mode(each.chosen.choice, proven.get(entry.name)))
+            (None if replan else kept.load_mode(each.chosen.model, each.chosen.choice, proven.get(entry.name)))
             or planned.load_mode(entry.name),
             evidence.get(entry.name),
         )

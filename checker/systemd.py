@@ -127,6 +127,7 @@ def has_failed(unit: str, state: UnitState) -> bool:
     """Whether the last run of a unit failed; the end of its cooldown has systemd forget that, and not the journal."""
     if state.active_state != "inactive" or not state.invocation_id:
         return state.active_state == "failed"
+    _run("journalctl", "--sync")
     last = (f"UNIT={unit}", f"INVOCATION_ID={state.invocation_id}", f"MESSAGE_ID={_UNIT_FAILED}")
     return bool(_run("journalctl", "--no-pager", "--quiet", "--output=cat", "--lines=1", *last).strip())
 

@@ -99,7 +99,7 @@ class Front:
 
     @property
     def units(self) -> tuple[str, ...]:
-        """Name those before the tier's own port, those first that have to stop first."""
+        """Name those that come and go with the tier's own port, those first that have to stop first."""
         return (self.cooldown, self.stand_in_socket, self.socket, self.stand_in, self.proxy)
 
 
@@ -263,6 +263,14 @@ class TierSpec:
         """URL at which the host's clients reach the tier's HTTP API, without a path. A request there loads the tier."""
         address = reached_at(self.bind)
         return f"http://[{address}]:{self.port}" if ":" in address else f"http://{address}:{self.port}"
+
+    @property
+    def public_url(self) -> str:
+        """URL at which its clients reach the tier, without a path: over TLS where it has that."""
+        if self.tls is None:
+            return self.base_url
+        address = reached_at(self.tls.bind)
+        return f"https://{f'[{address}]' if ':' in address else address}:{self.tls.port}"
 
     @property
     def cards(self) -> tuple[str, ...]:

@@ -21,8 +21,12 @@ _NOT_YET, _EXPIRED = 9, 10
 
 
 class Fault(str, Enum):
-    """What is wrong with a certificate, or with what is served: it is not of now, another one, or there is none."""
+    """What is wrong with a certificate, or with what is served: it is not of now, another one, or there is none.
 
+    UNREADABLE is a file, of which a copy may be served.
+    """
+
+    UNREADABLE = "unreadable"
     NOT_OF_NOW = "not of now"
     OTHER = "other"
     NONE = "none"
@@ -77,10 +81,10 @@ def served(address: str, port: int, certificate: Path) -> datetime:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no PEM"
-        raise TlsError(Fault.NONE, f"{path} cannot be read ({reason})") from error
+        # What stands before a PEM block may be in any encoding.
+        return path.read_text(encoding="latin-1")
+    except OSError as error:
+        raise TlsError(Fault.UNREADABLE, f"{path} cannot be read ({error.strerror})") from error
 
 
 def _refuse_password(key: Path) -> str:
@@ -91,7 +95,7 @@ def _own(certificate: Path) -> str:
     """Return the first certificate of a file, which is the server's own: its chain follows it."""
     found = _PEM.search(_read(certificate))
     if found is None:
-        raise TlsError(Fault.NONE, f"{certificate} has no certificate in PEM")
+        raise TlsError(Fault.UNREADABLE, f"{certificate} has no certificate in PEM")
     return found.group()
 
 

@@ -41,6 +41,7 @@ from checker.cards import default_reserved_mib
 TIERS = ("fast", "deep", "small")
 PORTS = {"fast": 8080, "deep": 8081, "small": 8082}
 TLS: dict[str, Any] = {"port": 8443, "certificate": "/etc/ssl/lab/certificate.pem", "key": "/etc/ssl/lab/key.pem"}
+TLS_OF_FAST = 8444
 IDLE_S, COOLDOWN_S = 4, 3
 GONE = "timeout 20 sh -c 'while [ -e /proc/{} ]; do sleep 0.05; done'"
 FAILED_UNITS = "systemctl list-units 'llama-tier*' --no-legend --plain --state=failed"
@@ -51,8 +52,9 @@ def variables(**changes: Any) -> dict[str, Any]:
     """Return the variables of a run in which fast and deep exclude each other."""
     tiers, gpus = inventory_tiers(), inventory_gpus()
     fast, deep = tiers
-    deep |= {"residency": "on_demand", "fallback": "small", "api": {"tls": TLS}}
     small = {**fast, "name": "small", "port": PORTS["small"], "residency": "on_demand", "gpus": [gpus[1]["name"]]}
+    deep |= {"residency": "on_demand", "fallback": "small", "api": {"tls": TLS}}
+    fast |= {"api": {"tls": TLS | {"port": TLS_OF_FAST}}}
     # Room on the first card for one of fast and deep.
     gpus[0]["margin_mib"] = 8192 - default_reserved_mib(8192) - 330
     return {
@@ -399,7 +401,6 @@ def test_the_port_is_its_own_again_when_the_time_of_the_fallback_is_over() -> No
         assert "Failed with result 'exit-code'" in reasons(document, "deep")[0]
         assert ask("deep")["code"] == "200"
         assert "deep" in rivals_up()
-        assert reasons(verify()[1], "deep") == []
     finally:
         deep_again()
 
@@ -516,9 +517,10 @@ def test_one_that_is_killed_while_all_are_stopped_and_another_one_is_drained_ope
     change("small", "KillSignal=SIGURG")
     wait_for("fast")
     body = json.dumps({"prompt": "Count:", "n_predict": 150, "stream": True, "ignore_eos": True})
+    # Over TLS, which must not be cut off either.
     stream_of_fast = (
         'curl -sN -H "Authorization: Bearer $(head -1 /etc/llama-tiers/keys/fast)" '
-        f"http://127.0.0.1:8080/completion -d '{body}' | grep -c '^data:'"
+        f"--cacert {TLS['certificate']} https://127.0.0.1:{TLS_OF_FAST}/completion -d '{body}' | grep -c '^data:'"
     )
     try:
         assert ask("small")["code"] == "200"
@@ -538,13 +540,17 @@ def test_one_that_is_killed_while_all_are_stopped_and_another_one_is_drained_ope
     assert ask("fast")["code"] == "200"
 
 
-def test_the_tiers_together_have_all_of_the_hosts_memory_but_the_systems() -> None:
+def test_the_tiers_together_are_to_have_all_of_the_hosts_memory_but_the_systems() -> None:
     (total_kib,) = re.findall(r"^MemTotal:\s+(\d+) kB", ssh_ok("cat /proc/meminfo"), re.MULTILINE)
     room_mib = int(total_kib) // 1024 - 1536
     assert ssh_ok("systemctl show -P MemoryHigh llama-tiers.slice").strip() == str(room_mib * 1024 * 1024)
     wait_for("fast")
     group = ssh_ok("systemctl show -P ControlGroup llama-tier-fast").strip()
     assert group.endswith("/llama-tiers.slice/llama-tier-fast.service")
+    high = Path("/sys/fs/cgroup" + group).parent / "memory.high"
+    if ssh(f"test -e {high}").returncode:
+        pytest.skip("cgroup v1 has no memory.high: whether it holds the tiers back was not looked at")
+    assert ssh_ok(f"cat {high}").strip() == str(room_mib * 1024 * 1024)
 
 
 def test_a_server_that_reads_its_model_past_the_page_cache_leaves_nothing_of_it_there() -> None:
@@ -552,13 +558,14 @@ def test_a_server_that_reads_its_model_past_the_page_cache_leaves_nothing_of_it_
     words = [{"mmap": "dio"}.get(word, word) for word in spec["argv"]]
     assert words != spec["argv"]
     file = shlex.quote(spec["model"]["file"])
+    look = f"python3 -c {shlex.quote((ROOT / 'roles/models/molecule/default/files/page_cache.py').read_text())}"
 
     def cached_share() -> float:
         """Load deep with nothing of its model's file cached; return how much of it is then."""
-        ssh_ok(f"systemctl stop llama-tiers.target; dd if={file} iflag=nocache count=0 status=none")
+        ssh_ok(f"systemctl stop llama-tiers.target; {look} {file} drop")
         ssh_ok("systemctl start llama-tiers.target llama-tier-deep")
-        cached, size = ssh_ok(f"fincore -n -b -o RES,SIZE {file}").split()
-        return int(cached) / int(size)
+        pages, size = ssh_ok(f"{look} {file}; stat -c %s {file}").split()
+        return int(pages) * 4096 / int(size)
 
     try:
         through = cached_share()

@@ -1467,6 +1467,18 @@ def test_a_tier_that_failed_while_it_served_is_left_to_its_fallback(host: Played
     assert host.open_ports() == {"fast": 8080, "deep": 8081}
 
 
+def test_a_retry_loads_one_on_demand_whose_cooldown_is_over(host: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.write("fast")
+    host.write("deep", residency=tier.ON_DEMAND)
+    activate("fast", "deep")
+    host.end("llama-tier-deep.service")
+    monkeypatch.setattr(systemd, "has_failed", lambda unit, _: unit == "llama-tier-deep.service")
+    host.starts.clear()
+    assert activate("fast", "deep").activated == ()
+    assert host.starts == []
+    assert activate("fast", "deep", retry=True).activated == ("deep",)
+
+
 def test_a_tier_that_has_no_fallback_any_more_has_its_port_and_no_unit_of_it(host: Played) -> None:
     host.write("fast")
     host.write("deep", fallback="fast")

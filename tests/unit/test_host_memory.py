@@ -73,7 +73,29 @@ def test_what_serves_is_not_loaded_anew_for_a_neighbour_before_it_is_planned_ane
     assert mode(other) == "dio", "it is loaded anew in any case"
 
 
-@pytest.mark.parametrize(("ram_mib", "told"), [(64_000, False), (2_200, True)])
+def test_another_model_in_the_same_placement_is_read_as_its_own_file_asks_for() -> None:
+    (serving,) = site(16_000, big())
+    stranger = serving.to_json()
+    stranger["model"]["name"] = "another"
+    (spec,) = site(8_000, big(), proven={"deep": stranger})
+    assert mode(spec) == "dio"
+
+
+@given(ram_mib=st.integers(9_000, 64_000), cache_ram_mib=st.integers(0, 4_000))
+def test_a_tier_reaches_its_own_limit_before_all_together_reach_theirs(ram_mib: int, cache_ram_mib: int) -> None:
+    """One that grows without end is what gives way, with the other as large as it was planned, and its server's own."""
+    small = {"gpus": ["NVIDIA GeForce RTX 3060 Ti"], "candidates": [{"model": "tiny", "placement": "auto"}]}
+    both = site(ram_mib, {**DEEP, "name": "fast", "port": 8080, "cache_ram_mib": cache_ram_mib, **small}, big())
+    (alone,) = site(200_000, {**DEEP, "name": "fast", "port": 8080, "cache_ram_mib": cache_ram_mib, **small})
+    fast, deep = both
+    assert deep.rivals == ()
+    assert alone.memory_max_mib is not None and deep.memory_max_mib is not None and fast.memory_max_mib is not None
+    planned_mib = alone.memory_max_mib - weights_mib(alone)
+    assert deep.memory_max_mib + planned_mib <= max(ram_mib - SYSTEM_MIB, planned_mib + 2 * SERVER_MIB) + 1
+    assert deep.memory_max_mib >= SERVER_MIB
+
+
+@pytest.mark.parametrize(("ram_mib", "told"), [(64_000, False), (4_200, True)])
 def test_a_plan_tells_it(ram_mib: int, told: bool) -> None:
     tiny = {"name": "one", "port": 8080, "context": 4096, "gpus": "any"}
     given_models = [{"model": "tiny", "placement": "auto"}]
@@ -89,7 +111,6 @@ def test_it_is_cached_exactly_when_it_has_room(ram_mib: int, cache_ram_mib: int)
     (spec,) = site(ram_mib, big(cache_ram_mib=cache_ram_mib))
     (whole,) = site(200_000, big(cache_ram_mib=cache_ram_mib))
     assert whole.memory_max_mib is not None and spec.memory_max_mib is not None
-    needed = whole.memory_max_mib - SERVER_MIB
-    if abs(needed - (ram_mib - SYSTEM_MIB)) > 1:
-        assert mode(spec) == ("mmap" if needed <= ram_mib - SYSTEM_MIB else "dio")
+    if abs(whole.memory_max_mib - (ram_mib - SYSTEM_MIB)) > 1:
+        assert mode(spec) == ("mmap" if whole.memory_max_mib <= ram_mib - SYSTEM_MIB else "dio")
     assert spec.memory_max_mib <= ram_mib - SYSTEM_MIB

@@ -95,6 +95,20 @@ def test_a_spec_of_before_tls_has_none() -> None:
     assert tier.from_json(document) == spec()
 
 
+@pytest.mark.parametrize(
+    ("bind", "url"),
+    [
+        ("192.168.1.10", "https://192.168.1.10:8443"),
+        ("fd00::1", "https://[fd00::1]:8443"),
+        ("::", "https://[::1]:8443"),
+    ],
+)
+def test_the_clients_of_a_tier_with_tls_are_told_that_port(bind: str, url: str) -> None:
+    own = tier.Tls(bind=bind, port=8443, allow=("10.0.0.0/8",), certificate="/c", key="/k")
+    assert spec(tls=own).public_url == url
+    assert spec().public_url == spec().base_url == spec(tls=own).base_url
+
+
 def test_url_and_unit_follow_from_the_spec() -> None:
     assert spec(bind="127.0.0.2", port=8081).base_url == "http://127.0.0.2:8081"
     assert spec(bind="::1", port=8081).base_url == "http://[::1]:8081"

@@ -34,12 +34,13 @@ def test_files_that_do_not_go_together_are_named(tmp_path: Path) -> None:
     assert refused(own.key, own.key)[0] is Fault.NONE
     assert refused(own.certificate, own.certificate)[0] is Fault.NONE
     absent = tmp_path / "absent.pem"
-    assert refused(absent, own.key) == (Fault.NONE, f"{absent} cannot be read (No such file or directory)")
-    assert refused(own.certificate, absent) == (Fault.NONE, f"{absent} cannot be read (No such file or directory)")
-    absent.write_bytes(b"\xff\xfe\x00")
-    assert refused(absent, own.key) == (Fault.NONE, f"{absent} cannot be read (it is no PEM)")
-    absent.write_text("")
-    assert refused(absent, own.key)[0] is Fault.NONE
+    gone = (Fault.UNREADABLE, f"{absent} cannot be read (No such file or directory)")
+    assert refused(absent, own.key) == refused(own.certificate, absent) == gone
+    for none in (b"\xff\xfe\x00", b""):
+        absent.write_bytes(none)
+        assert refused(absent, own.key)[0] is Fault.NONE
+    absent.write_bytes("Größe\n".encode("latin-1") + own.certificate.read_bytes())
+    assert tls.check(absent, own.key) == own.until
 
 
 def test_a_key_with_a_password_is_refused_and_nobody_is_asked_for_it(tmp_path: Path) -> None:

@@ -335,6 +335,11 @@ def over_tls(**found: Any) -> Evidence:
             ["another certificate than /etc/ssl/llm/fullchain.pem", "systemctl reload llama-tier-deep-tls.service"],
         ),
         (
+            "unreadable",
+            "/etc/ssl/llm/fullchain.pem cannot be read (No such file or directory)",
+            ["which the next start needs: put it back, then systemctl reload llama-tier-deep-tls.service"],
+        ),
+        (
             "not of now",
             "/etc/ssl/llm/fullchain.pem: certificate has expired",
             ["is not valid now", "renew it, then systemctl reload llama-tier-deep-tls.service"],

@@ -81,10 +81,10 @@ def _ports(spec):
 
 
 def _certificate(spec):
-    from checker import tls
-
     if not spec.get("tls"):
         return
+    from checker import tls
+
     try:
         tls.check(Path(spec["tls"]["certificate"]), Path(spec["tls"]["key"]))
     except tls.TlsError as error:
