@@ -85,11 +85,13 @@ def test_another_model_in_the_same_placement_is_read_as_its_own_file_asks_for() 
 def test_a_tier_reaches_its_own_limit_before_all_together_reach_theirs(ram_mib: int, cache_ram_mib: int) -> None:
     """One that grows without end is what gives way, with the other as large as it was planned, and its server's own."""
     small = {"gpus": ["NVIDIA GeForce RTX 3060 Ti"], "candidates": [{"model": "tiny", "placement": "auto"}]}
-    both = site(ram_mib, {**DEEP, "name": "fast", "port": 8080, "cache_ram_mib": cache_ram_mib, **small}, big())
-    (alone,) = site(200_000, {**DEEP, "name": "fast", "port": 8080, "cache_ram_mib": cache_ram_mib, **small})
-    fast, deep = both
-    assert deep.rivals == ()
-    assert alone.memory_max_mib is not None and deep.memory_max_mib is not None and fast.memory_max_mib is not None
+    tiers = [{**DEEP, "name": "fast", "port": 8080, "cache_ram_mib": cache_ram_mib, **small}, big()]
+    (alone,) = site(200_000, tiers[0])
+    # Which read their files through the cache, and are kept so.
+    proven = {spec.name: spec.to_json() for spec in site(200_000, *tiers)}
+    _, deep = site(ram_mib, *tiers, proven=proven)
+    assert (deep.rivals, mode(deep)) == ((), "mmap")
+    assert alone.memory_max_mib is not None and deep.memory_max_mib is not None
     planned_mib = alone.memory_max_mib - weights_mib(alone)
     assert deep.memory_max_mib + planned_mib <= max(ram_mib - SYSTEM_MIB, planned_mib + 2 * SERVER_MIB) + 1
     assert deep.memory_max_mib >= SERVER_MIB

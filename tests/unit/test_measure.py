@@ -514,6 +514,7 @@ def test_a_handshake_is_evidence_of_a_tier_with_tls(host: Host, tmp_path: Path) 
         found = front(fake_tier.spec(tls=over_tls))
         assert found is not None
         assert found.tls == TlsEvidence(own.until.strftime("%Y-%m-%dT%H:%M:%SZ"), 20.0)
+        assert quick(fake_tier.spec(tls=over_tls)).base_url == f"https://127.0.0.1:{server.port}"
         found = front(fake_tier.spec(tls=replace(over_tls, certificate=str(other.certificate))))
         assert found is not None
         assert found.tls == TlsEvidence(fault="other", said="self-signed certificate")
