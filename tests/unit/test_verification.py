@@ -255,6 +255,7 @@ class Switching:
         self.strange_files: tuple[str, ...] = ()
         self.booted: set[str] = set()
         self.failed: set[str] = set()
+        self.gives_way = False
 
     @staticmethod
     def tier(unit: str) -> str:
@@ -278,6 +279,9 @@ class Switching:
         evidence = replace(report().tiers[0].evidence, tier=planned.name, front=FRONT)
         named = tuple(replace(each, used_pci_bus_id=each.pci_bus_id) for each in evidence.devices)
         evidence = replace(evidence, devices=named)
+        if self.gives_way:
+            self.states[planned.name] = "inactive"
+            evidence = replace(evidence, problems=("nothing answers at unix:/run/api.sock (connection refused)",))
         if isinstance(quality, Quality):
             evidence = replace(evidence, quality=quality)
         seen = {rival: self.states[rival] for rival in planned.rivals}
@@ -318,6 +322,16 @@ def test_a_tier_that_sleeps_is_judged_by_what_was_measured_of_the_same_command(s
     third = verified(LAZY, FAST, earlier=again)
     assert third.tiers[0] == told, "as often as nobody asks for it"
     assert switching.starts == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_tier_that_gives_way_in_the_middle_is_judged_as_one_that_sleeps(switching: Switching, *, fails: bool) -> None:
+    first = verified(LAZY, FAST)
+    switching.states = {"fast": "inactive", "deep": "active"}
+    switching.gives_way = True
+    switching.failed = {"deep"} if fails else set()
+    again = verified(LAZY, earlier=first)
+    assert (again.passed, again.tiers[0].evidence.asleep) == (not fails, not fails)
 
 
 def test_a_tier_whose_last_load_failed_does_not_sleep(switching: Switching) -> None:
