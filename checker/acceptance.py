@@ -109,7 +109,7 @@ def _was_otherwise(name: str) -> bool:
 def _words(spec: TierSpec, tls: Tls | None) -> str:
     split = ",".join(map(str, spec.placement.tensor_split))
     said = f"{spec.model.name} with split {split} on release {Path(spec.engine.release).name} serves again"
-    return f"{said}; its TLS is as the inventory has it before the next run" if spec.tls != tls else said
+    return f"{said}; its TLS does not go back: it is as the inventory has it now" if spec.tls != tls else said
 
 
 def _told(served: Report, failed: Sequence[TierReport], came: Mapping[str, str]) -> Report:

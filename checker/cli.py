@@ -192,6 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     drain.add_argument("tier", metavar="TIER")
     drain.add_argument("--residency", type=_number(0, 10**6), default=0, metavar="S", help="seconds it serves at least")
     drain.add_argument("--at-most", type=_number(0, 10**6), default=120, metavar="S", help="seconds to wait then")
+    drain.add_argument("--clients-only", action="store_true", help="do not wait for what asks its server directly")
     drain.set_defaults(run=_drain)
     return parser
 
@@ -429,7 +430,7 @@ def _wait(options: argparse.Namespace) -> int:
 def _drain(options: argparse.Namespace) -> int:
     from checker import drain
 
-    return drain.main(options.tier, options.residency, options.at_most)
+    return drain.main(options.tier, options.residency, options.at_most, clients_only=options.clients_only)
 
 
 def _verify(options: argparse.Namespace) -> int:

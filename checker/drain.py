@@ -27,6 +27,8 @@ _LOOKS = 2
 # So long what a new connection asks for may be on its way to the server: client, proxy and server have to have their
 # turn on a busy processor.
 _ON_ITS_WAY_S = 1.0
+# A verification's own request takes no longer; clients that come meanwhile wait.
+_DIRECT_S = 30.0
 _BUS = Path("/run/dbus/system_bus_socket")
 _UP = ("running", "degraded", "starting", "initializing", "maintenance")
 
@@ -38,7 +40,8 @@ def drain(spec: tier.TierSpec, proxy: int | None, residency_s: float, most_s: fl
     down. What it works on when it has served so long has `most_s` more. A server that takes a question and gives no
     answer is busy: it computes a batch of a prompt.
     `proxy` is the process in front of it; it may be left held (SIGSTOP): systemd's SIGTERM ends it as it is. None when
-    it has ended by itself, for nobody was connected: what is worked on then is a verification's, which asks the server.
+    it has ended by itself, for nobody was connected: what is worked on then is a verification's, which asks the server,
+    or came through the front of a tier in whose place this one answers.
     """
     server = LlamaServer.of(spec)
     rest = max(0.0, residency_s - _ready_s(spec))
@@ -116,12 +119,16 @@ def _host_stops() -> bool:
     return done.stdout.strip() not in _UP
 
 
-def main(name: str, residency_s: float, most_s: float) -> int:
+def main(name: str, residency_s: float, most_s: float, *, clients_only: bool = False) -> int:
     """Drain a tier as ExecStop; the exit code is always 0, for the proxy stops in any case."""
     # Empty when the proxy has ended by itself.
     proxy = int(os.environ.get("MAINPID") or 0) or None
+    if proxy is None:
+        if clients_only:
+            return 0
+        residency_s, most_s = 0, min(most_s, _DIRECT_S)
     try:
-        said = drain(tier.load(name), proxy, residency_s if proxy else 0, most_s)
+        said = drain(tier.load(name), proxy, residency_s, most_s)
     except tier.TierSpecError as error:
         said = str(error)
     if said:

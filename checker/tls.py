@@ -94,7 +94,7 @@ def _refuse_password(key: Path) -> str:
 def _own(certificate: Path) -> str:
     """Return the first certificate of a file, which is the server's own: its chain follows it."""
     found = _PEM.search(_read(certificate))
-    if found is None:
+    if found is None or not found.group().isascii():
         raise TlsError(Fault.UNREADABLE, f"{certificate} has no certificate in PEM")
     return found.group()
 

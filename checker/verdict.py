@@ -122,8 +122,8 @@ def _over_tls(spec: TierSpec, own: Tls, found: TlsEvidence) -> Finding:
         None: "",
         Fault.NOT_OF_NOW.value: f"serves a certificate that is not valid now ({found.said}): {renew}",
         Fault.OTHER.value: f"serves another certificate than {own.certificate} ({found.said}): systemctl reload {unit}",
-        Fault.UNREADABLE.value: f"serves what cannot be compared with its file: {found.said}, which the next "
-        f"start needs: put it back, then systemctl reload {unit}",
+        Fault.UNREADABLE.value: f"was not looked at, for {found.said}, which the next start needs: put it back, "
+        f"then systemctl reload-or-restart {unit}",
         Fault.NONE.value: f"serves no certificate ({found.said}): see journalctl -u {unit}, then systemctl restart "
         f"{unit}",
     }[found.fault]

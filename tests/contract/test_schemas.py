@@ -47,6 +47,17 @@ def verification(**changes: Any) -> Document:
     return {"schema": reports.SCHEMA, "hosts": [report(**changes).to_json()]}
 
 
+def test_a_report_of_a_tier_with_tls_fits_its_schema() -> None:
+    api = {"bind": "::1", "tls": {"port": 8443, "certificate": "/c.pem", "key": "/k.pem"}}
+    tiers = [one | {"api": api} for one in inventory()["tiers"][:1]]
+    (spec,) = site_plan.for_site(**inventory(tiers=tiers), places=PLACES)[0]
+    validator("tier").validate(spec.to_json())
+    document = verification()
+    document["hosts"][0]["tiers"][0]["evidence"] |= {"base_url": spec.public_url}
+    assert spec.public_url == "https://[::1]:8443"
+    validator("verification").validate(document)
+
+
 @pytest.mark.parametrize("changes", [{}, {"gpus": ENDPOINTS, "backend": "cpu"}], ids=["cuda", "rpc"])
 def test_a_planned_tier_fits_its_schema(changes: Document) -> None:
     planned = site_plan.for_site(**inventory(**changes), places=PLACES)[0]

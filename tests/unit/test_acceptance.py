@@ -125,7 +125,7 @@ def test_a_certificate_that_is_not_served_is_no_reason_to_go_back(site: Site) ->
     site.tokens_per_second["deep", "old", (10, 9)] = 40.0
     reason = reasons(site.verify(), "deep")[-1]
     assert "rolled back: " in reason, "slow it is all the same"
-    assert reason.endswith("serves again; its TLS is as the inventory has it before the next run")
+    assert reason.endswith("serves again; its TLS does not go back: it is as the inventory has it now")
 
 
 def test_a_placement_that_is_only_slower_gives_way_and_the_reason_says_to_what(site: Site) -> None:

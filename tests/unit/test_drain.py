@@ -332,6 +332,9 @@ def test_where_the_proxy_has_ended_by_itself_only_what_asks_the_server_is_waited
     monkeypatch.delenv("MAINPID")
     assert drain.main("deep", 100, 60) == 0
     assert time.monotonic() < began + 10, "how long it has served is no matter"
+    server.busy, asked = [True], len(server.asked)
+    assert drain.main("deep", 100, 60, clients_only=True) == 0
+    assert len(server.asked) == asked
     assert capsys.readouterr() == ("", "")
 
 

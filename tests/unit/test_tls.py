@@ -68,6 +68,11 @@ def test_what_is_served_is_held_against_the_file(tmp_path: Path) -> None:
             with pytest.raises(TlsError) as caught:
                 tls.served("127.0.0.1", server.port, other.certificate)
             assert caught.value.fault is Fault.OTHER
+        for damage in (b"", own.certificate.read_bytes().replace(b"M", b"\xe9", 1)):
+            (tmp_path / "damaged.pem").write_bytes(damage)
+            with pytest.raises(TlsError, match="has no certificate in PEM") as caught:
+                tls.served("127.0.0.1", server.port, tmp_path / "damaged.pem")
+            assert caught.value.fault is Fault.UNREADABLE
     with pytest.raises(TlsError, match="refused") as caught:
         tls.served("127.0.0.1", server.port, own.certificate)
     assert caught.value.fault is Fault.NONE

@@ -337,7 +337,7 @@ def over_tls(**found: Any) -> Evidence:
         (
             "unreadable",
             "/etc/ssl/llm/fullchain.pem cannot be read (No such file or directory)",
-            ["which the next start needs: put it back, then systemctl reload llama-tier-deep-tls.service"],
+            ["needs: put it back, then systemctl reload-or-restart llama-tier-deep-tls.service"],
         ),
         (
             "not of now",
@@ -350,7 +350,9 @@ def test_a_certificate_that_is_not_served_fails_a_tier_with_tls_alone(fault: str
     evidence = over_tls(fault=fault, said=said)
     assert failed_checks(evidence, TLS) == ["TLS"]
     (reason,) = judge(TLS, evidence).reasons
-    assert reason.startswith("deep: TLS port 8443 serves ")
+    assert reason.startswith(
+        "deep: TLS port 8443 was not looked at" if fault == "unreadable" else "deep: TLS port 8443 serves "
+    )
     assert [part for part in (said, *fix) if part not in reason] == []
     assert failed_checks(evidence, SPEC) == []
 
