@@ -27,7 +27,7 @@ _LOOKS = 2
 # So long what a new connection asks for may be on its way to the server: client, proxy and server have to have their
 # turn on a busy processor.
 _ON_ITS_WAY_S = 1.0
-# A verification's own request takes no longer; clients that come meanwhile wait.
+# Clients that come meanwhile wait: what asks the server itself has no more than this, however long its request is.
 _DIRECT_S = 30.0
 _BUS = Path("/run/dbus/system_bus_socket")
 _UP = ("running", "degraded", "starting", "initializing", "maintenance")

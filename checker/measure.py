@@ -102,7 +102,7 @@ def measure(
     devices = _devices(spec, logged, loaded, held, others.around(spec, unit.main_pid), named)
     return Evidence(
         tier=spec.name,
-        base_url=spec.public_url,
+        base_url=spec.base_url,
         model=ModelId(spec.model.name, spec.model.sha256),
         engine=EngineId(spec.engine.commit, spec.engine.release),
         placement=spec.placement,

@@ -206,7 +206,7 @@ def _has_failed(unit: str) -> bool:
 
 def _ask(spec: tier.TierSpec) -> None:
     """Connect to a tier if it is up, and leave: the idle time after which its rivals come back counts from then."""
-    address = urlsplit(spec.base_url)
+    address = urlsplit(spec.local_url)
     with contextlib.suppress(OSError, systemd.SystemdError):
         if systemd.is_active(spec.unit):
             socket.create_connection((address.hostname, address.port), timeout=_ASK_S).close()

@@ -42,6 +42,11 @@ def reached_at(bind: str) -> str:
     return "127.0.0.1" if address.version == 4 else "::1"
 
 
+def _host_and_port(bind: str, port: int) -> str:
+    address = reached_at(bind)
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 def is_here(rpc_endpoint: str | None) -> bool:
     """Whether a card is in the host itself: one behind another host's RPC server is not."""
     if not rpc_endpoint:
@@ -259,18 +264,14 @@ class TierSpec:
         return self.residency == PINNED
 
     @property
-    def base_url(self) -> str:
-        """URL at which the host's clients reach the tier's HTTP API, without a path. A request there loads the tier."""
-        address = reached_at(self.bind)
-        return f"http://[{address}]:{self.port}" if ":" in address else f"http://{address}:{self.port}"
+    def local_url(self) -> str:
+        """URL at which the host itself reaches the tier's HTTP API, without a path. A request there loads the tier."""
+        return f"http://{_host_and_port(self.bind, self.port)}"
 
     @property
-    def public_url(self) -> str:
-        """URL at which its clients reach the tier, without a path: over TLS where it has that."""
-        if self.tls is None:
-            return self.base_url
-        address = reached_at(self.tls.bind)
-        return f"https://{f'[{address}]' if ':' in address else address}:{self.tls.port}"
+    def base_url(self) -> str:
+        """URL at which clients reach the tier's HTTP API, without a path: over TLS where it has that."""
+        return f"https://{_host_and_port(self.tls.bind, self.tls.port)}" if self.tls else self.local_url
 
     @property
     def cards(self) -> tuple[str, ...]:

@@ -91,8 +91,8 @@ def _unit_active(spec: TierSpec, evidence: Evidence) -> Finding:
 def _reachable(spec: TierSpec, evidence: Evidence) -> Finding:
     reached = evidence.served is not None
     return Finding(
-        Check("reachable", reached, f"answers at {spec.base_url}", "answers" if reached else "does not answer"),
-        f"{spec.name}: {spec.base_url} does not tell what it serves: see journalctl -u {spec.unit}",
+        Check("reachable", reached, f"answers at {spec.local_url}", "answers" if reached else "does not answer"),
+        f"{spec.name}: {spec.local_url} does not tell what it serves: see journalctl -u {spec.unit}",
     )
 
 

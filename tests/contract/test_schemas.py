@@ -53,8 +53,8 @@ def test_a_report_of_a_tier_with_tls_fits_its_schema() -> None:
     (spec,) = site_plan.for_site(**inventory(tiers=tiers), places=PLACES)[0]
     validator("tier").validate(spec.to_json())
     document = verification()
-    document["hosts"][0]["tiers"][0]["evidence"] |= {"base_url": spec.public_url}
-    assert spec.public_url == "https://[::1]:8443"
+    document["hosts"][0]["tiers"][0]["evidence"] |= {"base_url": spec.base_url}
+    assert spec.base_url == "https://[::1]:8443"
     validator("verification").validate(document)
 
 

@@ -239,7 +239,7 @@ def switch() -> None:
         rival = specs[spec.rivals[0]]
         subprocess.run(["systemctl", "start", rival.unit], check=True)
         began = time.monotonic()
-        client = llama_server.LlamaServer(spec.base_url, spec.key_file)
+        client = llama_server.LlamaServer(spec.local_url, spec.key_file)
         answer = client.complete(checker_measure.PROMPT, 32, 0, checker_measure.SEED, 300)
         wall_s = time.monotonic() - began
         state = systemd.unit_state(spec.unit)

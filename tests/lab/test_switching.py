@@ -270,15 +270,19 @@ def test_a_start_that_is_interrupted_in_a_command_gives_way_and_one_that_is_kill
         deep_again()
 
 
+def stream_of_fast(tokens: int, where: str) -> str:
+    """Return the command that streams so many tokens of fast from where curl is told, and counts them."""
+    body = json.dumps({"prompt": "Count:", "n_predict": tokens, "stream": True, "ignore_eos": True})
+    return (
+        'curl -sN -H "Authorization: Bearer $(head -1 /etc/llama-tiers/keys/fast)" '
+        f"{where}/completion -d '{body}' | grep -c '^data:'"
+    )
+
+
 def test_a_stream_in_flight_is_finished_before_the_tier_gives_way() -> None:
     wait_for("fast")
-    body = json.dumps({"prompt": "Count:", "n_predict": 120, "stream": True, "ignore_eos": True})
-    stream_of_fast = (
-        'curl -sN -H "Authorization: Bearer $(head -1 /etc/llama-tiers/keys/fast)" '
-        f"http://127.0.0.1:8080/completion -d '{body}' | grep -c '^data:'"
-    )
     with ThreadPoolExecutor() as pool:
-        stream = pool.submit(ssh, stream_of_fast)
+        stream = pool.submit(ssh, stream_of_fast(120, "http://127.0.0.1:8080"))
         time.sleep(1.5)
         answer = ask("deep")
         chunks = int(stream.result().stdout)
@@ -516,16 +520,12 @@ def test_one_that_is_killed_while_all_are_stopped_and_another_one_is_drained_ope
     """The target itself is down before the last tier is: the cooldown must not start in between."""
     change("small", "KillSignal=SIGURG")
     wait_for("fast")
-    body = json.dumps({"prompt": "Count:", "n_predict": 150, "stream": True, "ignore_eos": True})
     # Over TLS, which must not be cut off either.
-    stream_of_fast = (
-        'curl -sN -H "Authorization: Bearer $(head -1 /etc/llama-tiers/keys/fast)" '
-        f"--cacert {TLS['certificate']} https://127.0.0.1:{TLS_OF_FAST}/completion -d '{body}' | grep -c '^data:'"
-    )
+    over_tls = stream_of_fast(150, f"--cacert {TLS['certificate']} https://127.0.0.1:{TLS_OF_FAST}")
     try:
         assert ask("small")["code"] == "200"
         with ThreadPoolExecutor() as pool:
-            stream = pool.submit(ssh, stream_of_fast)
+            stream = pool.submit(ssh, over_tls)
             time.sleep(1)
             ssh_ok("systemctl stop --no-block llama-tiers.target; sleep 0.3")
             ssh_ok("kill -9 $(systemctl show -P MainPID llama-tier-small)")

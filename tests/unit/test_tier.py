@@ -105,8 +105,8 @@ def test_a_spec_of_before_tls_has_none() -> None:
 )
 def test_the_clients_of_a_tier_with_tls_are_told_that_port(bind: str, url: str) -> None:
     own = tier.Tls(bind=bind, port=8443, allow=("10.0.0.0/8",), certificate="/c", key="/k")
-    assert spec(tls=own).public_url == url
-    assert spec().public_url == spec().base_url == spec(tls=own).base_url
+    assert spec(tls=own).base_url == url
+    assert spec().base_url == spec().local_url == spec(tls=own).local_url
 
 
 def test_url_and_unit_follow_from_the_spec() -> None:
